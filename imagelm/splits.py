@@ -1,0 +1,191 @@
+"""Which rows stay, and on which side of the split each stands.
+
+One idea: pure functions on a few bytes a row (digest, label, side), so that an input of any size is split without
+holding its tokens in memory. No image, and no source image, ever stands on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from imagelm.errors import InputError
+from imagelm.records import SPLITS, ProblemLog
+
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
+DIGEST_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
+
+
+@dataclass
+class RowTable:
+    """What is kept of each row while the data are prepared, and what was counted.
+
+    The columns (shape (rows,)) are filled by `append` and usable after `finish`.
+
+    Attributes:
+        lengths: Body tokens after truncation; int32.
+        labels: Class; int32.
+        file_splits: Index into `SPLITS`, or `NO_SPLIT`; int8.
+        lines, file_index: Where the row stands; int32, int16 (index into `files`).
+        digests: 128-bit digest of the body after truncation, which is what a model sees; `DIGEST_DTYPE`.
+        groups: Digest of the source image, or the row's own where none is named; `DIGEST_DTYPE`.
+    """
+
+    files: list[str]
+    code_counts: np.ndarray
+    problems: ProblemLog = field(default_factory=ProblemLog)
+    num_mended: int = 0
+    num_cut_rows: int = 0
+    num_cut_tokens: int = 0
+    num_read_tokens: int = 0
+    lengths: np.ndarray = None
+    labels: np.ndarray = None
+    file_splits: np.ndarray = None
+    lines: np.ndarray = None
+    file_index: np.ndarray = None
+    digests: np.ndarray = None
+    groups: np.ndarray = None
+    _parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    _DTYPES: ClassVar[dict[str, str]] = {
+        "lengths": "i4",
+        "labels": "i4",
+        "file_splits": "i1",
+        "lines": "i4",
+        "file_index": "i2",
+    }
+
+    def append(self, **columns: np.ndarray) -> None:
+        """Adds rows, a column by its name."""
+        for name, values in columns.items():
+            self._parts.setdefault(name, []).append(values.astype(self._DTYPES.get(name, DIGEST_DTYPE)))
+
+    def finish(self) -> None:
+        """Joins the parts into columns."""
+        for name in (*self._DTYPES, "digests", "groups"):
+            dtype = self._DTYPES.get(name, DIGEST_DTYPE)
+            setattr(self, name, np.concatenate([np.empty(0, dtype), *self._parts.pop(name, [])]))
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether any row names its source image."""
+        return bool((self.groups != self.digests).any())
+
+    def place(self, row: int) -> str:
+        """`file:line` of a row."""
+        return f"{self.files[self.file_index[row]]}:{self.lines[row]}"
+
+
+@dataclass
+class Duplicates:
+    """What `find_duplicates` found.
+
+    Attributes:
+        keep: Rows that stay, one for each different image; bool, shape (rows,).
+        kept_twin: For each row the row that stays for its image; int64, shape (rows,).
+        conflicting: Rows whose image stays under another label; bool, shape (rows,).
+    """
+
+    keep: np.ndarray
+    kept_twin: np.ndarray
+    conflicting: np.ndarray
+
+
+def find_duplicates(digests: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> Duplicates:
+    """Finds identical images; the first row of each stays, a test row before a training row.
+
+    Where the file names the split, an image that stands on both sides stays in the test split and leaves the training
+    split: a given test set keeps its rows, and none of them is seen in training.
+
+    Args:
+        digests: 128-bit digest of each image body; `DIGEST_DTYPE`, shape (rows,).
+        labels: Class of each row; shape (rows,).
+        splits: Side of each row, `NO_SPLIT` where the file doesn't say; shape (rows,).
+    """
+    order = np.argsort(splits != TEST, kind="stable")
+    _, first, inverse = np.unique(digests[order], return_index=True, return_inverse=True)
+    kept_twin = np.empty(len(order), dtype=np.int64)
+    kept_twin[order] = order[first][inverse]
+    keep = kept_twin == np.arange(len(order))
+    return Duplicates(keep=keep, kept_twin=kept_twin, conflicting=labels != labels[kept_twin])
+
+
+def assign_splits(
+    split_by: str,
+    test_size: float,
+    seed: int,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    file_splits: np.ndarray,
+    class_names: list[str],
+) -> np.ndarray:
+    """The side of each row, all rows of a group on the same one.
+
+    Args:
+        split_by: "stratified" draws at random within each class; "hash" derives the side from the group's digest, so
+            that it never changes as the data grow; "field" takes what the file says.
+        test_size: Share of test groups, between 0 and 1.
+        seed: Seed of the draw; used by "stratified" alone.
+        labels: Class of each row; shape (rows,).
+        groups: Digest of each row's source image (of its own image, where no source is named); `DIGEST_DTYPE`, (rows,).
+        file_splits: What the file says; shape (rows,).
+        class_names: Names for error messages, indexed by label.
+
+    Returns:
+        Index into `SPLITS`; int8, shape (rows,).
+
+    Raises:
+        InputError: A side would be empty, a class is too small to be stratified, or a source image stands on both sides.
+    """
+    _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
+    if split_by == "field":
+        sides = file_splits
+        _check_groups_whole(sides, group_of_row)
+    elif split_by == "hash":
+        sides = np.where(groups["high"] < np.uint64(test_size * 2**64), TEST, TRAIN)
+    else:
+        # Groups are numbered in the order of their first row, so that the draw depends on the data alone.
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+        group_of_row = rank[group_of_row]
+        sides = _stratified(labels[np.sort(first)], test_size, seed, class_names)[group_of_row]
+    for side, name in enumerate(SPLITS):
+        if not (sides == side).any():
+            raise InputError(f"the {name} split is empty ({len(sides)} rows, --split_by {split_by}); give more rows")
+    return sides.astype(np.int8)
+
+
+def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> np.ndarray:
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
+    smallest = present[np.argmin(counts[present])]
+    if counts[smallest] < 2:
+        raise InputError(
+            f"class {class_names[smallest]} has 1 image, and a stratified split needs 2 of each class; "
+            "add images of it, drop the class, or use --split_by hash"
+        )
+    num_test = int(np.ceil(test_size * len(labels)))
+    if min(num_test, len(labels) - num_test) < len(present):
+        raise InputError(
+            f"{len(labels)} images at --test_size {test_size} give {num_test} test and {len(labels) - num_test} training "
+            f"rows, fewer than the {len(present)} classes on one side; add images or change --test_size"
+        )
+    sides = np.full(len(labels), TRAIN)
+    _, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
+    sides[test] = TEST
+    return sides
+
+
+def _check_groups_whole(sides: np.ndarray, group_of_row: np.ndarray) -> None:
+    num_groups = group_of_row.max(initial=-1) + 1
+    num_test = np.bincount(group_of_row, weights=sides == TEST, minlength=num_groups)
+    num_rows = np.bincount(group_of_row, minlength=num_groups)
+    torn = np.flatnonzero((num_test > 0) & (num_test < num_rows))
+    if len(torn):
+        raise InputError(
+            f"{len(torn)} source images have rows in both the train and the test split; "
+            "give all rows with the same source the same split"
+        )

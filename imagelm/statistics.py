@@ -1,0 +1,166 @@
+"""What a prepared dataset holds, as numbers (`stats.json`) and as a page (the dataset card).
+
+One idea: whatever was mended, dropped, cut or skipped is counted here, so that no later figure can hide it.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+import numpy as np
+import xxhash
+
+from imagelm.records import SPLITS
+from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
+from imagelm.splits import Duplicates, RowTable
+
+NUM_SHOWN_CONFLICTS = 20
+CUT_WARNING_SHARE = 0.01
+LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "transformers")
+
+
+def describe(
+    options: dict, command: str, grammar: Grammar, table: RowTable, duplicates: Duplicates, sides: np.ndarray
+) -> dict:
+    """The statistics of a prepared dataset, ready for JSON.
+
+    Args:
+        options: The options it was prepared with.
+        command: The command line.
+        grammar: Its vocabulary.
+        table: The rows read.
+        duplicates: Which of them were left out.
+        sides: Index into `SPLITS` of each row, -1 for those left out; shape (rows,).
+    """
+    conflicts = np.flatnonzero(duplicates.conflicting)
+    kept = sides >= 0
+    return {
+        "command": command,
+        "options": options,
+        "fingerprint": _fingerprint(table, sides),
+        "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
+        "num_rows_read": len(sides) + sum(table.problems.counts.values()),
+        "bad_rows": {"total": sum(table.problems.counts.values()), "by_kind": dict(table.problems.counts)},
+        "mended_tails": table.num_mended,
+        "duplicates_dropped": int((~kept).sum()),
+        "label_conflicts": {
+            "total": len(conflicts),
+            "first": [
+                f"{table.place(row)}: label {table.labels[row]}, but the same image stands in "
+                f"{table.place(duplicates.kept_twin[row])} with label {table.labels[duplicates.kept_twin[row]]}"
+                for row in conflicts[:NUM_SHOWN_CONFLICTS]
+            ],
+        },
+        "truncation": {
+            "side": options["truncation_side"],
+            "rows_cut": table.num_cut_rows,
+            "image_tokens_cut": table.num_cut_tokens,
+            "share_of_image_tokens_cut": table.num_cut_tokens / max(table.num_read_tokens, 1),
+        },
+        "max_length": int(table.lengths[kept].max()) + NUM_FRAME_TOKENS,
+        "lengths": _lengths(table.lengths[kept] + NUM_FRAME_TOKENS),
+        "classes": {
+            name: np.bincount(table.labels[sides == side], minlength=grammar.num_classes).tolist()
+            for side, name in enumerate(SPLITS)
+        },
+        "num_classes": grammar.num_classes,
+        "vocabulary_size": grammar.size,
+        "codebook": _codebook_use(table.code_counts[grammar.code_ids]),
+        "id_dtype": str(grammar.id_dtype),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    }
+
+
+def summary(stats: dict) -> list[str]:
+    """What `prepare_dataset.py` prints at its end: one line a step of the work, then warnings."""
+    cut, conflicts = stats["truncation"], stats["label_conflicts"]
+    lines = [
+        f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['mended_tails']} tails mended, "
+        f"{stats['duplicates_dropped']} duplicates dropped",
+        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test "
+        f"({stats['options']['split_by']}, seed {stats['options']['seed']})",
+        f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
+        f"{cut['share_of_image_tokens_cut']:.2%} of image tokens",
+        f"codebook: {stats['codebook']['used']} of {stats['codebook']['size']} entries used, "
+        f"perplexity {stats['codebook']['usage_perplexity']:.1f}",
+    ]
+    if cut["share_of_image_tokens_cut"] > CUT_WARNING_SHARE:
+        lines.append(
+            f"warning: truncation cut {cut['share_of_image_tokens_cut']:.1%} of all image tokens; "
+            "a larger --max_length keeps them"
+        )
+    if conflicts["total"]:
+        lines.append(f"warning: {conflicts['total']} images have two labels; the first row of each was kept:")
+        lines.extend(f"  {place}" for place in conflicts["first"])
+    return lines
+
+
+def dataset_card(stats: dict) -> str:
+    """The dataset card (README.md) with its metadata, from the statistics."""
+    classes = [
+        f"| {label} | {train} | {test} |"
+        for label, (train, test) in enumerate(zip(*(stats["classes"][name] for name in SPLITS), strict=True))
+    ]
+    cut, codebook, lengths = stats["truncation"], stats["codebook"], stats["lengths"]
+    return f"""---
+task_categories:
+- image-classification
+tags:
+- image-tokens
+- imagelm
+---
+
+# Images as token sequences
+
+Each row is one image as a sentence: `{IMG} <Z_…> … {IMG_END} {CLS} <CLS_y> {EOS}`. Column `input_ids` holds the ids of
+the tokenizer in `tokenizer/`, `label` the class y.
+
+| | |
+|---|---|
+| rows | {stats["num_rows"]["train"]} train, {stats["num_rows"]["test"]} test |
+| split | {stats["options"]["split_by"]}, seed {stats["options"]["seed"]}; no image on both sides |
+| length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
+| rows read, bad, tails mended | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["mended_tails"]} |
+| duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |
+| truncation | {cut["rows_cut"]} rows, {cut["share_of_image_tokens_cut"]:.2%} of image tokens, from the {cut["side"]} |
+| codebook | {codebook["used"]} of {codebook["size"]} entries used, usage perplexity {codebook["usage_perplexity"]:.1f} |
+| vocabulary | {stats["vocabulary_size"]} tokens |
+| fingerprint | `{stats["fingerprint"]}` |
+
+| class | train | test |
+|---|---|---|
+{chr(10).join(classes)}
+
+Made by `{stats["command"]}`.
+"""
+
+
+def _fingerprint(table: RowTable, sides: np.ndarray) -> str:
+    """Identifies the rows and their split: equal data and options give an equal fingerprint."""
+    digest = xxhash.xxh3_128()
+    for column in (table.digests, table.labels, sides):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _lengths(lengths: np.ndarray) -> dict[str, float]:
+    p50, p95 = np.percentile(lengths, [50, 95])
+    return {
+        "min": int(lengths.min()),
+        "mean": float(lengths.mean()),
+        "p50": float(p50),
+        "p95": float(p95),
+        "max": int(lengths.max()),
+    }
+
+
+def _codebook_use(counts: np.ndarray) -> dict[str, float]:
+    """Entries in use, and the perplexity exp(−Σ p ln p) of their use (all entries equally often: the size)."""
+    share = counts[counts > 0] / counts.sum()
+    return {
+        "size": len(counts),
+        "used": int((counts > 0).sum()),
+        "dead": int((counts == 0).sum()),
+        "usage_perplexity": float(np.exp(-(share * np.log(share)).sum())),
+    }

@@ -1,0 +1,93 @@
+"""`vocab.json` → a `PreTrainedTokenizerFast` whose ids are the file's.
+
+One idea: the published tokenizer is a standard class that every `transformers` reads. Two things are mended on the way
+out: transformers 5 writes a class name that 4.x refuses, and `GPT2Tokenizer`, which the predecessor's users call, needs
+its own two files beside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from imagelm.errors import InputError
+from imagelm.files import read_json, write_json, write_text
+from imagelm.sequence import CLS, EOS, IMG, PAD, SPECIAL_TOKENS, UNK, Grammar
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY_FILE = "vocab.json"
+# The class name that transformers 4.x and 5.x both know; 5.x alone would write "TokenizersBackend".
+PORTABLE_CLASS = "PreTrainedTokenizerFast"
+
+
+def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the grammar's vocabulary.
+
+    Text is split at white space. Each token is also an added token (its id does not move, as it is in the vocabulary):
+    only so do a slow tokenizer and a byte-level one keep it whole.
+
+    Args:
+        grammar: The vocabulary with its roles.
+        max_length: Longest row, in tokens; becomes `model_max_length`.
+    """
+    backend = Tokenizer(models.WordLevel(grammar.vocabulary, unk_token=UNK))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_tokens([AddedToken(token, **_added_token(token)) for token in grammar.tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=IMG,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNK,
+        cls_token=CLS,
+        model_max_length=max_length,
+        padding_side="right",
+        # The tail is what a row is for; `prepare_dataset.py` has cut already, this guards later callers.
+        truncation_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves the tokenizer into `folder` so that transformers 4.x and 5.x and `GPT2Tokenizer` read the same ids.
+
+    Call it last: every later `save_pretrained` by the library writes its own class name again.
+    """
+    tokenizer.save_pretrained(folder)
+    tokens = grammar_of(tokenizer).tokens
+    config = read_json(folder / TOKENIZER_CONFIG)
+    config["tokenizer_class"] = PORTABLE_CLASS
+    config["added_tokens_decoder"] = {str(i): {"content": t, **_added_token(t)} for i, t in enumerate(tokens)}
+    write_json(folder / TOKENIZER_CONFIG, config)
+    write_json(folder / VOCABULARY_FILE, {token: i for i, token in enumerate(tokens)})
+    write_text(folder / "merges.txt", "#version: 0.2\n")
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that `prepare_dataset.py` left in `folder`.
+
+    Raises:
+        InputError: There is none.
+    """
+    folder = Path(folder)
+    if not (folder / TOKENIZER_CONFIG).is_file():
+        raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with prepare_dataset.py first")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def grammar_of(tokenizer: PreTrainedTokenizerBase) -> Grammar:
+    """The grammar of a tokenizer's vocabulary."""
+    return Grammar(tokenizer.get_vocab())
+
+
+def _added_token(token: str) -> dict[str, bool]:
+    # Only the frame is special, so that decoding with skip_special_tokens=True leaves the image and the answer.
+    return {
+        "lstrip": True,
+        "rstrip": True,
+        "normalized": False,
+        "single_word": False,
+        "special": token in SPECIAL_TOKENS,
+    }
