@@ -1,11 +1,12 @@
 """Checked rows → a `DatasetDict` on disk: mended tails, truncation, deduplication, split, statistics.
 
-One idea: two passes in constant memory. The first reads, checks and cuts every row into a temporary Arrow file and keeps
-only a digest and a label of each; then it's known who stays on which side, and the second pass deals the rows out.
+One idea: two passes in constant memory. The first reads, checks and cuts every row into a temporary Arrow file and
+keeps only a digest and a label of each; then it's known who stays on which side, and the second pass deals them out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tqdm import tqdm
 
 from imagelm.errors import InputError
-from imagelm.files import check_output_free, whole_folder, write_json, write_text
+from imagelm.files import check_output_free, read_json, whole_folder, write_json, write_text
 from imagelm.records import SPLITS, ProblemLog, RowBatch, expand_files, read_rows
-from imagelm.sequence import NUM_FRAME_TOKENS, Grammar, class_token, load_vocabulary
+from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar, class_token, load_vocabulary
 from imagelm.splits import DIGEST_DTYPE, Duplicates, RowTable, assign_splits, find_duplicates
 from imagelm.statistics import dataset_card, describe
 from imagelm.tokenizer import build_tokenizer, save_tokenizer
@@ -103,6 +104,35 @@ def load_prepared(folder: str | Path) -> DatasetDict:
     return datasets.load_from_disk(str(folder))
 
 
+def load_stats(folder: str | Path) -> dict:
+    """The statistics that `prepare` left in `folder`."""
+    return read_json(Path(folder) / STATS_FILE)
+
+
+def check_disjoint(dataset: DatasetDict) -> None:
+    """Proves that no image stands on both sides of the split.
+
+    Raises:
+        InputError: One does; the folder wasn't written by `prepare`, or was changed since.
+    """
+    first, second = ({_image_digest(row) for row in _rows(dataset[name])} for name in SPLITS)
+    if both := len(first & second):
+        raise InputError(
+            f"{both} images stand in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
+            "write the dataset anew with prepare_dataset.py"
+        )
+
+
+def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
+    for batch in dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        rows = batch["input_ids"].combine_chunks()
+        yield from np.split(rows.flatten().to_numpy(), rows.offsets.to_numpy()[1:-1] - rows.offsets[0].as_py())
+
+
+def _image_digest(row: np.ndarray) -> bytes:
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]))
+
+
 def _first_pass(
     options: PrepareOptions, grammar: Grammar, files: list[Path], rows_file: Path, bad_file: Path
 ) -> RowTable:
@@ -122,7 +152,8 @@ def _first_pass(
     if table.problems.counts:
         if options.on_bad_rows == "stop":
             raise InputError(
-                f"{table.problems.summary()}\nNothing was written. Mend the rows, or leave them out with --on_bad_rows skip"
+                f"{table.problems.summary()}\n"
+                "Nothing was written. Mend the rows, or leave them out with --on_bad_rows skip"
             )
     else:
         bad_file.unlink()
@@ -148,7 +179,7 @@ def _cut(batch: RowBatch, max_body: int, side: str, table: RowTable) -> RowBatch
 
 def _note(batch: RowBatch, table: RowTable) -> None:
     """Adds a batch to the table."""
-    # Always 32 bits wide, so that a digest (and with it a side of --split_by hash) outlives a change of vocabulary size.
+    # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
     bodies = np.ascontiguousarray(batch.bodies, dtype="<u4")
     ends = np.cumsum(batch.lengths)
     digests = [xxhash.xxh3_128_digest(bodies[end - n : end]) for end, n in zip(ends, batch.lengths, strict=True)]

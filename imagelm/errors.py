@@ -6,6 +6,7 @@ ended with exit code 2; everything else keeps its traceback and exit code 1.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +37,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT_ERROR)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
     except (LeakError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)

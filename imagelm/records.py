@@ -289,7 +289,7 @@ def _line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]
 @contextmanager
 def _open(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     try:
-        raw = open(file, "rb")
+        raw = open(file, "rb")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}") from error
     with raw:

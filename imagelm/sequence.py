@@ -74,7 +74,8 @@ class Grammar:
         labels = [number for number, _ in self._numbered(CLASS_PATTERN)]
         if len(labels) < 2 or labels != list(range(len(labels))):
             raise InputError(
-                f"the class tokens are numbered {labels[:12]}; they must be <CLS_0>, <CLS_1>, … without a gap, two at least"
+                f"the class tokens are numbered {labels[:12]}; they must be <CLS_0>, <CLS_1>, … without a gap, "
+                "two at least"
             )
 
     @property

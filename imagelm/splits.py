@@ -138,7 +138,8 @@ def assign_splits(
         Index into `SPLITS`; int8, shape (rows,).
 
     Raises:
-        InputError: A side would be empty, a class is too small to be stratified, or a source image stands on both sides.
+        InputError: A side would be empty, a class is too small to be stratified, or a source image stands on both
+            sides.
     """
     _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
     if split_by == "field":
@@ -170,8 +171,9 @@ def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: li
     num_test = int(np.ceil(test_size * len(labels)))
     if min(num_test, len(labels) - num_test) < len(present):
         raise InputError(
-            f"{len(labels)} images at --test_size {test_size} give {num_test} test and {len(labels) - num_test} training "
-            f"rows, fewer than the {len(present)} classes on one side; add images or change --test_size"
+            f"{len(labels)} images at --test_size {test_size} give {num_test} test rows and "
+            f"{len(labels) - num_test} training rows, fewer than the {len(present)} classes; "
+            "add images or change --test_size"
         )
     sides = np.full(len(labels), TRAIN)
     _, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)

@@ -123,8 +123,8 @@ the tokenizer in `tokenizer/`, `label` the class y.
 | length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
 | rows read, bad, tails mended | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["mended_tails"]} |
 | duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |
-| truncation | {cut["rows_cut"]} rows, {cut["share_of_image_tokens_cut"]:.2%} of image tokens, from the {cut["side"]} |
-| codebook | {codebook["used"]} of {codebook["size"]} entries used, usage perplexity {codebook["usage_perplexity"]:.1f} |
+| truncation | {cut["rows_cut"]} rows, {cut["share_of_image_tokens_cut"]:.2%} of image tokens, {cut["side"]} side |
+| codebook | {codebook["used"]} of {codebook["size"]} entries used, perplexity {codebook["usage_perplexity"]:.1f} |
 | vocabulary | {stats["vocabulary_size"]} tokens |
 | fingerprint | `{stats["fingerprint"]}` |
 

@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""scikit-learn's 8×8 digits (1,797 images, no download) → raw JSONL rows and their vocabulary.
+
+    python -m examples.digits --output_dir data/digits/raw
+
+A fifth of the images is held out, and a k-means codebook over 2×2 patches is fitted on the rest. Each training image is
+also written shifted by one pixel in the eight directions, before it becomes tokens (token rows can't be shifted later);
+`source` names the image that a row was made from, `split` the side it stands on. The held-out images stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import orjson
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from imagelm.codec import PatchCodebook
+from imagelm.errors import run_script
+from imagelm.files import write_json
+from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+from imagelm.tokenizer import VOCABULARY_FILE
+
+SHIFTS = [(0, 0), *((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("data/digits/raw"), help="default: data/digits/raw")
+    parser.add_argument("--patch_size", type=int, default=2, choices=(1, 2, 4), help="side in pixels (default: 2)")
+    parser.add_argument("--codebook_size", type=int, default=64, help="number of centroids (default: 64)")
+    parser.add_argument("--test_size", type=float, default=0.2, help="share of images held out (default: 0.2)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of split and codebook (default: 42)")
+    return parser.parse_args()
+
+
+def shift(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Images moved by (dy, dx) pixels, with empty pixels moving in; shape (images, height, width)."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    _, height, width = images.shape
+    return padded[:, 1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8)
+    is_test = np.zeros(len(images), dtype=bool)
+    everyone = np.arange(len(images))
+    is_test[
+        train_test_split(everyone, test_size=arguments.test_size, stratify=labels, random_state=arguments.seed)[1]
+    ] = True
+    codebook = PatchCodebook.fit(images[~is_test], arguments.patch_size, arguments.codebook_size, arguments.seed)
+
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    rows_file = arguments.output_dir / "rows.jsonl"
+    with open(rows_file, "wb") as file:
+        for dy, dx in SHIFTS:
+            for i, entries in enumerate(codebook.encode(shift(images, dy, dx))):
+                if is_test[i] and (dy, dx) != (0, 0):
+                    continue
+                row = {"tokens": sentence(entries, labels[i]), "label": int(labels[i])}
+                row |= {"split": "test" if is_test[i] else "train", "source": f"digit_{i:04d}"}
+                file.write(orjson.dumps(row) + b"\n")
+    write_json(arguments.output_dir / VOCABULARY_FILE, make_vocabulary(arguments.codebook_size, labels.max() + 1))
+    print(f"{len(images)} images, {is_test.sum()} held out, {len(SHIFTS)} variants of each of the others: {rows_file}")
+
+
+def sentence(entries: np.ndarray, label: int) -> str:
+    """The row of an image: `<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>`."""
+    return " ".join([IMG, *(code_token(int(entry)) for entry in entries), IMG_END, CLS, class_token(int(label)), EOS])
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,119 @@
+"""From words on a command line to arguments that fit this machine.
+
+One idea: whatever can go wrong before a step is trained goes wrong here, with a message; and whatever the program
+decides itself (dtype, threads, attention, devices) is decided here, and said.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, fields
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import logging
+
+from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
+from imagelm.errors import InputError
+from imagelm.metrics import METRIC_NAMES
+from imagelm.precision import settle_mixed_precision, settle_threads
+
+# Beyond this length eager attention's full square costs more than what the fused CPU kernel loses at small heads.
+LONGEST_EAGER_ROW = 256
+
+
+@dataclass
+class Launch:
+    """Everything a run was told, and what was decided for it.
+
+    Attributes:
+        notes: What was decided, a line each, for the log.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    run: RunArguments
+    args: TrainingArguments
+    num_threads: int
+    notes: list[str]
+
+    def attention(self, max_length: int) -> str:
+        """transformers' `attn_implementation` for rows of at most `max_length` tokens on this device."""
+        if self.run.attention != "auto":
+            return self.run.attention
+        return "eager" if self.args.device.type == "cpu" and max_length <= LONGEST_EAGER_ROW else "sdpa"
+
+
+def parse_launch(words: list[str], defaults: list[str]) -> Launch:
+    """Parses the command line, with the YAML recipe and our defaults before it, and settles the machine.
+
+    Args:
+        words: The command line without the program's name.
+        defaults: Words that stand before all others.
+
+    Raises:
+        InputError: An option is unknown or missing, has a wrong value, or doesn't fit the way the program was launched.
+    """
+    parser = HfArgumentParser((*OWN_ARGUMENTS, TrainingArguments), allow_abbrev=False, prog="train.py")
+    if "--help_all" in words:
+        parser.print_help()
+        sys.exit(0)
+    words = [*defaults, *expand_config(words, _known_names())]
+    notes = [settle_mixed_precision(use_cpu="--use_cpu" in words)]
+    for required in ("dataset_dir", "output_dir"):
+        if not any(word.partition("=")[0] == f"--{required}" for word in words):
+            raise InputError(f"--{required} is missing; give it on the command line or in the --config file")
+    try:
+        data, model, run, args = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training arguments: {error}") from error
+    notes.append(_check_launch(args))
+    _check_training_arguments(args)
+    if args.process_index != 0:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
+    args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
+    return Launch(data, model, run, args, settle_threads(run.num_threads), [note for note in notes if note])
+
+
+def _known_names() -> set[str]:
+    names = {"config"}
+    for arguments in (*OWN_ARGUMENTS, TrainingArguments):
+        for entry in fields(arguments):
+            names.add(entry.name)
+            if entry.default is True:
+                names.add(f"no_{entry.name}")  # what HfArgumentParser offers for a switch that is on
+    return names
+
+
+def _check_launch(args: TrainingArguments) -> str | None:
+    """Catches launches that would train something else than asked."""
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if asked != args.world_size:
+        raise InputError(
+            f"the launcher started {asked} processes, but each one trains alone (no GPU for a multi-GPU launch?); "
+            "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    if args.n_gpu > 1:
+        num_gpus = args.n_gpu
+        # Otherwise Trainer takes nn.DataParallel, which is slower than one GPU and averages the losses differently.
+        args._n_gpu = 1
+        return (
+            f"{num_gpus} GPUs are visible, one is used; "
+            f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
+        )
+    return None
+
+
+def _check_training_arguments(args: TrainingArguments) -> None:
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name not in METRIC_NAMES:
+        raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(METRIC_NAMES)}")
+    if args.load_best_model_at_end:
+        raise InputError("--load_best_model_at_end: leave it out; best_model is kept beside final_model anyway")
+    if args.label_smoothing_factor:
+        raise InputError("--label_smoothing_factor: leave it out; a smoothed loss has no perplexity")
+    if args.push_to_hub:
+        raise InputError("--push_to_hub isn't there yet; train first, then publish the finished folder")
+    if not args.output_dir:
+        raise InputError("--output_dir is empty; name a folder")

@@ -1,0 +1,146 @@
+"""Perplexity, next-token accuracy, CLS-slot accuracy and its kin.
+
+One idea: logits are reduced on the device to a few sums a row (`RowReduction`), so that evaluation memory grows with
+rows, never with rows × length × vocabulary; every figure is then computed from these sums over the whole split. The
+figures themselves are `evaluate` modules in the folders beside, which can be loaded one by one.
+"""
+
+from __future__ import annotations
+
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import EvalPrediction
+
+from imagelm.metrics.cls_accuracy.cls_accuracy import ClsAccuracy
+from imagelm.metrics.cls_calibration_error.cls_calibration_error import ClsCalibrationError
+from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import ClsConfusionMatrix
+from imagelm.metrics.cls_macro_f1.cls_macro_f1 import ClsMacroF1
+from imagelm.metrics.next_token_accuracy.next_token_accuracy import NextTokenAccuracy
+from imagelm.metrics.perplexity.perplexity import Perplexity
+from imagelm.sequence import IGNORE_INDEX, Grammar
+
+# What is kept of a row, in this order.
+COLUMNS = (
+    "nll",  # summed negative log-likelihood of the scored tokens, in nats
+    "num_tokens",
+    "num_correct",  # arg max over the whole vocabulary
+    "image_nll",  # the same over codebook tokens alone
+    "num_image_tokens",
+    "slot_nll",  # of the class token, over the whole vocabulary
+    "prediction",  # arg max over the class tokens
+    "reference",
+    "confidence",  # probability of the prediction among the class tokens
+)
+
+
+# The figures of `ComputeMetrics` that a best model may be chosen by.
+METRIC_NAMES = (
+    "cls_accuracy",
+    "cls_macro_f1",
+    "cls_calibration_error",
+    "cls_perplexity",
+    "next_token_accuracy",
+    "perplexity",
+    "image_perplexity",
+    "loss",
+)
+
+
+class RowReduction:
+    """Reduces logits to `COLUMNS`; made for Trainer's `preprocess_logits_for_metrics`.
+
+    Labels are the input ids, −100 at padding; the one shift happens here as it does in the model's loss.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.class_ids = torch.from_numpy(grammar.class_ids)
+        self.label_of_id = torch.full((grammar.size,), -1)
+        self.label_of_id[self.class_ids] = torch.arange(grammar.num_classes)
+        self.is_code = torch.from_numpy(grammar.is_code)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sums of each row.
+
+        Args:
+            logits: Shape (rows, length, vocabulary).
+            labels: Shape (rows, length).
+
+        Returns:
+            float32, shape (rows, len(COLUMNS)). Counts are exact up to 2²⁴ tokens a row.
+        """
+        if isinstance(logits, tuple):  # models that return more than logits put them first
+            logits = logits[0]
+        logits, targets = logits[:, :-1].float(), labels[:, 1:]
+        self._move_to(logits.device)
+        scored = targets != IGNORE_INDEX
+        nll = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
+        safe_targets = targets.clamp(min=0)
+        in_image = scored & self.is_code[safe_targets]
+        in_slot = scored & (self.label_of_id[safe_targets] >= 0)
+        rows = torch.arange(len(targets), device=logits.device)
+        slot = in_slot.int().argmax(1)
+        class_probabilities = logits[rows, slot][:, self.class_ids].softmax(-1)
+        confidence, prediction = class_probabilities.max(-1)
+        columns = (
+            nll.sum(1),
+            scored.sum(1),
+            ((logits.argmax(-1) == targets) & scored).sum(1),
+            (nll * in_image).sum(1),
+            in_image.sum(1),
+            nll[rows, slot],
+            prediction,
+            self.label_of_id[safe_targets[rows, slot]],
+            confidence,
+        )
+        return torch.stack([column.float() for column in columns], dim=1)
+
+    def _move_to(self, device: torch.device) -> None:
+        for name in ("class_ids", "label_of_id", "is_code"):
+            setattr(self, name, getattr(self, name).to(device))
+
+
+class ComputeMetrics:
+    """All figures of a split from the reduced rows; made for Trainer's `compute_metrics`.
+
+    Attributes:
+        details: What is no single number (confusion matrix, per-class accuracy) of the last call.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.details: dict[str, list] = {}
+        modules = (Perplexity, NextTokenAccuracy, ClsAccuracy, ClsMacroF1, ClsCalibrationError)
+        self._scalars = evaluate.combine([module(keep_in_memory=True) for module in modules])
+        self._perplexity = Perplexity(keep_in_memory=True)
+        self._confusion = ClsConfusionMatrix(keep_in_memory=True)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The figures, without Trainer's prefix."""
+        return self.from_rows(prediction.predictions)
+
+    def from_rows(self, rows: np.ndarray) -> dict[str, float]:
+        """The figures of reduced rows; shape (rows, len(COLUMNS))."""
+        column = {name: rows[:, i].astype(np.float64) for i, name in enumerate(COLUMNS)}
+        classes = {
+            "predictions": column["prediction"].astype(np.int64),
+            "references": column["reference"].astype(np.int64),
+        }
+        self._scalars.add_batch(
+            nll=column["nll"],
+            num_tokens=column["num_tokens"].astype(np.int64),
+            num_correct=column["num_correct"].astype(np.int64),
+            confidences=column["confidence"],
+            **classes,
+        )
+        metrics = self._scalars.compute()
+        for name, nll, count in (
+            ("image_perplexity", column["image_nll"], column["num_image_tokens"]),
+            ("cls_perplexity", column["slot_nll"], np.ones(len(rows))),
+        ):
+            metrics[name] = self._perplexity.compute(nll=nll, num_tokens=count.astype(np.int64))["perplexity"]
+        metrics["loss"] = float(column["nll"].sum() / column["num_tokens"].sum())
+        self.details = self._confusion.compute(**classes, num_classes=self.num_classes)
+        return metrics

@@ -1,0 +1,48 @@
+"""Expected calibration error of the class probabilities at the CLS slot."""
+
+import datasets
+import evaluate
+import numpy as np
+
+DESCRIPTION = """Mean over rows of |accuracy − confidence| of the row's bin, with 15 bins of equal width over the
+confidence (the largest class probability, of a softmax over the class tokens alone)."""
+
+CITATION = """Guo, Pleiss, Sun and Weinberger: On Calibration of Modern Neural Networks. ICML 2017."""
+
+INPUTS = """
+Args:
+    predictions: Predicted class of each row, from 0.
+    references: True class of each row, from 0.
+    confidences: Probability of the predicted class of each row.
+Returns:
+    cls_calibration_error: float, 0 to 1; 0 is best.
+Examples:
+    >>> metric = evaluate.load("imagelm/metrics/cls_calibration_error")
+    >>> result = metric.compute(predictions=[1, 1], references=[1, 0], confidences=[0.9, 0.9])
+    >>> round(result["cls_calibration_error"], 4)
+    0.4
+"""
+
+NUM_BINS = 15
+
+
+class ClsCalibrationError(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(
+            {
+                "predictions": datasets.Value("int64"),
+                "references": datasets.Value("int64"),
+                "confidences": datasets.Value("float64"),
+            }
+        )
+        return evaluate.MetricInfo(
+            description=DESCRIPTION, citation=CITATION, inputs_description=INPUTS, features=features
+        )
+
+    def _compute(self, predictions: list[int], references: list[int], confidences: list[float]) -> dict[str, float]:
+        correct = np.array(predictions) == np.array(references)
+        confidences = np.array(confidences)
+        # Bins are open below and closed above, as in the paper.
+        bins = np.clip(np.ceil(confidences * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+        gaps = np.bincount(bins, weights=correct - confidences, minlength=NUM_BINS)
+        return {"cls_calibration_error": float(np.abs(gaps).sum() / len(correct))}

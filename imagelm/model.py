@@ -1,0 +1,223 @@
+"""Config → a causal language model from scratch, or a checkpoint to fine-tune.
+
+One idea: any causal architecture of transformers will do; vocabulary and special tokens always come from the data's
+tokenizer, positions from the data's longest row, and whatever doesn't fit is refused before a step is trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from imagelm.arguments import ModelArguments
+from imagelm.errors import InputError, LeakError
+from imagelm.sequence import CLS, Grammar
+
+# The size of a model from scratch, in the names that transformers shares between architectures.
+DEFAULT_SIZE = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 384}
+# tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which takes several.
+GPT2_ACTIVATION = "gelu_pytorch_tanh"
+# Dropout slows every step and helps only where data are few; recipes that need it set it.
+GPT2_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, about 1e-6
+
+
+def build_model(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str
+) -> PreTrainedModel:
+    """The model to train.
+
+    Args:
+        arguments: From scratch (type, overrides or a config file), or a checkpoint.
+        tokenizer: The data's tokenizer.
+        max_length: The data's longest row, in tokens.
+        attention: transformers' `attn_implementation`.
+
+    Raises:
+        InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
+            don't fit the data.
+    """
+    if arguments.model_name_or_path:
+        model = _load_checkpoint(arguments.model_name_or_path, tokenizer, attention)
+    else:
+        model = _from_scratch(arguments, tokenizer, max_length, attention)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise InputError(
+            f"the model has {positions} positions, but the longest row has {max_length} tokens; "
+            f"prepare the data with --max_length {positions}, or give the model more positions"
+        )
+    mend_loss_scale(model)
+    return model
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """Loads a saved model, ready to be evaluated or trained on."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    mend_loss_scale(model)
+    return model
+
+
+def mend_loss_scale(model: PreTrainedModel) -> None:
+    """Makes Trainer count the scored tokens right.
+
+    GPT-2's class names no loss type, so Trainer counts the first position, which is never predicted, into the divisor
+    of the loss: loss and gradients come out times (L−1)/L. Naming the type before the Trainer is built mends it.
+    """
+    model.loss_type = "ForCausalLM"
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, state_dict: dict[str, torch.Tensor]
+) -> None:
+    """Saves weights (safetensors), config and generation config as a user wants to load them.
+
+    Args:
+        model: Names the class and holds the config.
+        folder: Where to.
+        tokenizer: Names the special ids.
+        state_dict: The weights, gathered from all processes.
+    """
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_length=getattr(model.config, "max_position_embeddings", tokenizer.model_max_length),
+    )
+    # Trainer switches the cache off, which is right for training; drawing without it is quadratic.
+    use_cache, model.config.use_cache = model.config.use_cache, True
+    model.save_pretrained(folder, state_dict=state_dict)
+    model.config.use_cache = use_cache
+
+
+def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
+    """Proves on real rows that nothing after `<CLS>` changes the logits of the class slot.
+
+    Each row is run as it is, and again with every token after `<CLS>` replaced by a random codebook or class token.
+
+    Args:
+        model: What to test; left in the mode it was in.
+        grammar: Of its vocabulary.
+        rows: Whole rows of ids, each of shape (length,).
+        seed: Of the random tokens.
+
+    Returns:
+        The largest difference between the slot's logits.
+
+    Raises:
+        LeakError: It's more than float noise.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.from_numpy(np.concatenate([grammar.code_ids, grammar.class_ids]))
+    model.eval()
+    worst = 0.0
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for row in rows:
+            slot = int((row == grammar.id(CLS)).nonzero()[0])
+            changed = row.clone()
+            changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
+            logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()
+            worst = max(worst, (logits[0] - logits[1]).abs().max().item())
+    model.train(was_training)
+    if not worst <= LEAK_TOLERANCE:
+        raise LeakError(
+            f"changing the tokens after {CLS} moved the logits of the class slot by {worst:.3g} (float noise is below "
+            f"{LEAK_TOLERANCE}): the model sees the answer, and none of its figures can be believed. "
+            "Is the architecture causal?"
+        )
+    return worst
+
+
+def _from_scratch(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str
+) -> PreTrainedModel:
+    config = _base_config(arguments)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"model type {config.model_type} has no causal language model; try gpt2, llama or qwen3")
+    size = {} if arguments.model_config_file else _default_size(config)
+    overrides = _parse_overrides(arguments.config_overrides, config)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    for name, value in {**size, "max_position_embeddings": max_length, **overrides, **ids}.items():
+        setattr(config, name, value)
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads; "
+            "make hidden_size a multiple of num_attention_heads in --config_overrides"
+        )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def _base_config(arguments: ModelArguments) -> PretrainedConfig:
+    if arguments.model_config_file:
+        try:
+            return AutoConfig.from_pretrained(arguments.model_config_file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--model_config_file {arguments.model_config_file}: {error}") from error
+    if arguments.model_type not in CONFIG_MAPPING:
+        raise InputError(f"--model_type {arguments.model_type} is unknown to transformers; try gpt2, llama or qwen3")
+    return CONFIG_MAPPING[arguments.model_type]()
+
+
+def _default_size(config: PretrainedConfig) -> dict[str, int | float | str]:
+    size: dict[str, int | float | str] = dict(DEFAULT_SIZE)
+    if config.model_type == "gpt2":
+        return {**size, **GPT2_DROPOUT, "activation_function": GPT2_ACTIVATION}
+    derived = {
+        "num_key_value_heads": size["num_attention_heads"],
+        "intermediate_size": 4 * size["hidden_size"],
+        "head_dim": size["hidden_size"] // size["num_attention_heads"],
+    }
+    return size | {name: value for name, value in derived.items() if getattr(config, name, None) is not None}
+
+
+def _parse_overrides(text: str | None, config: PretrainedConfig) -> dict[str, object]:
+    """`"n_layer=4,n_embd=128"` → values of the types the config holds."""
+    overrides: dict[str, object] = {}
+    for entry in filter(None, (text or "").split(",")):
+        name, equals, value = entry.strip().partition("=")
+        if not equals or getattr(config, name, None) is None:
+            raise InputError(f"--config_overrides: {entry.strip()!r} names no field of {type(config).__name__}")
+        current = getattr(config, name)
+        try:
+            if isinstance(current, bool):
+                overrides[name] = {"true": True, "false": False}[value.lower()]
+            else:
+                overrides[name] = type(current)(value)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"--config_overrides: {entry.strip()!r} is no {type(current).__name__}") from error
+    return overrides
+
+
+def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+    try:
+        theirs = AutoTokenizer.from_pretrained(name).get_vocab()
+        model = AutoModelForCausalLM.from_pretrained(name, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
+    ours = tokenizer.get_vocab()
+    if theirs != ours or model.config.vocab_size != len(ours):
+        differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+        example = ""
+        if differing:
+            first = differing[0]
+            example = f"; {first} has id {theirs.get(first)} there, {ours.get(first)} here"
+        raise InputError(
+            f"{name} has a vocabulary of {model.config.vocab_size} tokens that differs from the data's {len(ours)}"
+            f"{example}. Prepare the data with the model's own vocab.json, or train from scratch"
+        )
+    return model

@@ -1,0 +1,262 @@
+"""The Trainer and its callbacks.
+
+One idea: transformers' Trainer does the work; what is added at its seams makes the numbers true (one shift, sums over
+the global batch, figures over the whole split) and keeps the best model as a whole folder from the moment it appears.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import ModelOutput
+
+from imagelm.arguments import RunArguments
+from imagelm.files import read_json, whole_folder, write_json, write_text
+from imagelm.metrics import ComputeMetrics, RowReduction
+from imagelm.model import save_model
+from imagelm.optimizer import MuonWithAdamW
+from imagelm.sequence import IGNORE_INDEX, Grammar
+from imagelm.tokenizer import grammar_of, save_tokenizer
+
+SELECTION_FILE = "selection.json"  # why this model is the best one
+TRAINING_ARGUMENTS_FILE = "training_args.json"
+
+
+class RowCollator(DataCollatorForLanguageModeling):
+    """Causal labels by the library (`mlm=False`: the input ids, −100 at padding), padded straight from arrays.
+
+    The library's own way from dictionaries costs 60 times as much. A batch without padding gets no attention mask, which
+    keeps attention on its fast path; padding stands on the right, where no scored position sees it in any case.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer=tokenizer, mlm=False)
+
+    def torch_call(self, examples: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """`input_ids` and `labels`, int64, shape (rows, longest row of the batch)."""
+        batch = super().torch_call([torch.from_numpy(row["input_ids"].astype(np.int64)) for row in examples])
+        padded = batch["labels"] == IGNORE_INDEX
+        if padded.any():
+            batch["attention_mask"] = (~padded).long()
+        return batch
+
+
+class TokenAndSlotLoss:
+    """(1−w) · mean over scored tokens + w · mean over CLS slots, both means over the global batch.
+
+    Made for Trainer's `compute_loss_func`. w = 0 is the plain causal language model.
+
+    Attributes:
+        num_slots: CLS slots in the global batch of the step at hand, over all accumulated batches and processes.
+    """
+
+    def __init__(self, grammar: Grammar, cls_loss_weight: float) -> None:
+        self.cls_loss_weight = cls_loss_weight
+        self.is_class = torch.zeros(grammar.size, dtype=torch.bool)
+        self.is_class[torch.from_numpy(grammar.class_ids)] = True
+        self.num_slots: Tensor | None = None
+        self._sums: Tensor | None = None
+
+    def __call__(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """The loss of one batch, already scaled so that summing over the accumulated batches is right.
+
+        Args:
+            outputs: With logits of shape (rows, length, vocabulary).
+            labels: Shape (rows, length); −100 is not scored.
+            num_items_in_batch: Scored tokens of the global batch; None counts this batch alone.
+        """
+        targets = labels[:, 1:]
+        logits = outputs.logits[:, :-1].float()
+        nll = functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none"
+        ).view(targets.shape)
+        num_tokens = (targets != IGNORE_INDEX).sum()
+        in_slot = self.slots(targets)
+        slot_nll = (nll * in_slot).sum()
+        loss = nll.sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
+        if torch.is_grad_enabled():
+            self._note(nll, num_tokens, slot_nll, in_slot)
+        if self.cls_loss_weight == 0:
+            return loss
+        num_slots = self.num_slots if torch.is_grad_enabled() and self.num_slots is not None else in_slot.sum()
+        return (1 - self.cls_loss_weight) * loss + self.cls_loss_weight * slot_nll / num_slots
+
+    def slots(self, targets: Tensor) -> Tensor:
+        """Where a class token is to be predicted; bool, the shape of `targets`."""
+        self.is_class = self.is_class.to(targets.device)
+        return self.is_class[targets.clamp(min=0)] & (targets != IGNORE_INDEX)
+
+    def take_sums(self) -> Tensor | None:
+        """(token NLL, tokens, slot NLL, slots) summed since the last call, on this process; None if there were none."""
+        sums, self._sums = self._sums, None
+        return sums
+
+    def _note(self, nll: Tensor, num_tokens: Tensor, slot_nll: Tensor, in_slot: Tensor) -> None:
+        sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+
+class ImageTrainer(Trainer):
+    """Trainer with our loss, metrics and collator.
+
+    Args:
+        model: The model; its `loss_type` must be mended (see `imagelm.model`).
+        args: transformers' arguments.
+        run: Ours.
+        tokenizer: The data's.
+        train: Training rows, or None to evaluate only.
+        test: Test rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        run: RunArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Dataset | None,
+        test: Dataset,
+    ) -> None:
+        grammar = grammar_of(tokenizer)
+        self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
+        self.metrics = ComputeMetrics(grammar.num_classes)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=None if train is None else rows_only(train),
+            eval_dataset=rows_only(test),
+            data_collator=RowCollator(tokenizer),
+            processing_class=tokenizer,
+            compute_loss_func=self.token_and_slot_loss,
+            compute_metrics=self.metrics,
+            preprocess_logits_for_metrics=RowReduction(grammar),
+            optimizer_cls_and_kwargs=_muon(args, run) if run.optimizer == "muon" else None,
+        )
+        self.remove_callback(ProgressCallback)
+        self.add_callback(QuietProgress())
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The batches of one update and their scored tokens; counts their CLS slots beside."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            slots = sum(self.token_and_slot_loss.slots(batch["labels"][:, 1:]).sum() for batch in batches).to(device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                slots = self.accelerator.gather(slots).sum()
+            self.token_and_slot_loss.num_slots = slots
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the training perplexity and the loss at the slot, which the weighted loss alone doesn't tell."""
+        if "loss" in logs:
+            sums = self.token_and_slot_loss.take_sums()
+            token_nll, tokens, slot_nll, slots = self.accelerator.reduce(sums, reduction="sum").tolist()
+            logs["token_loss"] = token_nll / tokens
+            logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
+            logs["cls_loss"] = slot_nll / max(slots, 1)
+        super().log(logs, start_time)
+
+    def evaluate_in_fp32(self) -> dict[str, float]:
+        """Evaluates without mixed precision, so that anyone who loads the model finds the same figures.
+
+        Call it on a trainer that hasn't trained: its model isn't wrapped in autocast yet.
+        """
+        self.accelerator.native_amp = False
+        return self.evaluate()
+
+
+class QuietProgress(ProgressCallback):
+    """A progress bar, and one line for each evaluation instead of a dictionary for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Prints evaluations that happen while training."""
+        if not state.is_world_process_zero or "eval_loss" not in (logs or {}) or self.training_bar is None:
+            return
+        self.training_bar.write(
+            f"step {state.global_step}/{state.max_steps}: perplexity {logs['eval_perplexity']:.3f}, "
+            f"next-token accuracy {logs['eval_next_token_accuracy']:.4f}, "
+            f"CLS-slot accuracy {logs['eval_cls_accuracy']:.4f}"
+        )
+
+
+class KeepBest(TrainerCallback):
+    """Saves `best_model` whenever an evaluation is better than the one that stands there; stops when none comes.
+
+    Better is a better `metric_for_best_model`, or an equal one with a lower loss. What stands in the folder is the only
+    memory, so an interrupted run goes on from it.
+
+    Args:
+        trainer: The trainer that this is a callback of.
+        folder: `best_model`.
+        patience: Evaluations without a better one after which training stops; 0 for never.
+    """
+
+    def __init__(self, trainer: ImageTrainer, folder: Path, patience: int) -> None:
+        self.trainer, self.folder, self.patience = trainer, folder, patience
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+        """Compares, saves and perhaps stops."""
+        if not self.trainer.is_in_train:
+            return
+        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        best = read_selection(self.folder)
+        sign = 1 if args.greater_is_better else -1
+        if best is None or (sign * metrics[name], -metrics["eval_loss"]) > (sign * best["value"], -best["loss"]):
+            best = {"metric": name, "value": metrics[name], "loss": metrics["eval_loss"], "step": state.global_step}
+            save_folder(self.trainer, self.folder, best)
+        since = {log["step"] for log in state.log_history if "eval_loss" in log and log["step"] > best["step"]}
+        if self.patience and len(since) >= self.patience:
+            control.should_training_stop = True
+
+
+def read_selection(folder: Path) -> dict | None:
+    """Why `best_model` was chosen (metric, value, loss, step), or None where there is none."""
+    file = folder / SELECTION_FILE
+    return read_json(file) if file.is_file() else None
+
+
+def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
+    """Saves the trainer's model as a whole Hugging Face folder: weights, configs, tokenizer, training arguments.
+
+    Every process must call it; the main one writes.
+    """
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        with whole_folder(folder) as staging:
+            save_model(trainer.accelerator.unwrap_model(trainer.model), staging, trainer.processing_class, state_dict)
+            save_tokenizer(trainer.processing_class, staging)
+            # JSON, with tokens masked; the library's training_args.bin is a pickle that holds them in clear.
+            write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(trainer.args.to_dict(), indent=2) + "\n")
+            write_json(staging / SELECTION_FILE, selection)
+    trainer.accelerator.wait_for_everyone()
+
+
+def rows_only(dataset: Dataset) -> Dataset:
+    """The column that a model reads, as arrays."""
+    return dataset.select_columns(["input_ids"]).with_format("numpy")
+
+
+def _muon(args: TrainingArguments, run: RunArguments):
+    options = {
+        "lr": args.learning_rate,
+        "muon_lr": run.muon_learning_rate,
+        "weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+    return lambda: MuonWithAdamW, options

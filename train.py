@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Arrow rows → best_model, final_model, metrics, plots and a report.
+
+    accelerate launch --config_file accelerate_config.yaml train.py --config configs/digits.yaml \\
+        --dataset_dir data/digits/prepared --output_dir outputs/digits
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from imagelm.arguments import BEST_METRIC, short_help
+from imagelm.errors import run_script
+
+# Stand before the recipe and the command line, which win.
+DEFAULTS = [
+    *("--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2", "--logging_steps", "10"),
+    *("--metric_for_best_model", BEST_METRIC),
+]
+
+
+def main() -> None:
+    started = time.perf_counter()
+    if len(sys.argv) == 1 or {"-h", "--help"} & set(sys.argv):
+        print(short_help(__doc__))
+        return
+    # Imported late, so that --help answers at once.
+    from accelerate.utils import broadcast_object_list
+    from transformers import set_seed
+
+    from imagelm.baselines import baseline_accuracies
+    from imagelm.dataset import TOKENIZER_FOLDER, check_disjoint, load_prepared, load_stats
+    from imagelm.evaluation import RESULTS_FILE, evaluate_folder, leak_proof_rows
+    from imagelm.files import write_json
+    from imagelm.launch import parse_launch
+    from imagelm.model import build_model, prove_no_leak
+    from imagelm.report import summary, write_report
+    from imagelm.runs import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, identity, settle_output, write_record
+    from imagelm.tokenizer import grammar_of, load_tokenizer
+    from imagelm.training import ImageTrainer, KeepBest, read_selection, save_folder
+
+    launch = parse_launch(sys.argv[1:], DEFAULTS)
+    args, is_main = launch.args, launch.args.process_index == 0
+    output = Path(args.output_dir)
+
+    def say(text: str) -> None:
+        if is_main:
+            print(text, flush=True)
+
+    # Data
+    data_folder = Path(launch.data.dataset_dir)
+    dataset, stats = load_prepared(data_folder), load_stats(data_folder)
+    tokenizer = load_tokenizer(data_folder / TOKENIZER_FOLDER)
+    grammar = grammar_of(tokenizer)
+    check_disjoint(dataset)
+    say(f"data: {len(dataset['train'])} training and {len(dataset['test'])} test rows, no image in both")
+
+    # Model
+    set_seed(args.seed)
+    max_length = stats["max_length"]
+    attention = launch.attention(max_length)
+    model = build_model(launch.model, tokenizer, max_length, attention)
+    rows = leak_proof_rows(dataset["test"])
+    prove_no_leak(model, grammar, rows, args.seed)
+    say(f"model: {model.config.model_type}, {model.num_parameters():,} parameters, {max_length} positions")
+
+    # Output folder: a new run, or one to go on with
+    this = identity(stats, model.config, args, launch.run, launch.model)
+    decision = [settle_output(args, this, launch.data.overwrite) if is_main else None]
+    broadcast_object_list(decision)
+    checkpoint = decision[0]
+    command = shlex.join(["python", *sys.argv])
+    if is_main:
+        write_record(output, this, command, {}, launch.num_threads)
+
+    # Baselines
+    baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
+    say(
+        f"baselines on the test rows: majority class {baselines.get('majority_accuracy', 0):.4f}, "
+        f"bag of tokens {baselines.get('bag_of_tokens_accuracy', 0):.4f}"
+    )
+
+    # Training
+    trainer = ImageTrainer(model, args, launch.run, tokenizer, dataset["train"], dataset["test"])
+    keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
+    trainer.add_callback(keep_best)
+    say("\n".join([*launch.notes, f"computing in {trainer.accelerator.mixed_precision}"]))
+    train_started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    durations = {"train": time.perf_counter() - train_started}
+    final = {"step": trainer.state.global_step}
+    save_folder(trainer, output / FINAL_FOLDER, final)
+    if read_selection(output / BEST_FOLDER) is None:
+        save_folder(trainer, output / BEST_FOLDER, final)
+
+    # Evaluation of what was saved
+    results = {}
+    for name in (BEST_FOLDER, FINAL_FOLDER):
+        folder = output / name
+        results[name] = evaluate_folder(folder, args, launch.run, tokenizer, dataset["test"])
+        results[name] |= {"step": read_selection(folder)["step"], **baselines}
+        if is_main:
+            write_json(folder / RESULTS_FILE, results[name])
+
+    # Report
+    if is_main:
+        durations["total"] = time.perf_counter() - started
+        run = write_record(output, this, command, durations, launch.num_threads)
+        best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
+        write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
+        print(f"\n{summary(best, run, output / REPORT_FOLDER)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
