@@ -53,8 +53,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         # GPT-2 keeps its matrices as (in, out), all others as (out, in).
         self._input_first = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
         groups = [
-            {"params": matrices, "lr": muon_lr, "muon": True, "weight_decay": weight_decay},
+            # AdamW's group first: a log shows the first group's learning rate, which is then --learning_rate.
             {"params": others, "lr": lr, "muon": False, "weight_decay": 0.0},
+            {"params": matrices, "lr": muon_lr, "muon": True, "weight_decay": weight_decay},
         ]
         super().__init__(
             [group for group in groups if group["params"]], {"momentum": momentum, "betas": betas, "eps": eps}

@@ -120,8 +120,8 @@ CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {
 | majority class | {results["majority_accuracy"]:.4f} |
 | bag of tokens (logistic regression) | {results["bag_of_tokens_accuracy"]:.4f} |
 
-**Leak proof.** In {results["leak_proof_rows"]} held-out rows everything after `<CLS>` was replaced by random tokens: the
-slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The model doesn't see the answer.
+**Leak proof.** In {results["leak_proof_rows"]} held-out rows everything after `<CLS>` was replaced by random tokens:
+the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The model doesn't see the answer.
 
 {pictures}
 

@@ -41,8 +41,8 @@ TRAINING_ARGUMENTS_FILE = "training_args.json"
 class RowCollator(DataCollatorForLanguageModeling):
     """Causal labels by the library (`mlm=False`: the input ids, −100 at padding), padded straight from arrays.
 
-    The library's own way from dictionaries costs 60 times as much. A batch without padding gets no attention mask, which
-    keeps attention on its fast path; padding stands on the right, where no scored position sees it in any case.
+    The library's own way from dictionaries costs 60 times as much. A batch without padding gets no attention mask,
+    which keeps attention on its fast path; padding stands on the right, where no scored position sees it in any case.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

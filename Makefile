@@ -1,0 +1,42 @@
+# make demo: the whole line on real digits, in three commands as a user would type them. make test: the tests.
+PYTHON3 ?= python3
+SEED ?= 42
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test test-slow lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	python -m examples.digits --output_dir data/digits/raw --seed $(SEED)
+	python prepare_dataset.py --data_files data/digits/raw/rows.jsonl --vocab_file data/digits/raw/vocab.json \
+	  --output_dir data/digits/prepared --split_by field --overwrite
+	accelerate launch --config_file accelerate_config.yaml train.py --config configs/digits.yaml \
+	  --dataset_dir data/digits/prepared --output_dir outputs/digits --seed $(SEED) --overwrite
+
+test: $(VENV)/installed-dev
+	python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	python -m pytest -m slow
+
+lint: $(VENV)/installed-dev
+	ruff check .
+	ruff format --check .
+
+format: $(VENV)/installed-dev
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf $(VENV) data outputs
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON3=python3.11")'
+	$(PYTHON3) -m venv $(VENV)
+	pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

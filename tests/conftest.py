@@ -1,0 +1,115 @@
+"""Tiny real things for all tests: a shuffled vocabulary, ragged rows, a prepared dataset, a trained folder.
+
+Rows can be learnt: the body of class y holds codes of y's own range, so that a small model does better than chance.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Before any library reads them: no network, nothing left behind, one thread a process (two workers share the cores).
+_HOME = tempfile.TemporaryDirectory(prefix="imagelm-tests-")
+os.environ |= {
+    "HF_HOME": _HOME.name,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLCONFIGDIR": _HOME.name,
+}
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagelm.dataset import PrepareOptions, prepare
+from imagelm.sequence import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+NUM_CODES, NUM_CLASSES = 30, 3
+
+
+@pytest.fixture(scope="session")
+def grammar() -> Grammar:
+    """40-odd tokens whose ids are shuffled: nothing may assume an order of ids."""
+    tokens = list(make_vocabulary(NUM_CODES, NUM_CLASSES))
+    order = np.random.default_rng(7).permutation(len(tokens))
+    return Grammar({token: int(i) for token, i in zip(tokens, order, strict=True)})
+
+
+def sentence(codes, label: int) -> str:
+    return " ".join([IMG, *(code_token(int(code)) for code in codes), IMG_END, CLS, class_token(label), EOS])
+
+
+def random_rows(num_rows: int, seed: int, low: int = 3, high: int = 9) -> list[dict]:
+    """Ragged rows, all different, `low` to `high` codes each."""
+    rng = np.random.default_rng(seed)
+    rows, seen = [], set()
+    while len(rows) < num_rows:
+        label = len(rows) % NUM_CLASSES
+        codes = tuple(rng.integers(0, 10, rng.integers(low, high + 1)) + 10 * label)
+        codes = tuple(np.where(rng.random(len(codes)) < 0.3, rng.integers(0, NUM_CODES, len(codes)), codes))
+        if codes not in seen:
+            seen.add(codes)
+            rows.append({"tokens": sentence(codes, label), "label": label})
+    return rows
+
+
+def write_jsonl(file: Path, rows: list) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def vocab_file(tmp_path: Path, grammar: Grammar) -> Path:
+    file = tmp_path / "vocab.json"
+    file.write_text(json.dumps(grammar.vocabulary))
+    return file
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, grammar: Grammar) -> Path:
+    """A prepared dataset of 90 ragged rows: 72 train, 18 test."""
+    folder = tmp_path_factory.mktemp("prepared")
+    rows = write_jsonl(folder / "rows.jsonl", random_rows(90, seed=0))
+    (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
+    prepare(PrepareOptions([str(rows)], str(folder / "vocab.json"), str(folder / "data")), command="test")
+    return folder / "data"
+
+
+TINY = [
+    *("--config_overrides", "num_hidden_layers=2,hidden_size=32,num_attention_heads=2"),
+    *("--per_device_train_batch_size", "8", "--learning_rate", "3e-3", "--use_cpu", "--num_threads", "1"),
+    *("--disable_tqdm", "true"),
+]
+
+
+def run(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of this environment's Python as a user would."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def train(prepared: Path, output: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Runs `train.py` on a tiny model."""
+    return run("train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder of a short finished run."""
+    output = tmp_path_factory.mktemp("trained") / "out"
+    done = train(prepared, output, "--num_train_epochs", "6")
+    assert done.returncode == 0, done.stderr
+    return output
