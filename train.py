@@ -72,6 +72,7 @@ def main() -> None:
     decision = [settle_output(args, this, launch.data.overwrite) if is_main else None]
     broadcast_object_list(decision)
     checkpoint = decision[0]
+    say(f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}")
     command = shlex.join(["python", *sys.argv])
     if is_main:
         write_record(output, this, command, {}, launch.num_threads)

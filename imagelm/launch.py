@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, fields
+from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
 from imagelm.errors import InputError
-from imagelm.metrics import METRIC_NAMES
+from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.precision import settle_mixed_precision, settle_threads
 
 # Beyond this length eager attention's full square costs more than what the fused CPU kernel loses at small heads.
@@ -54,7 +55,7 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
     Raises:
         InputError: An option is unknown or missing, has a wrong value, or doesn't fit the way the program was launched.
     """
-    parser = HfArgumentParser((*OWN_ARGUMENTS, TrainingArguments), allow_abbrev=False, prog="train.py")
+    parser = _Parser((*OWN_ARGUMENTS, TrainingArguments), allow_abbrev=False, prog="train.py")
     if "--help_all" in words:
         parser.print_help()
         sys.exit(0)
@@ -74,6 +75,12 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
     logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
     return Launch(data, model, run, args, settle_threads(run.num_threads), [note for note in notes if note])
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage, which would fill two screens here."""
+        raise InputError(message)
 
 
 def _known_names() -> set[str]:
@@ -107,8 +114,10 @@ def _check_launch(args: TrainingArguments) -> str | None:
 
 def _check_training_arguments(args: TrainingArguments) -> None:
     name = (args.metric_for_best_model or "").removeprefix("eval_")
-    if name not in METRIC_NAMES:
-        raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(METRIC_NAMES)}")
+    if name not in GREATER_IS_BETTER:
+        raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(GREATER_IS_BETTER)}")
+    # The library would take every name that doesn't end in "loss" for one where more is better.
+    args.greater_is_better = GREATER_IS_BETTER[name]
     if args.load_best_model_at_end:
         raise InputError("--load_best_model_at_end: leave it out; best_model is kept beside final_model anyway")
     if args.label_smoothing_factor:

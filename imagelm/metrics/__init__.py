@@ -36,17 +36,17 @@ COLUMNS = (
 )
 
 
-# The figures of `ComputeMetrics` that a best model may be chosen by.
-METRIC_NAMES = (
-    "cls_accuracy",
-    "cls_macro_f1",
-    "cls_calibration_error",
-    "cls_perplexity",
-    "next_token_accuracy",
-    "perplexity",
-    "image_perplexity",
-    "loss",
-)
+# The figures of `ComputeMetrics`, any of which may choose the best model, and whether more is better.
+GREATER_IS_BETTER = {
+    "cls_accuracy": True,
+    "cls_macro_f1": True,
+    "cls_calibration_error": False,
+    "cls_perplexity": False,
+    "next_token_accuracy": True,
+    "perplexity": False,
+    "image_perplexity": False,
+    "loss": False,
+}
 
 
 class RowReduction:
