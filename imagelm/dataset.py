@@ -60,7 +60,7 @@ class PrepareOptions:
 def prepare(options: PrepareOptions, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `options.output_dir`.
 
-    Memory doesn't grow with the tokens of the input; it keeps about 60 bytes a row for deduplication and split.
+    Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row.
 
     Args:
         options: What to do.

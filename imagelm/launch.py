@@ -123,6 +123,6 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     if args.label_smoothing_factor:
         raise InputError("--label_smoothing_factor: leave it out; a smoothed loss has no perplexity")
     if args.push_to_hub:
-        raise InputError("--push_to_hub isn't there yet; train first, then publish the finished folder")
+        raise InputError("--push_to_hub: leave it out; publish the finished folder once training is done")
     if not args.output_dir:
         raise InputError("--output_dir is empty; name a folder")
