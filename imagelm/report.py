@@ -171,6 +171,7 @@ def _line(axes: plt.Axes, curves: dict, name: str, label: str, color: str) -> No
 
 def _finish(axes: plt.Axes, ylabel: str) -> None:
     axes.set_xlabel("optimizer step")
+    axes.set_xlim(left=0)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
@@ -178,14 +179,14 @@ def _finish(axes: plt.Axes, ylabel: str) -> None:
 
 
 def _plot_loss(axes: plt.Axes, curves: dict, results: dict) -> None:
-    _line(axes, curves, "token_loss", "train, all tokens (with dropout)", TRAIN_COLOR)
+    _line(axes, curves, "token_loss", "train, all tokens", TRAIN_COLOR)
     _line(axes, curves, "eval_loss", "test, all tokens", TEST_COLOR)
     _line(axes, curves, "cls_loss", "train, CLS slot", SLOT_COLOR)
     _finish(axes, "loss (nats a token)")
 
 
 def _plot_perplexity(axes: plt.Axes, curves: dict, results: dict) -> None:
-    _line(axes, curves, "perplexity", "train (with dropout)", TRAIN_COLOR)
+    _line(axes, curves, "perplexity", "train", TRAIN_COLOR)
     _line(axes, curves, "eval_perplexity", "test", TEST_COLOR)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
