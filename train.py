@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -73,9 +72,8 @@ def main() -> None:
     broadcast_object_list(decision)
     checkpoint = decision[0]
     say(f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}")
-    command = shlex.join(["python", *sys.argv])
     if is_main:
-        write_record(output, this, command, {}, launch.num_threads)
+        write_record(output, this, launch.command, {}, launch.num_threads)
 
     # Baselines
     baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
@@ -88,7 +86,7 @@ def main() -> None:
     trainer = ImageTrainer(model, args, launch.run, tokenizer, dataset["train"], dataset["test"])
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
     trainer.add_callback(keep_best)
-    say("\n".join([*launch.notes, f"computing in {trainer.accelerator.mixed_precision}"]))
+    say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
     train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     durations = {"train": time.perf_counter() - train_started}
@@ -109,7 +107,7 @@ def main() -> None:
     # Report
     if is_main:
         durations["total"] = time.perf_counter() - started
-        run = write_record(output, this, command, durations, launch.num_threads)
+        run = write_record(output, this, launch.command, durations, launch.num_threads)
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")

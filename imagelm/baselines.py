@@ -22,6 +22,10 @@ MAX_ITERATIONS = 1_000
 def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict[str, float]:
     """Accuracy on the test rows of both baselines.
 
+    Where rows name their source image, the regression is fitted on all rows and again on the first row of each source,
+    and the better one counts: variants help a model that sees places, but blur a bag (on digits shifted by a pixel it
+    falls from 0.62 to 0.35), and a baseline that was weakened would flatter the model.
+
     Returns:
         `majority_accuracy`: always the most frequent class of the training rows.
         `bag_of_tokens_accuracy`: logistic regression on how often each codebook token stands in the image.
@@ -29,15 +33,25 @@ def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict
     train_counts, train_labels = bag_of_tokens(train, grammar)
     test_counts, test_labels = bag_of_tokens(test, grammar)
     majority = np.bincount(train_labels).argmax()
-    regression = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
-    if len(np.unique(train_labels)) > 1:
-        predictions = regression.fit(train_counts, train_labels).predict(test_counts)
-    else:
-        predictions = np.full(len(test_labels), majority)
+    accuracies = [_regression_accuracy(train_counts, train_labels, test_counts, test_labels)]
+    if "source" in train.column_names:
+        _, originals = np.unique(train.with_format("numpy")["source"][:].astype(str), return_index=True)
+        if len(originals) < len(train_labels):
+            originals = train_counts[originals], train_labels[originals]
+            accuracies.append(_regression_accuracy(*originals, test_counts, test_labels))
     return {
         "majority_accuracy": float((test_labels == majority).mean()),
-        "bag_of_tokens_accuracy": float((predictions == test_labels).mean()),
+        "bag_of_tokens_accuracy": max(accuracies),
     }
+
+
+def _regression_accuracy(
+    train_counts: scipy.sparse.csr_array, train_labels: np.ndarray, counts: scipy.sparse.csr_array, labels: np.ndarray
+) -> float:
+    if len(np.unique(train_labels)) < 2:
+        return float((labels == train_labels[0]).mean())
+    regression = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
+    return float((regression.fit(train_counts, train_labels).predict(counts) == labels).mean())
 
 
 def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_array, np.ndarray]:

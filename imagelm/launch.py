@@ -7,6 +7,7 @@ decides itself (dtype, threads, attention, devices) is decided here, and said.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass, fields
 from typing import NoReturn
@@ -17,7 +18,7 @@ from transformers.utils import logging
 from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
 from imagelm.errors import InputError
 from imagelm.metrics import GREATER_IS_BETTER
-from imagelm.precision import settle_mixed_precision, settle_threads
+from imagelm.precision import MIXED_PRECISION_VARIABLE, settle_mixed_precision, settle_threads
 
 # Beyond this length eager attention's full square costs more than what the fused CPU kernel loses at small heads.
 LONGEST_EAGER_ROW = 256
@@ -37,6 +38,15 @@ class Launch:
     args: TrainingArguments
     num_threads: int
     notes: list[str]
+
+    @property
+    def command(self) -> str:
+        """A command that starts the same run, whether `accelerate launch` started this one or Python."""
+        mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
+        if mixed_precision is None:
+            return shlex.join(["python", *sys.argv])
+        several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
+        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *sys.argv])
 
     def attention(self, max_length: int) -> str:
         """transformers' `attn_implementation` for rows of at most `max_length` tokens on this device."""

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from imagelm.files import write_text
+from imagelm.statistics import split_in_words
 
 REPORT_FILE = "training_report.md"
 PLOTS = {
@@ -101,8 +102,8 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     )
     pictures = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-    hardware = ", ".join(f"{value}" if key == "device" else f"{value} {key}" for key, value in run["hardware"].items())
-    split = f"{stats['options']['split_by']}, seed {stats['options']['seed']}"
+    hardware = run["hardware"]
+    machine = f"{hardware['device']}, {hardware['num_processes']} processes of {hardware['num_threads']} threads"
     return f"""# Training report
 
 Evaluated on {n} held-out rows in fp32, from the saved folders: `best_model` of step {results["step"]}, `final_model` of
@@ -131,7 +132,7 @@ the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The m
 
 ## Data
 
-{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows (split: {split});
+{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({split_in_words(stats)});
 {stats["duplicates_dropped"]} duplicates dropped, {stats["label_conflicts"]["total"]} label conflicts,
 {stats["bad_rows"]["total"]} bad rows skipped, {stats["mended_tails"]} tails mended; {cut["rows_cut"]} rows cut,
 {cut["share_of_image_tokens_cut"]:.2%} of image tokens. Fingerprint `{stats["fingerprint"]}`.
@@ -140,7 +141,7 @@ the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The m
 
     {run["command"]}
 
-{run["durations"]["train"]:.0f} s training, {run["durations"]["total"]:.0f} s in all, on {hardware}. Seed
+{run["durations"]["train"]:.0f} s training, {run["durations"]["total"]:.0f} s in all, on {machine}. Seed
 {run["identity"]["seed"]}. Commit {run["git_commit"] or "unknown"}. Versions: {versions}.
 """
 

@@ -148,19 +148,21 @@ def write_record(output: Path, this: dict, command: str, durations: dict[str, fl
         "identity": this,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "git_commit": _git_commit(),
-        "hardware": hardware(num_threads),
+        "hardware": hardware(this["world_size"], num_threads),
         "durations": durations,
     }
     write_json(output / RUN_FILE, record)
     return record
 
 
-def hardware(num_threads: int) -> dict[str, str | int]:
-    """The devices of this process, by name."""
+def hardware(num_processes: int, num_threads: int) -> dict[str, str | int]:
+    """The device by name, and how many processes and CPU threads a process computed on it."""
     if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "num_devices": torch.cuda.device_count()}
-    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return {"device": f"CPU {name} ({torch.backends.cpu.get_cpu_capability()})", "num_threads": num_threads}
+        device = torch.cuda.get_device_name()
+    else:
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+        device = f"CPU {name} ({torch.backends.cpu.get_cpu_capability()})"
+    return {"device": device, "num_processes": num_processes, "num_threads": num_threads}
 
 
 def _git_commit() -> str | None:

@@ -72,14 +72,19 @@ def describe(
     }
 
 
+def split_in_words(stats: dict) -> str:
+    """How the split was made; the seed where it played a part."""
+    options = stats["options"]
+    return f"stratified, seed {options['seed']}" if options["split_by"] == "stratified" else f"by {options['split_by']}"
+
+
 def summary(stats: dict) -> list[str]:
     """What `prepare_dataset.py` prints at its end: one line a step of the work, then warnings."""
     cut, conflicts = stats["truncation"], stats["label_conflicts"]
     lines = [
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['mended_tails']} tails mended, "
         f"{stats['duplicates_dropped']} duplicates dropped",
-        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test "
-        f"({stats['options']['split_by']}, seed {stats['options']['seed']})",
+        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({split_in_words(stats)})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
         f"{cut['share_of_image_tokens_cut']:.2%} of image tokens",
         f"codebook: {stats['codebook']['used']} of {stats['codebook']['size']} entries used, "
@@ -119,7 +124,7 @@ the tokenizer in `tokenizer/`, `label` the class y.
 | | |
 |---|---|
 | rows | {stats["num_rows"]["train"]} train, {stats["num_rows"]["test"]} test |
-| split | {stats["options"]["split_by"]}, seed {stats["options"]["seed"]}; no image on both sides |
+| split | {split_in_words(stats)}; no image on both sides |
 | length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
 | rows read, bad, tails mended | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["mended_tails"]} |
 | duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |

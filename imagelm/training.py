@@ -171,6 +171,11 @@ class ImageTrainer(Trainer):
             logs["cls_loss"] = slot_nll / max(slots, 1)
         super().log(logs, start_time)
 
+    @property
+    def dtype_name(self) -> str:
+        """What matrix products are computed in: bf16, fp16 or fp32."""
+        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
+
     def evaluate_in_fp32(self) -> dict[str, float]:
         """Evaluates without mixed precision, so that anyone who loads the model finds the same figures.
 

@@ -100,7 +100,8 @@ def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):
 
 def test_the_report_records_the_command_versions_and_durations(one_process):
     record = json.loads((one_process / "run.json").read_text())
-    assert record["command"].startswith("python ")
+    assert record["command"].startswith("accelerate launch --mixed_precision ")
+    assert record["command"].endswith(" --per_device_train_batch_size 8 --cls_loss_weight 0.5")
     assert record["versions"]["torch"].startswith("2.13.0")
     assert record["durations"]["total"] > record["durations"]["train"] > 0
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
