@@ -6,6 +6,7 @@ decides itself (dtype, threads, attention, devices) is decided here, and said.
 
 from __future__ import annotations
 
+import operator
 import os
 import shlex
 import sys
@@ -22,6 +23,19 @@ from imagelm.precision import MIXED_PRECISION_VARIABLE, settle_mixed_precision, 
 
 # Beyond this length eager attention's full square costs more than what the fused CPU kernel loses at small heads.
 LONGEST_EAGER_ROW = 256
+
+# What a training argument may not be, and why: each would make a figure untrue or leave it out.
+UNWANTED_ARGUMENTS = {
+    "load_best_model_at_end": (bool, "best_model is kept beside final_model anyway"),
+    "label_smoothing_factor": (bool, "a smoothed loss has no perplexity"),
+    "push_to_hub": (bool, "publish the finished folder once training is done"),
+    "bf16_full_eval": (bool, "figures are reported in fp32"),
+    "fp16_full_eval": (bool, "figures are reported in fp32"),
+    "prediction_loss_only": (bool, "a loss alone tells no accuracy"),
+    "batch_eval_metrics": (bool, "logits are reduced on the device already"),
+    "eval_do_concat_batches": (operator.not_, "figures are sums over the whole split"),
+    "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has labels alone"),
+}
 
 
 @dataclass
@@ -128,11 +142,8 @@ def _check_training_arguments(args: TrainingArguments) -> None:
         raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(GREATER_IS_BETTER)}")
     # The library would take every name that doesn't end in "loss" for one where more is better.
     args.greater_is_better = GREATER_IS_BETTER[name]
-    if args.load_best_model_at_end:
-        raise InputError("--load_best_model_at_end: leave it out; best_model is kept beside final_model anyway")
-    if args.label_smoothing_factor:
-        raise InputError("--label_smoothing_factor: leave it out; a smoothed loss has no perplexity")
-    if args.push_to_hub:
-        raise InputError("--push_to_hub: leave it out; publish the finished folder once training is done")
+    for option, (unwanted, reason) in UNWANTED_ARGUMENTS.items():
+        if unwanted(getattr(args, option)):
+            raise InputError(f"--{option} {getattr(args, option)}: leave it out; {reason}")
     if not args.output_dir:
         raise InputError("--output_dir is empty; name a folder")

@@ -35,6 +35,7 @@ def one_process(prepared, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("one") / "out"
     done = launch(prepared, output, 1, "--per_device_train_batch_size", 8, "--cls_loss_weight", "0.5")
     assert done.returncode == 0, done.stderr
+    assert any(f"computing in {dtype}" in done.stdout for dtype in ("bf16", "fp32"))
     return output
 
 
