@@ -220,6 +220,7 @@ class KeepBest(TrainerCallback):
             return
         name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
         best = read_selection(self.folder)
+        self.trainer.accelerator.wait_for_everyone()  # nobody writes before all have read, so that all decide alike
         sign = 1 if args.greater_is_better else -1
         if best is None or (sign * metrics[name], -metrics["eval_loss"]) > (sign * best["value"], -best["loss"]):
             best = {"metric": name, "value": metrics[name], "loss": metrics["eval_loss"], "step": state.global_step}
