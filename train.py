@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from imagelm.arguments import BEST_METRIC, short_help
-from imagelm.errors import run_script
+from imagelm.errors import InputError, run_script
 
 # Stand before the recipe and the command line, which win.
 DEFAULTS = [
@@ -32,12 +32,21 @@ def main() -> None:
 
     from imagelm.baselines import baseline_accuracies
     from imagelm.dataset import TOKENIZER_FOLDER, check_disjoint, load_prepared, load_stats
-    from imagelm.evaluation import RESULTS_FILE, evaluate_folder, leak_proof_rows
+    from imagelm.evaluation import evaluate_folder, leak_proof_rows
     from imagelm.files import write_json
     from imagelm.launch import parse_launch
     from imagelm.model import build_model, prove_no_leak
     from imagelm.report import summary, write_report
-    from imagelm.runs import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, identity, settle_output, write_record
+    from imagelm.runs import (
+        BEST_FOLDER,
+        FINAL_FOLDER,
+        FINISHED,
+        REPORT_FOLDER,
+        RESULTS_FILE,
+        identity,
+        settle_output,
+        write_record,
+    )
     from imagelm.tokenizer import grammar_of, load_tokenizer
     from imagelm.training import ImageTrainer, KeepBest, read_selection, save_folder
 
@@ -68,12 +77,21 @@ def main() -> None:
 
     # Output folder: a new run, or one to go on with
     this = identity(stats, model.config, args, launch.run, launch.model)
-    decision = [settle_output(args, this, launch.data.overwrite) if is_main else None]
-    broadcast_object_list(decision)
-    checkpoint = decision[0]
+    decision = [None, None]
+    if is_main:
+        try:
+            decision = [settle_output(args, this, launch.data.overwrite), None]
+        except InputError as error:
+            decision = [None, str(error)]
+    checkpoint, refusal = broadcast_object_list(decision)
+    if refusal:  # on every process, so that none waits for another
+        raise InputError(refusal if is_main else "see the main process")
+    if checkpoint == FINISHED:
+        say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
+        return
     say(f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}")
     if is_main:
-        write_record(output, this, launch.command, {}, launch.num_threads)
+        write_record(output, this, launch.command, {}, args.device, launch.num_threads)
 
     # Baselines
     baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
@@ -92,7 +110,7 @@ def main() -> None:
     durations = {"train": time.perf_counter() - train_started}
     final = {"step": trainer.state.global_step}
     save_folder(trainer, output / FINAL_FOLDER, final)
-    if read_selection(output / BEST_FOLDER) is None:
+    if keep_best.best is None:
         save_folder(trainer, output / BEST_FOLDER, final)
 
     # Evaluation of what was saved
@@ -107,7 +125,7 @@ def main() -> None:
     # Report
     if is_main:
         durations["total"] = time.perf_counter() - started
-        run = write_record(output, this, launch.command, durations, launch.num_threads)
+        run = write_record(output, this, launch.command, durations, args.device, launch.num_threads)
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")

@@ -72,7 +72,7 @@ class RunArguments:
     attention: str = field(
         default="auto",
         metadata={
-            "help": "how attention is computed; auto: eager on a CPU, sdpa elsewhere",
+            "help": "how attention is computed; auto: eager for short rows on a CPU, else sdpa",
             "choices": ["auto", "eager", "sdpa"],
         },
     )
@@ -124,7 +124,11 @@ def expand_config(words: list[str], known: set[str]) -> list[str]:
             if config is None:
                 raise InputError("--config needs a YAML file")
         else:
-            rest.append(word)
+            # Both spellings of an option are one.
+            name, equals, value = word.partition("=")
+            rest.append(
+                name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+            )
     for word in rest:
         if word.startswith("--"):
             _check_known(word[2:].partition("=")[0].replace("-", "_"), known, "the command line")
@@ -168,6 +172,8 @@ def _words_of(config: Path, known: set[str]) -> list[str]:
         if value is None:
             continue
         words.append(f"--{name}")
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
         if isinstance(value, list):
             words.extend(str(entry) for entry in value)
         else:

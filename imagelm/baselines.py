@@ -35,7 +35,9 @@ def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict
     majority = np.bincount(train_labels).argmax()
     accuracies = [_regression_accuracy(train_counts, train_labels, test_counts, test_labels)]
     if "source" in train.column_names:
-        _, originals = np.unique(train.with_format("numpy")["source"][:].astype(str), return_index=True)
+        # A row that names no source is one by itself.
+        sources = [f"row {i}" if source is None else f"source {source}" for i, source in enumerate(train["source"])]
+        _, originals = np.unique(sources, return_index=True)
         if len(originals) < len(train_labels):
             originals = train_counts[originals], train_labels[originals]
             accuracies.append(_regression_accuracy(*originals, test_counts, test_labels))

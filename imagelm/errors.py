@@ -26,6 +26,10 @@ class LeakError(RuntimeError):
     """The class logits depend on tokens after `<CLS>`: no number of this model can be believed."""
 
 
+class DivergedError(RuntimeError):
+    """Loss or weights are no longer finite."""
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and ends the process with exit code 0, 1 or 2.
 
@@ -40,7 +44,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except (LeakError, OSError) as error:
+    except (LeakError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:

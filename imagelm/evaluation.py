@@ -17,7 +17,6 @@ from imagelm.report import accuracy_interval
 from imagelm.tokenizer import grammar_of
 from imagelm.training import ImageTrainer
 
-RESULTS_FILE = "eval_results.json"
 NUM_LEAK_PROOF_ROWS = 32
 
 

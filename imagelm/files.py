@@ -90,7 +90,7 @@ def _put_in_place(staging: Path, path: Path) -> None:
     os.rename(path, old / path.name)
     try:
         os.rename(staging, path)
-    except OSError:
+    except BaseException:
         os.rename(old / path.name, path)
         raise
     finally:

@@ -6,6 +6,7 @@ decides itself (dtype, threads, attention, devices) is decided here, and said.
 
 from __future__ import annotations
 
+import argparse
 import operator
 import os
 import shlex
@@ -57,16 +58,20 @@ class Launch:
     def command(self) -> str:
         """A command that starts the same run, whether `accelerate launch` started this one or Python."""
         mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
+        words = [_without_secret(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
         if mixed_precision is None:
-            return shlex.join(["python", *sys.argv])
+            return shlex.join(["python", *words])
         several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
-        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *sys.argv])
+        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *words])
 
-    def attention(self, max_length: int) -> str:
-        """transformers' `attn_implementation` for rows of at most `max_length` tokens on this device."""
+    def attention(self, max_length: int) -> str | None:
+        """transformers' `attn_implementation` for rows of at most `max_length` tokens on this device.
+
+        None leaves the choice to the architecture: sdpa where it has it.
+        """
         if self.run.attention != "auto":
             return self.run.attention
-        return "eager" if self.args.device.type == "cpu" and max_length <= LONGEST_EAGER_ROW else "sdpa"
+        return "eager" if self.args.device.type == "cpu" and max_length <= LONGEST_EAGER_ROW else None
 
 
 def parse_launch(words: list[str], defaults: list[str]) -> Launch:
@@ -84,7 +89,7 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
         parser.print_help()
         sys.exit(0)
     words = [*defaults, *expand_config(words, _known_names())]
-    notes = [settle_mixed_precision(use_cpu="--use_cpu" in words)]
+    notes = [settle_mixed_precision(use_cpu=_asks_for_cpu(words))]
     for required in ("dataset_dir", "output_dir"):
         if not any(word.partition("=")[0] == f"--{required}" for word in words):
             raise InputError(f"--{required} is missing; give it on the command line or in the --config file")
@@ -105,6 +110,20 @@ class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of argparse's usage, which would fill two screens here."""
         raise InputError(message)
+
+
+def _without_secret(before: str, word: str) -> str:
+    if before.endswith("token"):
+        return "<hidden>"
+    name, equals, _ = word.partition("=")
+    return f"{name}=<hidden>" if equals and name.endswith("token") else word
+
+
+def _asks_for_cpu(words: list[str]) -> bool:
+    """What --use_cpu says, before `TrainingArguments` can be asked: building it would settle the precision."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--use_cpu", nargs="?", const="true", default="false")
+    return parser.parse_known_args(words)[0].use_cpu.lower() in ("true", "1", "yes", "y", "t")
 
 
 def _known_names() -> set[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -23,7 +25,7 @@ from transformers import (
 )
 
 from imagelm.arguments import ModelArguments
-from imagelm.errors import InputError, LeakError
+from imagelm.errors import DivergedError, InputError, LeakError
 from imagelm.sequence import CLS, Grammar
 
 # The size of a model from scratch, in the names that transformers shares between architectures.
@@ -36,7 +38,7 @@ LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, abo
 
 
 def build_model(
-    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str | None
 ) -> PreTrainedModel:
     """The model to train.
 
@@ -44,7 +46,7 @@ def build_model(
         arguments: From scratch (type, overrides or a config file), or a checkpoint.
         tokenizer: The data's tokenizer.
         max_length: The data's longest row, in tokens.
-        attention: transformers' `attn_implementation`.
+        attention: transformers' `attn_implementation`; None leaves the choice to the architecture.
 
     Raises:
         InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
@@ -65,8 +67,15 @@ def build_model(
 
 
 def load_model(folder: str | Path) -> PreTrainedModel:
-    """Loads a saved model, ready to be evaluated or trained on."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    """Loads a saved model in fp32, ready to be evaluated.
+
+    Raises:
+        RuntimeError: The folder's weights aren't exactly those of its architecture; transformers would fill the rest
+            with random numbers.
+    """
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
+        raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
     mend_loss_scale(model)
     return model
 
@@ -119,6 +128,7 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
 
     Raises:
         LeakError: It's more than float noise.
+        DivergedError: Logits aren't finite.
     """
     device, was_training = next(model.parameters()).device, model.training
     generator = torch.Generator().manual_seed(seed)
@@ -131,9 +141,11 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
             changed = row.clone()
             changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
             logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()
+            if not logits.isfinite().all():
+                raise DivergedError("the model's logits aren't finite, so nothing can be said of it")
             worst = max(worst, (logits[0] - logits[1]).abs().max().item())
     model.train(was_training)
-    if not worst <= LEAK_TOLERANCE:
+    if worst > LEAK_TOLERANCE:
         raise LeakError(
             f"changing the tokens after {CLS} moved the logits of the class slot by {worst:.3g} (float noise is below "
             f"{LEAK_TOLERANCE}): the model sees the answer, and none of its figures can be believed. "
@@ -143,26 +155,37 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
 
 
 def _from_scratch(
-    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str | None
 ) -> PreTrainedModel:
-    config = _base_config(arguments)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"model type {config.model_type} has no causal language model; try gpt2, llama or qwen3")
-    size = {} if arguments.model_config_file else _default_size(config)
-    overrides = _parse_overrides(arguments.config_overrides, config)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    ids |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    for name, value in {**size, "max_position_embeddings": max_length, **overrides, **ids}.items():
-        setattr(config, name, value)
-    if config.hidden_size % config.num_attention_heads:
+    blank = _blank_config(arguments)
+    if type(blank) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"model type {blank.model_type} has no causal language model; try gpt2, llama or qwen3")
+    values = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    values |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    # One name a field: GPT-2 knows n_layer as num_hidden_layers too, and both at once would contradict each other.
+    aliases = {own: shared for shared, own in (blank.attribute_map or {}).items()}
+    overrides = _parse_overrides(arguments.config_overrides, blank)
+    overrides = {aliases.get(name, name): value for name, value in overrides.items()}
+    try:
+        if arguments.model_config_file:
+            config = type(blank).from_dict({**blank.to_dict(), **overrides, **values})
+        else:
+            sizes = _sizes(blank, overrides) | {"max_position_embeddings": max_length}
+            config = type(blank)(**{**sizes, **overrides, **values})
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads"
+            )
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    # Configs check themselves, each in its own way.
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         raise InputError(
-            f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads; "
-            "make hidden_size a multiple of num_attention_heads in --config_overrides"
-        )
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            f"no {blank.model_type} model can be built like this: {error}; see --config_overrides"
+        ) from error
 
 
-def _base_config(arguments: ModelArguments) -> PretrainedConfig:
+def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
+    """The config to begin with: the user's file, or the defaults of the architecture."""
     if arguments.model_config_file:
         try:
             return AutoConfig.from_pretrained(arguments.model_config_file)
@@ -173,40 +196,44 @@ def _base_config(arguments: ModelArguments) -> PretrainedConfig:
     return CONFIG_MAPPING[arguments.model_type]()
 
 
-def _default_size(config: PretrainedConfig) -> dict[str, int | float | str]:
-    size: dict[str, int | float | str] = dict(DEFAULT_SIZE)
-    if config.model_type == "gpt2":
-        return {**size, **GPT2_DROPOUT, "activation_function": GPT2_ACTIVATION}
+def _sizes(blank: PretrainedConfig, overrides: dict[str, object]) -> dict[str, object]:
+    """Our default size, with what an architecture derives from it derived from the user's size where one is given."""
+    chosen = DEFAULT_SIZE | overrides
+    sizes: dict[str, object] = {name: chosen[name] for name in DEFAULT_SIZE}
+    if blank.model_type == "gpt2":
+        return {**sizes, **GPT2_DROPOUT, "activation_function": GPT2_ACTIVATION}
     derived = {
-        "num_key_value_heads": size["num_attention_heads"],
-        "intermediate_size": 4 * size["hidden_size"],
-        "head_dim": size["hidden_size"] // size["num_attention_heads"],
+        "num_key_value_heads": sizes["num_attention_heads"],
+        "intermediate_size": 4 * sizes["hidden_size"],
+        "head_dim": sizes["hidden_size"] // max(sizes["num_attention_heads"], 1),
     }
-    return size | {name: value for name, value in derived.items() if getattr(config, name, None) is not None}
+    return sizes | {name: value for name, value in derived.items() if hasattr(blank, name)}
 
 
-def _parse_overrides(text: str | None, config: PretrainedConfig) -> dict[str, object]:
-    """`"n_layer=4,n_embd=128"` → values of the types the config holds."""
+def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, object]:
+    """`"n_layer=4,n_embd=128"` → values of the types that the config holds; by YAML where it holds None."""
     overrides: dict[str, object] = {}
     for entry in filter(None, (text or "").split(",")):
         name, equals, value = entry.strip().partition("=")
-        if not equals or getattr(config, name, None) is None:
-            raise InputError(f"--config_overrides: {entry.strip()!r} names no field of {type(config).__name__}")
-        current = getattr(config, name)
+        if not equals or not hasattr(blank, name):
+            raise InputError(f"--config_overrides: {entry.strip()!r} names no field of {type(blank).__name__}")
+        current = getattr(blank, name)
         try:
             if isinstance(current, bool):
                 overrides[name] = {"true": True, "false": False}[value.lower()]
-            else:
+            elif isinstance(current, int | float | str):
                 overrides[name] = type(current)(value)
-        except (ValueError, TypeError, KeyError) as error:
+            else:
+                overrides[name] = yaml.safe_load(value)
+        except (ValueError, KeyError, yaml.YAMLError) as error:
             raise InputError(f"--config_overrides: {entry.strip()!r} is no {type(current).__name__}") from error
     return overrides
 
 
-def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
         theirs = AutoTokenizer.from_pretrained(name).get_vocab()
-        model = AutoModelForCausalLM.from_pretrained(name, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
     ours = tokenizer.get_vocab()

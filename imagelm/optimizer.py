@@ -54,7 +54,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._input_first = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
         groups = [
             # AdamW's group first: a log shows the first group's learning rate, which is then --learning_rate.
-            {"params": others, "lr": lr, "muon": False, "weight_decay": 0.0},
+            # "fused" tells torch to keep the step counts on the parameters' device when a checkpoint is loaded.
+            {"params": others, "lr": lr, "muon": False, "weight_decay": 0.0, "fused": True},
             {"params": matrices, "lr": muon_lr, "muon": True, "weight_decay": weight_decay},
         ]
         super().__init__(
@@ -102,7 +103,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -296,10 +296,34 @@ def _open(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         if file.suffix == ".gz":
             yield gzip.GzipFile(fileobj=raw), raw
         elif file.suffix == ".zst":
-            reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            yield io.BufferedReader(reader, buffer_size=1 << 20), raw
+            yield io.BufferedReader(_ZstdFile(raw), buffer_size=1 << 20), raw
         else:
             yield raw, raw
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a .zst file; the library's own reader takes a file that was cut off for one that ends."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.frame, self.pending = raw, None, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self.pending:
+            data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            data = data or self.raw.read(1 << 18)
+            if not data:
+                if self.frame is not None and not self.frame.eof:
+                    raise EOFError("the archive is cut off")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.pending = self.frame.decompress(data)
+        count = min(len(buffer), len(self.pending))
+        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
+        return count
 
 
 def _json_type(value: object) -> str:

@@ -23,6 +23,7 @@ from imagelm.files import read_json, write_json
 
 RUN_FILE = "run.json"
 BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
+RESULTS_FILE = "eval_results.json"
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 LIBRARIES = ("accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers", "torch", "transformers")
 # The fields of TrainingArguments that determine the weights; the others say where, how often and how loudly.
@@ -30,9 +31,9 @@ DECISIVE_ARGUMENTS = (
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
-    "bf16",
+    "average_tokens_across_devices",
     "data_seed",
-    "fp16",
+    "dataloader_drop_last",
     "gradient_accumulation_steps",
     "label_smoothing_factor",
     "learning_rate",
@@ -40,6 +41,8 @@ DECISIVE_ARGUMENTS = (
     "lr_scheduler_type",
     "max_grad_norm",
     "max_steps",
+    "metric_for_best_model",
+    "neftune_noise_alpha",
     "num_train_epochs",
     "optim",
     "optim_args",
@@ -64,6 +67,7 @@ def identity(
     decisive = {
         "data": stats["fingerprint"],
         "world_size": args.world_size,
+        "mixed_precision": args.mixed_precision,
         "started_from": model.model_name_or_path,
         "cls_loss_weight": run.cls_loss_weight,
         "optimizer": run.optimizer,
@@ -74,32 +78,71 @@ def identity(
     return json.loads(json.dumps(decisive, default=str))
 
 
+FINISHED = "finished"
+
+
 def settle_output(args: TrainingArguments, this: dict, overwrite: bool) -> str | None:
     """Decides what happens to what stands in the output folder; call it on the main process alone.
 
     Args:
-        args: With the output folder, and a checkpoint if the user named one.
+        args: With the output folder, and a checkpoint of it if the user named one.
         this: `identity` of this run.
         overwrite: Discard an earlier run.
 
     Returns:
-        The checkpoint to resume from, or None to begin at step 0.
+        The checkpoint to resume from, None to begin at step 0, or `FINISHED` where this very run stands complete.
 
     Raises:
-        InputError: The folder holds another run, or a finished one that can't be gone on with.
+        InputError: The folder holds other files or another run, or the named checkpoint isn't whole or not of it.
     """
-    output = Path(args.output_dir)
-    if args.resume_from_checkpoint and args.resume_from_checkpoint.lower() not in ("true", "false"):
-        if not (Path(args.resume_from_checkpoint) / "trainer_state.json").is_file():
-            raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint} is no whole checkpoint")
-        return args.resume_from_checkpoint
-    if overwrite:
-        discard(output)
-        return None
+    output, named = Path(args.output_dir), args.resume_from_checkpoint or ""
+    anew = named.lower() == "false"
     if not (output / RUN_FILE).is_file():
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             raise InputError(f"--output_dir {output} holds files that aren't of a run; choose a new folder")
+        if named and named.lower() not in ("true", "false"):
+            raise InputError(f"--resume_from_checkpoint {named}: give the checkpoint's own run as --output_dir")
         return None
+    if overwrite:
+        discard(output)
+        return None
+    _check_same_run(output, this)
+    if named and named.lower() not in ("true", "false"):
+        if Path(named).resolve().parent != output.resolve() or not _is_whole(Path(named)):
+            raise InputError(f"--resume_from_checkpoint {named} is no whole checkpoint of --output_dir {output}")
+        return named
+    if (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists() and not anew:
+        return FINISHED
+    checkpoint = None if anew else newest_checkpoint(output)
+    if checkpoint is None:
+        discard(output)
+        return None
+    return str(checkpoint)
+
+
+def newest_checkpoint(output: Path) -> Path | None:
+    """The whole checkpoint with the most steps, or None."""
+    found = [
+        (int(match.group(1)), folder)
+        for folder in output.iterdir()
+        if (match := CHECKPOINT_PATTERN.fullmatch(folder.name)) and _is_whole(folder)
+    ]
+    return max(found)[1] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has all that a run goes on with; Trainer writes `trainer_state.json` last.
+
+    Trainer itself would go on with a fresh optimizer where its state is missing, without a word.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return all(any(checkpoint.glob(f"{name}*")) for name in ("model", "optimizer", "scheduler", "rng_state"))
+
+
+def _check_same_run(output: Path, this: dict) -> None:
     earlier = read_json(output / RUN_FILE)["identity"]
     differences = [
         f"  {name}: {earlier.get(name)} there, {this.get(name)} now"
@@ -111,23 +154,6 @@ def settle_output(args: TrainingArguments, this: dict, overwrite: bool) -> str |
             f"--output_dir {output} holds a run that differs in\n" + "\n".join(differences) + "\n"
             "Choose another --output_dir, or discard that run with --overwrite"
         )
-    checkpoint = newest_checkpoint(output)
-    if checkpoint is None or (args.resume_from_checkpoint or "").lower() == "false":
-        if (output / FINAL_FOLDER).exists():
-            raise InputError(f"--output_dir {output} holds a finished run; discard it with --overwrite")
-        discard(output)
-        return None
-    return str(checkpoint)
-
-
-def newest_checkpoint(output: Path) -> Path | None:
-    """The checkpoint with the most steps that was written to its end (`trainer_state.json` is written last)."""
-    found = [
-        (int(match.group(1)), folder)
-        for folder in output.iterdir()
-        if (match := CHECKPOINT_PATTERN.fullmatch(folder.name)) and (folder / "trainer_state.json").is_file()
-    ]
-    return max(found)[1] if found else None
 
 
 def discard(output: Path) -> None:
@@ -140,7 +166,9 @@ def discard(output: Path) -> None:
     (output / RUN_FILE).unlink(missing_ok=True)
 
 
-def write_record(output: Path, this: dict, command: str, durations: dict[str, float], num_threads: int) -> dict:
+def write_record(
+    output: Path, this: dict, command: str, durations: dict[str, float], device: torch.device, num_threads: int
+) -> dict:
     """Writes `run.json` and returns it: identity, command, versions, git commit, hardware, durations in seconds."""
     output.mkdir(parents=True, exist_ok=True)
     record = {
@@ -148,21 +176,23 @@ def write_record(output: Path, this: dict, command: str, durations: dict[str, fl
         "identity": this,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "git_commit": _git_commit(),
-        "hardware": hardware(this["world_size"], num_threads),
+        "hardware": hardware(device, this["world_size"], num_threads),
         "durations": durations,
     }
     write_json(output / RUN_FILE, record)
     return record
 
 
-def hardware(num_processes: int, num_threads: int) -> dict[str, str | int]:
+def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int]:
     """The device by name, and how many processes and CPU threads a process computed on it."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
         name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-        device = f"CPU {name} ({torch.backends.cpu.get_cpu_capability()})"
-    return {"device": device, "num_processes": num_processes, "num_threads": num_threads}
+        name = f"CPU {name} ({torch.backends.cpu.get_cpu_capability()})"
+    else:
+        name = str(device)
+    return {"device": name, "num_processes": num_processes, "num_threads": num_threads}
 
 
 def _git_commit() -> str | None:

@@ -38,7 +38,7 @@ def describe(
     return {
         "command": command,
         "options": options,
-        "fingerprint": _fingerprint(table, sides),
+        "fingerprint": _fingerprint(grammar, table, sides),
         "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
         "num_rows_read": len(sides) + sum(table.problems.counts.values()),
         "bad_rows": {"total": sum(table.problems.counts.values()), "by_kind": dict(table.problems.counts)},
@@ -96,7 +96,9 @@ def summary(stats: dict) -> list[str]:
             "a larger --max_length keeps them"
         )
     if conflicts["total"]:
-        lines.append(f"warning: {conflicts['total']} images have two labels; the first row of each was kept:")
+        lines.append(
+            f"warning: {conflicts['total']} rows repeat an image that stands with another label; they were dropped:"
+        )
         lines.extend(f"  {place}" for place in conflicts["first"])
     return lines
 
@@ -141,9 +143,9 @@ Made by `{stats["command"]}`.
 """
 
 
-def _fingerprint(table: RowTable, sides: np.ndarray) -> str:
-    """Identifies the rows and their split: equal data and options give an equal fingerprint."""
-    digest = xxhash.xxh3_128()
+def _fingerprint(grammar: Grammar, table: RowTable, sides: np.ndarray) -> str:
+    """Identifies vocabulary, rows and split: equal data and options give an equal fingerprint."""
+    digest = xxhash.xxh3_128("\n".join(grammar.tokens).encode())
     for column in (table.digests, table.labels, sides):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

@@ -6,6 +6,8 @@ the global batch, figures over the whole split) and keeps the best model as a wh
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
+from tqdm.auto import tqdm
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
@@ -23,10 +26,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import ModelOutput
 
 from imagelm.arguments import RunArguments
+from imagelm.errors import DivergedError
 from imagelm.files import read_json, whole_folder, write_json, write_text
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.model import save_model
@@ -134,6 +138,7 @@ class ImageTrainer(Trainer):
         test: Dataset,
     ) -> None:
         grammar = grammar_of(tokenizer)
+        self.run = run
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics = ComputeMetrics(grammar.num_classes)
         super().__init__(
@@ -148,8 +153,11 @@ class ImageTrainer(Trainer):
             preprocess_logits_for_metrics=RowReduction(grammar),
             optimizer_cls_and_kwargs=_muon(args, run) if run.optimizer == "muon" else None,
         )
+        self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(QuietProgress())
+        self.add_callback(EvaluationLines())
+        if not args.disable_tqdm:
+            self.add_callback(QuietProgress())
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The batches of one update and their scored tokens; counts their CLS slots beside."""
@@ -167,6 +175,7 @@ class ImageTrainer(Trainer):
             sums = self.token_and_slot_loss.take_sums()
             token_nll, tokens, slot_nll, slots = self.accelerator.reduce(sums, reduction="sum").tolist()
             logs["token_loss"] = token_nll / tokens
+            _check_finite(logs["token_loss"], logs["learning_rate"], self.state.global_step)
             logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
             logs["cls_loss"] = slot_nll / max(slots, 1)
         super().log(logs, start_time)
@@ -186,46 +195,58 @@ class ImageTrainer(Trainer):
 
 
 class QuietProgress(ProgressCallback):
-    """A progress bar, and one line for each evaluation instead of a dictionary for each log."""
+    """The progress bar, without the library's dictionary for each log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Prints evaluations that happen while training."""
-        if not state.is_world_process_zero or "eval_loss" not in (logs or {}) or self.training_bar is None:
-            return
-        self.training_bar.write(
-            f"step {state.global_step}/{state.max_steps}: perplexity {logs['eval_perplexity']:.3f}, "
-            f"next-token accuracy {logs['eval_next_token_accuracy']:.4f}, "
-            f"CLS-slot accuracy {logs['eval_cls_accuracy']:.4f}"
-        )
+        """Says nothing; `EvaluationLines` does."""
+
+
+class EvaluationLines(TrainerCallback):
+    """One line for each evaluation while training."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Prints the figures, around the progress bar where there is one."""
+        if state.is_world_process_zero and state.max_steps and "eval_loss" in (logs or {}):
+            tqdm.write(
+                f"step {state.global_step}/{state.max_steps}: perplexity {logs['eval_perplexity']:.3f}, "
+                f"next-token accuracy {logs['eval_next_token_accuracy']:.4f}, "
+                f"CLS-slot accuracy {logs['eval_cls_accuracy']:.4f}"
+            )
 
 
 class KeepBest(TrainerCallback):
     """Saves `best_model` whenever an evaluation is better than the one that stands there; stops when none comes.
 
-    Better is a better `metric_for_best_model`, or an equal one with a lower loss. What stands in the folder is the only
-    memory, so an interrupted run goes on from it.
+    Better is a better `metric_for_best_model`, or an equal one with a lower loss. A run that goes on begins with what
+    stands in the folder.
 
     Args:
         trainer: The trainer that this is a callback of.
         folder: `best_model`.
         patience: Evaluations without a better one after which training stops; 0 for never.
+
+    Attributes:
+        best: Metric, value, loss and step of the best evaluation; None before the first. Every process holds the same,
+            as all processes see the same figures: read again from the folder, one might see what another just wrote.
     """
 
     def __init__(self, trainer: ImageTrainer, folder: Path, patience: int) -> None:
         self.trainer, self.folder, self.patience = trainer, folder, patience
+        self.best = read_selection(folder)
+        trainer.accelerator.wait_for_everyone()
 
     def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
         """Compares, saves and perhaps stops."""
         if not self.trainer.is_in_train:
             return
-        name = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
-        best = read_selection(self.folder)
-        self.trainer.accelerator.wait_for_everyone()  # nobody writes before all have read, so that all decide alike
+        _check_finite(metrics["eval_loss"], self.trainer.lr_scheduler.get_last_lr()[0], state.global_step)
+        name, loss = f"eval_{args.metric_for_best_model.removeprefix('eval_')}", metrics["eval_loss"]
+        value = metrics[name]
         sign = 1 if args.greater_is_better else -1
-        if best is None or (sign * metrics[name], -metrics["eval_loss"]) > (sign * best["value"], -best["loss"]):
-            best = {"metric": name, "value": metrics[name], "loss": metrics["eval_loss"], "step": state.global_step}
-            save_folder(self.trainer, self.folder, best)
-        since = {log["step"] for log in state.log_history if "eval_loss" in log and log["step"] > best["step"]}
+        if self.best is None or (sign * value, -loss) > (sign * self.best["value"], -self.best["loss"]):
+            self.best = {"metric": name, "value": value, "loss": loss, "step": state.global_step}
+            save_folder(self.trainer, self.folder, self.best)
+        since = {log["step"] for log in state.log_history if "eval_loss" in log and log["step"] > self.best["step"]}
         if self.patience and len(since) >= self.patience:
             control.should_training_stop = True
 
@@ -241,13 +262,15 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
 
     Every process must call it; the main one writes.
     """
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    unwrap = functools.partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
+    state_dict = trainer.accelerator.get_state_dict(unwrap(trainer.model_wrapped))
     if trainer.is_world_process_zero():
         with whole_folder(folder) as staging:
-            save_model(trainer.accelerator.unwrap_model(trainer.model), staging, trainer.processing_class, state_dict)
+            save_model(unwrap(trainer.model), staging, trainer.processing_class, state_dict)
             save_tokenizer(trainer.processing_class, staging)
             # JSON, with tokens masked; the library's training_args.bin is a pickle that holds them in clear.
-            write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(trainer.args.to_dict(), indent=2) + "\n")
+            arguments = trainer.args.to_dict() | {"imagelm": dataclasses.asdict(trainer.run)}
+            write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
             write_json(staging / SELECTION_FILE, selection)
     trainer.accelerator.wait_for_everyone()
 
@@ -255,6 +278,14 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
 def rows_only(dataset: Dataset) -> Dataset:
     """The column that a model reads, as arrays."""
     return dataset.select_columns(["input_ids"]).with_format("numpy")
+
+
+def _check_finite(loss: float, learning_rate: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} at step {step} (learning rate {learning_rate:.3g}): the run diverged and was stopped; "
+            "best_model and the checkpoints before it stay. Try a lower --learning_rate, or no fp16"
+        )
 
 
 def _muon(args: TrainingArguments, run: RunArguments):

@@ -10,6 +10,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -17,9 +18,9 @@ from imagelm.arguments import OWN_ARGUMENTS, ModelArguments, expand_config, shor
 from imagelm.dataset import load_prepared
 from imagelm.errors import InputError
 from imagelm.launch import parse_launch
-from imagelm.model import build_model
+from imagelm.model import build_model, prove_no_leak
 from imagelm.sequence import Grammar, load_vocabulary, make_vocabulary
-from imagelm.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer
+from imagelm.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
 from tests.conftest import ROOT, SHARED, TINY, run, train
 from train import DEFAULTS
 
@@ -93,6 +94,15 @@ def test_every_recipe_parses_and_the_command_line_wins(recipe, tmp_path):
     assert parse_launch([*words, "--learning_rate", "0.125"], DEFAULTS).args.learning_rate == 0.125
 
 
+def test_both_spellings_of_an_option_and_yamls_no_are_understood(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("eval_strategy: no\nsave_strategy: no")
+    words = ["--config", str(recipe), "--dataset-dir", "d", "--output-dir=o", "--use-cpu", "--learning-rate", "1e-9"]
+    launch = parse_launch(words, DEFAULTS)
+    assert (launch.data.dataset_dir, launch.args.output_dir, launch.args.learning_rate) == ("d", "o", 1e-9)
+    assert launch.args.eval_strategy == launch.args.save_strategy == "no"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -137,6 +147,8 @@ def test_wrong_input_ends_with_code_2_and_no_traceback(words, said, tmp_path):
         ({"config_overrides": "n_layre=2"}, "'n_layre=2' names no field of GPT2Config"),
         ({"config_overrides": "n_layer=two"}, "'n_layer=two' is no int"),
         ({"config_overrides": "hidden_size=30,num_attention_heads=4"}, "can't be shared among 4 heads"),
+        ({"config_overrides": "num_attention_heads=0"}, "no gpt2 model can be built like this"),
+        ({"config_overrides": "activation_function=foo"}, "no gpt2 model can be built like this"),
         ({"config_overrides": "n_positions=8"}, "the model has 8 positions, but the longest row has 14 tokens"),
         ({"model_config_file": "absent"}, "--model_config_file absent"),
         ({"model_name_or_path": "absent"}, "--model_name_or_path absent can't be loaded"),
@@ -226,14 +238,31 @@ def test_best_model_gives_its_reported_accuracy_in_a_bare_script_without_this_pr
     assert np.mean(np.array(answers[: len(test)]) == np.array(test["label"])) == pytest.approx(reported)
 
 
-@pytest.mark.parametrize("model_type", ["llama"])
-def test_other_causal_architectures_train_too(prepared, tmp_path, model_type):
-    overrides = "num_hidden_layers=1,hidden_size=32,num_attention_heads=2,intermediate_size=64"
-    overrides += ",num_key_value_heads=2,head_dim=16" if model_type == "llama" else ""
-    words = ("--model_type", model_type, "--config_overrides", overrides, "--max_steps", 2)
-    done = train(prepared, tmp_path / "out", *words)
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt_neox", "gemma2"])
+def test_other_architectures_are_built_from_a_size_alone_and_are_causal(prepared, model_type):
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    arguments = ModelArguments(
+        model_type=model_type, config_overrides="num_hidden_layers=2,hidden_size=48,num_attention_heads=6"
+    )
+    model = build_model(arguments, tokenizer, 14, None)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 48)
+    rows = [torch.tensor(row) for row in load_prepared(prepared)["test"]["input_ids"][:3]]
+    assert prove_no_leak(model, grammar_of(tokenizer), rows, seed=0) < 1e-4
+
+
+def test_another_architecture_trains_and_is_saved(prepared, tmp_path):
+    words = ("--config_overrides", "num_hidden_layers=1,hidden_size=32,num_attention_heads=2", "--max_steps", 2)
+    done = train(prepared, tmp_path / "out", "--model_type", "qwen3", *words)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "out/best_model/config.json").read_text())["model_type"] == model_type
+    assert json.loads((tmp_path / "out/best_model/config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_a_secret_on_the_command_line_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "hf_abc", "--hub_token=hf_abc", "--seed", "1"])
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    launch = parse_launch(["--dataset_dir", "d", "--output_dir", "o", "--use_cpu"], DEFAULTS)
+    assert "hf_abc" not in launch.command
+    assert launch.command.endswith("--seed 1")
 
 
 def test_a_checkpoint_is_fine_tuned_and_refused_for_another_vocabulary(prepared, trained, tmp_path, grammar):

@@ -173,11 +173,23 @@ def test_a_damaged_archive_is_an_input_error(tmp_path, grammar, name, content):
         read(file, grammar)
 
 
-def test_a_truncated_gzip_file_is_an_input_error(tmp_path, grammar):
-    file = tmp_path / "a.jsonl.gz"
-    file.write_bytes(gzip.compress(write_jsonl(tmp_path / "a.jsonl", random_rows(50, seed=4)).read_bytes())[:-20])
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_an_archive_that_was_cut_off_is_an_input_error(tmp_path, grammar, ending, compress, share):
+    file = tmp_path / f"a.jsonl.{ending}"
+    whole = compress(write_jsonl(tmp_path / "a.jsonl", random_rows(500, seed=4)).read_bytes())
+    file.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match="can't be read"):
         read(file, grammar)
+
+
+def test_archives_of_several_frames_are_read_to_the_end(tmp_path, grammar):
+    rows = random_rows(60, seed=5)
+    for ending, compress in (("gz", gzip.compress), ("zst", zstandard.compress)):
+        parts = [write_jsonl(tmp_path / "part", rows[start : start + 20]).read_bytes() for start in (0, 20, 40)]
+        file = tmp_path / f"a.jsonl.{ending}"
+        file.write_bytes(b"".join(map(compress, parts)))
+        assert len(read(file, grammar)[0]) == 60
 
 
 def test_files_are_found_by_name_and_pattern_each_once(tmp_path):

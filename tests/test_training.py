@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from imagelm.arguments import RunArguments
 from imagelm.dataset import load_prepared
-from imagelm.errors import LeakError
-from imagelm.model import mend_loss_scale, prove_no_leak
+from imagelm.errors import DivergedError, InputError, LeakError
+from imagelm.model import load_model, mend_loss_scale, prove_no_leak
 from imagelm.optimizer import MuonWithAdamW, hidden_matrices, orthogonalize
+from imagelm.runs import settle_output
 from imagelm.sequence import Grammar
 from imagelm.tokenizer import grammar_of, load_tokenizer
 from imagelm.training import ImageTrainer, RowCollator, TokenAndSlotLoss, rows_only
@@ -182,12 +183,71 @@ def test_a_finished_run_is_not_trained_again_and_another_is_refused_with_the_dif
     assert (output / "final_model/model.safetensors").read_bytes() != before
 
 
-def test_a_folder_with_other_files_is_never_trained_into(prepared, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    done = train(prepared, tmp_path)
-    assert done.returncode == 2
-    assert "aren't of a run" in done.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+def settle(folder: Path, overwrite: bool = False, identity: dict | None = None, **changes) -> str | None:
+    return settle_output(arguments(folder, **changes), identity or {"seed": 1}, overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_files_is_neither_trained_into_nor_emptied(tmp_path, overwrite):
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500/theirs").touch()
+    with pytest.raises(InputError, match="aren't of a run"):
+        settle(tmp_path, overwrite)
+    assert (tmp_path / "checkpoint-500/theirs").exists()
+
+
+def test_an_incomplete_checkpoint_is_passed_over_for_the_newest_whole_one(trained, tmp_path):
+    whole = min(trained.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    identity = json.loads((trained / "run.json").read_text())["identity"]
+    for missing in ("optimizer.pt", "scheduler.pt", "model.safetensors", "trainer_state.json"):
+        output = tmp_path / missing
+        output.mkdir()
+        shutil.copy(trained / "run.json", output)
+        shutil.copytree(whole, output / "checkpoint-3")
+        shutil.copytree(whole, output / "checkpoint-7")
+        (output / "checkpoint-7" / missing).unlink()
+        assert settle(output, identity=identity) == str(output / "checkpoint-3")
+        named = str(output / "checkpoint-7")
+        with pytest.raises(InputError, match="no whole checkpoint"):
+            settle(output, identity=identity, resume_from_checkpoint=named)
+        shutil.copy(whole / missing, output / "checkpoint-7")
+        assert settle(output, identity=identity) == named
+        (output / "checkpoint-7/trainer_state.json").write_text('{"half')
+        assert settle(output, identity=identity) == str(output / "checkpoint-3")
+
+
+def test_a_diverged_run_is_stopped_with_a_message_and_code_1(prepared, tmp_path):
+    done = train(prepared, tmp_path / "out", "--learning_rate", "1e38", "--max_steps", 8, "--logging_steps", 1)
+    assert done.returncode == 1
+    assert "the run diverged and was stopped" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/final_model").exists()
+
+
+def test_the_leak_proof_does_not_pass_a_model_of_nans(tokenizer, data):
+    model = tiny_model(tokenizer)
+    for p in model.parameters():
+        torch.nn.init.constant_(p, float("nan"))
+    with pytest.raises(DivergedError):
+        prove_no_leak(model, grammar_of(tokenizer), [torch.tensor(data["test"]["input_ids"][0])], seed=0)
+
+
+@pytest.mark.parametrize("words", [("--bf16",), ("--torch_compile", "--torch_compile_backend", "eager")])
+def test_reported_figures_are_those_of_the_saved_weights_in_fp32(prepared, tokenizer, data, tmp_path, words):
+    done = train(prepared, tmp_path / "out", "--max_steps", 3, *words)
+    assert done.returncode == 0, done.stderr
+    model = load_model(tmp_path / "out/final_model").eval()
+    tokens, _ = losses_by_hand(model, grammar_of(tokenizer), data["test"]["input_ids"])
+    results = json.loads((tmp_path / "out/final_model/eval_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(np.mean(tokens), rel=1e-6)
+
+
+def test_a_folder_with_weights_of_another_architecture_is_not_filled_up_at_random(trained, tmp_path):
+    shutil.copytree(trained / "best_model", tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    save_file({f"_orig_mod.{name}": weight for name, weight in weights.items()}, tmp_path / "model/model.safetensors")
+    with pytest.raises(RuntimeError, match="doesn't hold the weights"):
+        load_model(tmp_path / "model")
 
 
 def test_best_model_is_the_best_evaluation_with_ties_broken_by_loss(trained):

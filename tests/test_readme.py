@@ -1,0 +1,62 @@
+"""README's snippet runs as it stands, its commands parse, its files exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from imagelm.launch import parse_launch
+from tests.conftest import ROOT, run
+from train import DEFAULTS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def indented(start: str) -> str:
+    """The indented block of README.md that begins with `start`."""
+    lines = README.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.strip().startswith(start))
+    indent = len(lines[first]) - len(lines[first].lstrip())
+    block = []
+    for line in lines[first:]:
+        if line.strip() and len(line) - len(line.lstrip()) < indent:
+            break
+        block.append(line[indent:])
+    return "\n".join(block)
+
+
+def test_the_loading_snippet_prints_a_token_of_the_vocabulary(trained, tmp_path, grammar):
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    (tmp_path / "outputs/mine/best_model").symlink_to(trained / "best_model")
+    done = run("-I", "-c", indented("from transformers import AutoModelForCausalLM"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in grammar.vocabulary
+
+
+def test_the_training_command_parses():
+    words = shlex.split(indented("accelerate launch").splitlines()[0])
+    launch = parse_launch([*words[words.index("train.py") + 1 :], "--use_cpu"], DEFAULTS)
+    assert (launch.data.dataset_dir, launch.args.output_dir) == ("data/mine", "outputs/mine")
+
+
+def test_every_option_that_is_named_exists():
+    helps = "".join(run(script, "--help").stdout for script in ("prepare_dataset.py", "train.py"))
+    named = set(re.findall(r"--[a-z_]+", README)) - {"--multi_gpu", "--num_processes", "--config_file"}  # accelerate's
+    assert len(named) > 10
+    assert [name for name in sorted(named) if name not in helps] == []
+
+
+def test_the_file_tree_and_the_pictures_are_there():
+    tree = indented("prepare_dataset.py       raw JSONL").splitlines()
+    folder, count = "", 0
+    for line in filter(str.strip, tree):
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        inside = line.startswith(" ")
+        for name in names:
+            assert (ROOT / (folder if inside else "") / name).exists(), name
+            count += 1
+        if not inside:
+            folder = names[0]
+    assert count > 25
+    for picture in re.findall(r"\]\((\S+\.png)\)", README):
+        assert (ROOT / picture).is_file()
