@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tqdm import tqdm
 
 from imagelm.errors import InputError
-from imagelm.files import check_output_free, read_json, whole_folder, write_json, write_text
+from imagelm.files import check_folder_name, check_output_free, read_json, whole_folder, write_json, write_text
 from imagelm.records import SPLITS, ProblemLog, RowBatch, expand_files, read_rows
 from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar, class_token, load_vocabulary
 from imagelm.splits import DIGEST_DTYPE, Duplicates, RowTable, assign_splits, find_duplicates
@@ -46,6 +46,7 @@ class PrepareOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        check_folder_name(self.output_dir)
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} is no share; give one between 0 and 1, such as 0.2")
         if self.max_length is not None and self.max_length <= NUM_FRAME_TOKENS:

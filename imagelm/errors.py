@@ -33,9 +33,11 @@ class DivergedError(RuntimeError):
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and ends the process with exit code 0, 1 or 2.
 
-    SIGTERM is turned into an ordinary exit, so that half-written output is cleaned away on the way out.
+    SIGTERM is turned into an ordinary exit, so that half-written output is cleaned away on the way out. Not so where
+    several processes work together: one that waits for another in C code would never come to run a Python handler.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         main()
     except InputError as error:

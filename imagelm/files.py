@@ -17,6 +17,19 @@ from pathlib import Path
 from imagelm.errors import InputError
 
 
+def check_folder_name(name: str) -> None:
+    """Refuses an output folder that can't come to be.
+
+    Raises:
+        InputError: The name is empty, or it or a folder above it is a file.
+    """
+    if not name:
+        raise InputError("--output_dir is empty; name a folder")
+    for folder in (Path(name), *Path(name).parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output_dir {name}: {folder} is a file; name a folder that doesn't exist yet")
+
+
 def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
     """Refuses an output folder that exists, unless it may be overwritten and is one that we wrote.
 
@@ -29,8 +42,6 @@ def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
     Raises:
         InputError: The folder holds something and may not be replaced.
     """
-    if path.is_file():
-        raise InputError(f"{path} is a file; give a folder that doesn't exist yet as --output_dir")
     if not path.exists() or not any(path.iterdir()):
         return
     if not overwrite:
@@ -48,6 +59,7 @@ def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields a staging folder beside `path`; on success it takes the place of `path`, on any error it vanishes."""
     path = Path(path).resolve()
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
@@ -56,6 +68,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _put_in_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if not path.exists():
+            for folder in made:
+                folder.rmdir()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
 from imagelm.errors import InputError
+from imagelm.files import check_folder_name
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.precision import MIXED_PRECISION_VARIABLE, settle_mixed_precision, settle_threads
 
@@ -164,5 +165,12 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     for option, (unwanted, reason) in UNWANTED_ARGUMENTS.items():
         if unwanted(getattr(args, option)):
             raise InputError(f"--{option} {getattr(args, option)}: leave it out; {reason}")
-    if not args.output_dir:
-        raise InputError("--output_dir is empty; name a folder")
+    for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, option) < 1:
+            raise InputError(f"--{option} {getattr(args, option)}: give 1 or more")
+    for option in ("eval_steps", "save_steps", "logging_steps"):
+        if (getattr(args, option) or 1) <= 0:
+            raise InputError(f"--{option} {getattr(args, option)}: give a positive number")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
+    check_folder_name(args.output_dir)

@@ -82,7 +82,7 @@ class ProblemLog:
         if total > len(self.shown):
             lines.append(f"  … and {total - len(self.shown)} more")
         kinds = ", ".join(f"{kind} {count}" for kind, count in self.counts.most_common())
-        return "\n".join([f"{total} bad rows ({kinds})", *lines])
+        return "\n".join([f"{total} bad {'row' if total == 1 else 'rows'} ({kinds})", *lines])
 
 
 def expand_files(patterns: list[str]) -> list[Path]:
@@ -93,6 +93,8 @@ def expand_files(patterns: list[str]) -> list[Path]:
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
+        if not pattern:
+            raise InputError("--data_files holds an empty name; is a variable unset?")
         found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise InputError(f"--data_files {pattern}: no such file")
@@ -139,13 +141,14 @@ class _Checker:
 
     def check(self, file: str, first_line: int, lines: list[bytes]) -> RowBatch:
         texts, counts, labels, splits, sources, numbers = [], [], [], [], [], []
+        bad: dict[int, tuple[str, str]] = {}
         for number, line in enumerate(lines, start=first_line):
             if line.isspace():
                 continue
             try:
                 text, count, label, split, source = self._parse(line)
-            except _BadRow as bad:
-                self.problems.add(file, number, bad.kind, bad.reason, line)
+            except _BadRow as error:
+                bad[number] = error.kind, error.reason
                 continue
             texts.append(text)
             counts.append(count)
@@ -159,8 +162,9 @@ class _Checker:
         ids, offsets = self._look_up(words)
         good, mended = self._compare(ids, offsets, labels, np.array(counts, dtype=np.int64))
         for i in np.flatnonzero(~good):
-            kind, reason = self._explain(words[i].as_py(), counts[i], int(labels[i]))
-            self.problems.add(file, numbers[i], kind, reason, lines[numbers[i] - first_line])
+            bad[numbers[i]] = self._explain(words[i].as_py(), counts[i], int(labels[i]))
+        for number, (kind, reason) in sorted(bad.items()):
+            self.problems.add(file, number, kind, reason, lines[number - first_line])
 
         lengths = np.diff(offsets)
         inside = np.repeat(good, lengths)

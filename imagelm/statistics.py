@@ -95,6 +95,9 @@ def summary(stats: dict) -> list[str]:
             f"warning: truncation cut {cut['share_of_image_tokens_cut']:.1%} of all image tokens; "
             "a larger --max_length keeps them"
         )
+    present = [label for label, count in enumerate(stats["classes"]["train"]) if count]
+    if len(present) == 1:
+        lines.append(f"warning: all training rows are of class {present[0]}; there is nothing to tell apart")
     if conflicts["total"]:
         lines.append(
             f"warning: {conflicts['total']} rows repeat an image that stands with another label; they were dropped:"

@@ -113,6 +113,13 @@ def test_both_spellings_of_an_option_and_yamls_no_are_understood(tmp_path):
         (("--dataset_dir", "d", "--label_smoothing_factor", "0.1"), "--label_smoothing_factor 0.1: leave it out"),
         (("--dataset_dir", "d", "--eval_do_concat_batches", "false"), "--eval_do_concat_batches False"),
         (("--dataset_dir", "d", "--bf16_full_eval"), "figures are reported in fp32"),
+        (
+            ("--dataset_dir", "d", "--per_device_train_batch_size", "0"),
+            "--per_device_train_batch_size 0: give 1 or more",
+        ),
+        (("--dataset_dir", "d", "--eval_strategy", "steps", "--eval_steps", "-1"), "--eval_steps -1"),
+        (("--dataset_dir", "d", "--output_dir", ""), "--output_dir is empty"),
+        (("--dataset_dir", "d", "--output_dir", f"{__file__}/sub"), "is a file"),
         (("--dataset_dir", "d", "--eval_strategy", "sometimes"), "sometimes"),
         (("--config", "absent.yaml"), "--config absent.yaml: No such file"),
         (("--config",), "--config needs a YAML file"),

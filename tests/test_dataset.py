@@ -165,6 +165,19 @@ def test_bad_rows_stop_the_command_with_code_2_and_nothing_written(tmp_path, voc
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_no_folder_is_left_behind_and_problems_stand_in_the_order_of_lines(tmp_path, vocab_file):
+    rows = [{"tokens": "x", "label": 0}, {"label": 0}, {"tokens": "y", "label": 0}]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    before = sorted(tmp_path.rglob("*"))
+    options = PrepareOptions([str(file)], str(vocab_file), str(tmp_path / "new/deep/out"))
+    with pytest.raises(InputError) as error:
+        prepare(options, command="test")
+    assert [line.split(":")[1] for line in str(error.value).splitlines()[1:4]] == ["1", "2", "3"]
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InputError, match="is a file"):
+        PrepareOptions([str(file)], str(vocab_file), str(file / "out"))
+
+
 def test_skipped_rows_are_kept_in_a_file_with_their_reasons(tmp_path, vocab_file):
     rows = random_rows(30, seed=15)
     write_jsonl(tmp_path / "rows.jsonl", [*rows[:7], {"tokens": "x", "label": 0}, *rows[7:]])
