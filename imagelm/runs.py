@@ -111,13 +111,17 @@ def settle_output(args: TrainingArguments, this: dict, overwrite: bool) -> str |
         if Path(named).resolve().parent != output.resolve() or not _is_whole(Path(named)):
             raise InputError(f"--resume_from_checkpoint {named} is no whole checkpoint of --output_dir {output}")
         return named
-    if (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists() and not anew:
+    finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
+    if finished and not anew:
         return FINISHED
     checkpoint = None if anew else newest_checkpoint(output)
-    if checkpoint is None:
-        discard(output)
-        return None
-    return str(checkpoint)
+    if checkpoint is not None:
+        return str(checkpoint)
+    if finished or any(CHECKPOINT_PATTERN.fullmatch(folder.name) for folder in output.iterdir()):
+        why = "a new start was asked for" if anew else "no whole checkpoint"
+        raise InputError(f"--output_dir {output} holds this run, but {why}; discard what is there with --overwrite")
+    discard(output)
+    return None
 
 
 def newest_checkpoint(output: Path) -> Path | None:

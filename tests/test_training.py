@@ -216,6 +216,23 @@ def test_an_incomplete_checkpoint_is_passed_over_for_the_newest_whole_one(traine
         assert settle(output, identity=identity) == str(output / "checkpoint-3")
 
 
+def test_work_is_discarded_only_when_asked_for(trained, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(trained, output)
+    identity = json.loads((trained / "run.json").read_text())["identity"]
+    assert settle(output, identity=identity) == "finished"
+    for checkpoint in output.glob("checkpoint-*"):
+        (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match="a new start was asked for"):
+        settle(output, identity=identity, resume_from_checkpoint="false")
+    shutil.rmtree(output / "final_model")
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        settle(output, identity=identity)
+    assert (output / "best_model/model.safetensors").exists()
+    assert settle(output, overwrite=True, identity=identity) is None
+    assert not (output / "best_model").exists()
+
+
 def test_a_diverged_run_is_stopped_with_a_message_and_code_1(prepared, tmp_path):
     done = train(prepared, tmp_path / "out", "--learning_rate", "1e38", "--max_steps", 8, "--logging_steps", 1)
     assert done.returncode == 1
