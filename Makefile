@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 demo: $(VENV)/installed
 	python -m examples.digits --output_dir data/digits/raw --seed $(SEED)
 	python prepare_dataset.py --data_files data/digits/raw/rows.jsonl --vocab_file data/digits/raw/vocab.json \
-	  --output_dir data/digits/prepared --split_by field --overwrite
+	  --codec data/digits/raw/codec --output_dir data/digits/prepared --split_by field --overwrite
 	accelerate launch --config_file accelerate_config.yaml train.py --config configs/digits.yaml \
 	  --dataset_dir data/digits/prepared --output_dir outputs/digits --seed $(SEED) --overwrite
 

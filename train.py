@@ -31,11 +31,19 @@ def main() -> None:
     from transformers import set_seed
 
     from imagelm.baselines import baseline_accuracies
-    from imagelm.dataset import TOKENIZER_FOLDER, check_disjoint, load_prepared, load_stats
+    from imagelm.dataset import (
+        TOKENIZER_FOLDER,
+        augmented,
+        check_disjoint,
+        load_codec_of,
+        load_prepared,
+        load_stats,
+    )
     from imagelm.evaluation import evaluate_folder, leak_proof_rows
     from imagelm.files import write_json
     from imagelm.launch import parse_launch
-    from imagelm.model import build_model, prove_no_leak
+    from imagelm.model import build_model, name_classes, prove_no_leak
+    from imagelm.processor import make_processor
     from imagelm.report import summary, write_report
     from imagelm.runs import (
         BEST_FOLDER,
@@ -64,6 +72,9 @@ def main() -> None:
     tokenizer = load_tokenizer(data_folder / TOKENIZER_FOLDER)
     grammar = grammar_of(tokenizer)
     check_disjoint(dataset)
+    codec = load_codec_of(data_folder)
+    train = augmented(dataset["train"], codec, grammar, launch.run.augment, args.seed)
+    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
     say(f"data: {len(dataset['train'])} training and {len(dataset['test'])} test rows, no image in both")
 
     # Model
@@ -71,6 +82,7 @@ def main() -> None:
     max_length = stats["max_length"]
     attention = launch.attention(max_length)
     model = build_model(launch.model, tokenizer, max_length, attention)
+    name_classes(model, stats["class_names"])
     rows = leak_proof_rows(dataset["test"])
     prove_no_leak(model, grammar, rows, args.seed)
     say(f"model: {model.config.model_type}, {model.num_parameters():,} parameters, {max_length} positions")
@@ -101,7 +113,7 @@ def main() -> None:
     )
 
     # Training
-    trainer = ImageTrainer(model, args, launch.run, tokenizer, dataset["train"], dataset["test"])
+    trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor)
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
     trainer.add_callback(keep_best)
     say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
@@ -118,7 +130,7 @@ def main() -> None:
     for name in (BEST_FOLDER, FINAL_FOLDER):
         folder = output / name
         results[name] = evaluate_folder(folder, args, launch.run, tokenizer, dataset["test"])
-        results[name] |= {"step": read_selection(folder)["step"], **baselines}
+        results[name] |= {"step": read_selection(folder)["step"], "class_names": stats["class_names"], **baselines}
         if is_main:
             write_json(folder / RESULTS_FILE, results[name])
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""scikit-learn's 8×8 digits (1,797 images, no download) → raw JSONL rows and their vocabulary.
+"""scikit-learn's 8×8 digits (1,797 images, no download) → raw JSONL rows, their vocabulary and their codec.
 
     python -m examples.digits --output_dir data/digits/raw
 
@@ -18,9 +18,10 @@ import orjson
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from imagelm.codec import PatchCodebook
+from imagelm.codec import fit_patch_codec
 from imagelm.errors import run_script
 from imagelm.files import write_json
+from imagelm.raw import CODEC_FOLDER
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
 from imagelm.tokenizer import VOCABULARY_FILE
 
@@ -38,9 +39,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def shift(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """Images moved by (dy, dx) pixels, with empty pixels moving in; shape (images, height, width)."""
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    _, height, width = images.shape
+    """Images moved by (dy, dx) pixels, with empty pixels moving in; shape (images, height, width, channels)."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    _, height, width, _ = images.shape
     return padded[:, 1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
 
 
@@ -48,24 +49,26 @@ def main() -> None:
     arguments = parse_arguments()
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8)
+    # 17 levels of grey, spread over 8 bits.
+    images = np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     is_test = np.zeros(len(images), dtype=bool)
     everyone = np.arange(len(images))
     is_test[
         train_test_split(everyone, test_size=arguments.test_size, stratify=labels, random_state=arguments.seed)[1]
     ] = True
-    codebook = PatchCodebook.fit(images[~is_test], arguments.patch_size, arguments.codebook_size, arguments.seed)
+    codec = fit_patch_codec(images[~is_test], arguments.patch_size, arguments.codebook_size, arguments.seed)
 
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     rows_file = arguments.output_dir / "rows.jsonl"
     with open(rows_file, "wb") as file:
         for dy, dx in SHIFTS:
-            for i, entries in enumerate(codebook.encode(shift(images, dy, dx))):
+            for i, entries in enumerate(codec.encode(shift(images, dy, dx))):
                 if is_test[i] and (dy, dx) != (0, 0):
                     continue
                 row = {"tokens": sentence(entries, labels[i]), "label": int(labels[i])}
                 row |= {"split": "test" if is_test[i] else "train", "source": f"digit_{i:04d}"}
                 file.write(orjson.dumps(row) + b"\n")
+    codec.save(arguments.output_dir / CODEC_FOLDER)
     write_json(arguments.output_dir / VOCABULARY_FILE, make_vocabulary(arguments.codebook_size, labels.max() + 1))
     print(f"{len(images)} images, {is_test.sum()} held out, {len(SHIFTS)} variants of each of the others: {rows_file}")
 

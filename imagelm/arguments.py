@@ -52,7 +52,7 @@ class ModelArguments:
 
 @dataclass
 class RunArguments:
-    """Loss, optimizer and threads."""
+    """Loss, optimizer, augmentation and threads."""
 
     cls_loss_weight: float = field(
         default=0.0,
@@ -66,6 +66,13 @@ class RunArguments:
         },
     )
     muon_learning_rate: float = field(default=0.02, metadata={"help": "Muon's; --learning_rate is AdamW's"})
+    augment: str | None = field(
+        default=None,
+        metadata={
+            "help": "change training images anew in each epoch, such as shift=2,rotate=10,scale=0.1,hflip; "
+            "needs data prepared with --keep_images"
+        },
+    )
     early_stopping_patience: int = field(
         default=0, metadata={"help": "stop after so many evaluations without a better one (0: never)"}
     )

@@ -7,55 +7,61 @@ keeps only a digest and a label of each; then it's known who stays on which side
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Protocol
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from tqdm import tqdm
 
+from imagelm.augmentation import parse_augmentation
+from imagelm.augmented_rows import AugmentedRows
 from imagelm.errors import InputError
-from imagelm.files import check_folder_name, check_output_free, read_json, whole_folder, write_json, write_text
-from imagelm.records import SPLITS, ProblemLog, RowBatch, expand_files, read_rows
-from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar, class_token, load_vocabulary
+from imagelm.files import check_output_free, read_json, whole_folder, write_json, write_text
+from imagelm.options import PrepareOptions
+from imagelm.published.codec_imagelm import Codec, load_codec
+from imagelm.raw import CODEC_FOLDER, RAW_FOLDER, JsonlRows, RawWriter
+from imagelm.records import SPLITS, ProblemLog, RowBatch
+from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar
 from imagelm.splits import DIGEST_DTYPE, Duplicates, RowTable, assign_splits, find_duplicates
 from imagelm.statistics import dataset_card, describe
 from imagelm.tokenizer import build_tokenizer, save_tokenizer
 
 STATS_FILE = "stats.json"
 BAD_ROWS_FILE = "bad_rows.jsonl"
+ROWS_FILE = "rows.arrow"  # temporary
 TOKENIZER_FOLDER = "tokenizer"
 
 
-@dataclass
-class PrepareOptions:
-    """What `prepare_dataset.py` is asked to do; the command's arguments by the same names."""
+class RowSource(Protocol):
+    """Where rows come from: raw JSONL (`JsonlRows`) or pictures (`imagelm.encoding.ImageRows`).
 
-    data_files: list[str]
-    vocab_file: str
-    output_dir: str
-    max_length: int | None = None
-    truncation_side: str = "left"
-    test_size: float = 0.2
-    split_by: str = "stratified"
-    seed: int = 42
-    on_bad_rows: str = "stop"
-    overwrite: bool = False
+    Attributes:
+        grammar: The vocabulary.
+        class_names: Names of the classes, indexed by label.
+        files: Names that the rows' `file` may have.
+        split_by: How `assign_splits` is to deal the rows out.
+        split: How the split was made, in words.
+    """
 
-    def __post_init__(self) -> None:
-        check_folder_name(self.output_dir)
-        if not 0 < self.test_size < 1:
-            raise InputError(f"--test_size {self.test_size} is no share; give one between 0 and 1, such as 0.2")
-        if self.max_length is not None and self.max_length <= NUM_FRAME_TOKENS:
-            raise InputError(
-                f"--max_length {self.max_length} leaves no room for an image; "
-                f"the frame takes {NUM_FRAME_TOKENS} tokens, so give at least {NUM_FRAME_TOKENS + 1}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
+    grammar: Grammar
+    class_names: list[str]
+    files: list[str]
+    split_by: str
+    split: str
+
+    def batches(self) -> Iterator[RowBatch]:
+        """All rows in the grammar, in a fixed order."""
+
+    def place(self, file: str, line: int) -> str:
+        """Where a row stands, for people."""
+
+    def statistics(self) -> dict:
+        """What this source adds to `stats.json`."""
 
 
 def prepare(options: PrepareOptions, command: str) -> dict:
@@ -75,17 +81,19 @@ def prepare(options: PrepareOptions, command: str) -> dict:
     """
     output = Path(options.output_dir)
     check_output_free(output, STATS_FILE, options.overwrite)
-    grammar = load_vocabulary(options.vocab_file)
-    files = expand_files(options.data_files)
     with whole_folder(output) as staging:
-        rows_file = staging / "rows.arrow"
-        table = _first_pass(options, grammar, files, rows_file, staging / BAD_ROWS_FILE)
+        with open(staging / BAD_ROWS_FILE, "wb") as keep:
+            problems = ProblemLog(keep=keep)
+            source = _open_source(options, staging, problems)
+            table = _first_pass(options, source, problems, staging)
+        if not problems.counts:
+            (staging / BAD_ROWS_FILE).unlink()
         duplicates = find_duplicates(table.digests, table.labels, table.file_splits)
-        sides = _assign(options, table, grammar, duplicates)
-        _second_pass(rows_file, grammar, sides, table, staging)
+        sides = _assign(options, table, source, duplicates)
+        _second_pass(staging, source, sides, table)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
-        save_tokenizer(build_tokenizer(grammar, max_length), staging / TOKENIZER_FOLDER)
-        stats = describe(asdict(options), command, grammar, table, duplicates, sides)
+        save_tokenizer(build_tokenizer(source.grammar, max_length), staging / TOKENIZER_FOLDER)
+        stats = describe(asdict(options), command, source, table, duplicates, sides)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
     return stats
@@ -106,8 +114,36 @@ def load_prepared(folder: str | Path) -> DatasetDict:
 
 
 def load_stats(folder: str | Path) -> dict:
-    """The statistics that `prepare` left in `folder`."""
-    return read_json(Path(folder) / STATS_FILE)
+    """The statistics that `prepare` left in `folder`.
+
+    Raises:
+        InputError: They are an earlier version's.
+    """
+    stats = read_json(Path(folder) / STATS_FILE)
+    if "class_names" not in stats:
+        raise InputError(f"{folder} was written by an earlier version; write it anew with prepare_dataset.py")
+    return stats
+
+
+def load_codec_of(folder: str | Path) -> Codec | None:
+    """The codec that made the rows; None where the rows came without."""
+    codec = Path(folder) / CODEC_FOLDER
+    return load_codec(codec) if codec.is_dir() else None
+
+
+def augmented(
+    train: Dataset, codec: Codec | None, grammar: Grammar, recipe: str | None, seed: int
+) -> Dataset | AugmentedRows:
+    """The training rows, or, where there is a recipe, rows made anew in each epoch.
+
+    Raises:
+        InputError: The recipe is wrong, or the data hold no images.
+    """
+    if recipe is None:
+        return train
+    if codec is None or "image" not in train.features:
+        raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
+    return AugmentedRows(train, codec, grammar, parse_augmentation(recipe), seed)
 
 
 def check_disjoint(dataset: DatasetDict) -> None:
@@ -134,30 +170,41 @@ def _image_digest(row: np.ndarray) -> bytes:
     return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]))
 
 
-def _first_pass(
-    options: PrepareOptions, grammar: Grammar, files: list[Path], rows_file: Path, bad_file: Path
-) -> RowTable:
-    """Reads, checks and cuts all rows into `rows_file`; returns what the split needs to know of them."""
-    schema = pa.schema([("input_ids", pa.list_(pa.from_numpy_dtype(grammar.id_dtype))), ("source", pa.string())])
-    table = RowTable(files=[str(file) for file in files], code_counts=np.zeros(grammar.size, dtype=np.int64))
-    with open(bad_file, "wb") as keep, pa.OSFile(str(rows_file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        table.problems = ProblemLog(keep=keep)
-        for batch in read_rows(files, grammar, table.problems, need_split=options.split_by == "field"):
+def _open_source(options: PrepareOptions, staging: Path, problems: ProblemLog) -> RowSource:
+    if options.images is None:
+        return JsonlRows(options, staging, problems)
+    from imagelm.encoding import ImageRows  # late: rows of tokens need none of its libraries
+
+    return ImageRows(options, staging, problems)
+
+
+def _first_pass(options: PrepareOptions, source: RowSource, problems: ProblemLog, staging: Path) -> RowTable:
+    """Reads, checks and cuts all rows into a temporary file; returns what the split needs to know of them."""
+    grammar = source.grammar
+    token_type = pa.list_(pa.from_numpy_dtype(grammar.id_dtype))
+    schema = pa.schema([("input_ids", token_type), ("source", pa.string()), ("image", pa.binary())])
+    code_counts = np.zeros(grammar.size, dtype=np.int64)
+    table = RowTable(files=source.files, where=source.place, code_counts=code_counts, problems=problems)
+    raw = RawWriter(staging / RAW_FOLDER, source) if options.images and options.images.write_jsonl else None
+    with pa.OSFile(str(staging / ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in source.batches():
             table.num_read_tokens += int(batch.lengths.sum())
             if options.max_length is not None:
                 batch = _cut(batch, options.max_length - NUM_FRAME_TOKENS, options.truncation_side, table)
             _note(batch, table)
+            if raw:
+                raw.write(batch)
             ids, offsets = grammar.compose(batch.bodies, batch.lengths, batch.labels)
             lists = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(ids))
-            writer.write_batch(pa.record_batch([lists, pa.array(batch.sources, type=pa.string())], schema=schema))
-    if table.problems.counts:
-        if options.on_bad_rows == "stop":
-            raise InputError(
-                f"{table.problems.summary()}\n"
-                "Nothing was written. Mend the rows, or leave them out with --on_bad_rows skip"
-            )
-    else:
-        bad_file.unlink()
+            images = pa.array(batch.images or [None] * len(lists), type=pa.binary())
+            sources = pa.array(batch.sources, type=pa.string())
+            writer.write_batch(pa.record_batch([lists, sources, images], schema=schema))
+    if raw:
+        raw.finish()
+    if problems.counts and options.on_bad_rows == "stop":
+        raise InputError(
+            f"{problems.summary()}\nNothing was written. Mend them, or leave them out with --on_bad_rows skip"
+        )
     table.finish()
     if not len(table.labels):
         raise InputError(f"no usable row in {', '.join(table.files)}; expected JSON lines with tokens and label")
@@ -201,29 +248,30 @@ def _note(batch: RowBatch, table: RowTable) -> None:
     table.code_counts += np.bincount(batch.bodies, minlength=len(table.code_counts))
 
 
-def _assign(options: PrepareOptions, table: RowTable, grammar: Grammar, duplicates: Duplicates) -> np.ndarray:
+def _assign(options: PrepareOptions, table: RowTable, source: RowSource, duplicates: Duplicates) -> np.ndarray:
     """The side of each row that stays, -1 for duplicates; int8, shape (rows,)."""
     keep = duplicates.keep
-    names = [class_token(label) for label in range(grammar.num_classes)]
     sides = np.full(len(keep), -1, dtype=np.int8)
     sides[keep] = assign_splits(
-        options.split_by,
+        source.split_by,
         options.test_size,
         options.seed,
         table.labels[keep],
         table.groups[keep],
         table.file_splits[keep],
-        names,
+        source.class_names,
     )
     return sides
 
 
-def _second_pass(rows_file: Path, grammar: Grammar, sides: np.ndarray, table: RowTable, staging: Path) -> None:
+def _second_pass(staging: Path, source: RowSource, sides: np.ndarray, table: RowTable) -> None:
     """Deals the rows out to their splits and saves the `DatasetDict`; removes the temporary files."""
-    features = _features(grammar, with_source=table.has_sources)
+    rows_file = staging / ROWS_FILE
     split_files = {name: staging / f"{name}.arrow" for name in SPLITS}
-    with pa.memory_map(str(rows_file)) as source:
-        reader = pa.ipc.open_file(source)
+    with pa.memory_map(str(rows_file)) as rows:
+        reader = pa.ipc.open_file(rows)
+        with_images = reader.num_record_batches > 0 and reader.get_batch(0)["image"].null_count == 0
+        features = _features(source, with_source=table.has_sources, with_images=with_images)
         writers = {name: pa.ipc.new_stream(str(file), features.arrow_schema) for name, file in split_files.items()}
         row = 0
         for i in tqdm(range(reader.num_record_batches), desc="writing", disable=None):
@@ -234,6 +282,9 @@ def _second_pass(rows_file: Path, grammar: Grammar, sides: np.ndarray, table: Ro
                 "label": pa.array(table.labels[part], type=pa.int64()),
                 "source": batch["source"],
             }
+            if with_images:
+                names = pa.nulls(batch.num_rows, pa.string())
+                columns["image"] = pa.StructArray.from_arrays([batch["image"], names], ["bytes", "path"])
             whole = pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
             for side, name in enumerate(SPLITS):
                 writers[name].write_table(whole.filter(pa.array(sides[part] == side)))
@@ -247,9 +298,10 @@ def _second_pass(rows_file: Path, grammar: Grammar, sides: np.ndarray, table: Ro
         file.unlink()
 
 
-def _features(grammar: Grammar, with_source: bool) -> Features:
-    label_names = [str(label) for label in range(grammar.num_classes)]
-    features = {"input_ids": List(Value(str(grammar.id_dtype))), "label": ClassLabel(names=label_names)}
+def _features(source: RowSource, with_source: bool, with_images: bool) -> Features:
+    features = {"input_ids": List(Value(str(source.grammar.id_dtype))), "label": ClassLabel(names=source.class_names)}
     if with_source:
         features["source"] = Value("string")
+    if with_images:
+        features["image"] = Image()
     return Features(features)

@@ -80,6 +80,12 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     return model
 
 
+def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:
+    """Writes the classes' names into the config, where `<CLS_3>` is found to mean "cat" without any code of ours."""
+    model.config.id2label = dict(enumerate(class_names))
+    model.config.label2id = {name: label for label, name in enumerate(class_names)}
+
+
 def mend_loss_scale(model: PreTrainedModel) -> None:
     """Makes Trainer count the scored tokens right.
 

@@ -45,6 +45,7 @@ class RowBatch:
         lines: Line numbers, from 1; int64, shape (rows,).
         file: The file they stand in.
         num_mended: Rows with the predecessor's tail `<CLS> <CLS> <EOS>`.
+        images: PNG file of each row's image, where they are kept; length rows.
     """
 
     bodies: np.ndarray
@@ -55,6 +56,7 @@ class RowBatch:
     lines: np.ndarray
     file: str
     num_mended: int
+    images: list[bytes] | None = None
 
 
 @dataclass
@@ -65,14 +67,23 @@ class ProblemLog:
     counts: Counter = field(default_factory=Counter)
     shown: list[str] = field(default_factory=list)
 
-    def add(self, file: str, line_number: int, kind: str, reason: str, line: bytes) -> None:
-        """Counts a problem as `file:line: what, what was expected`."""
+    def add(self, file: str, line: int | None, kind: str, reason: str, text: bytes | None = None) -> None:
+        """Counts a problem as `file:line: what, what was expected`.
+
+        Args:
+            file: The file, or the place of a picture in its source.
+            line: Line number, from 1; None for a picture.
+            kind: What it is counted under.
+            reason: In words.
+            text: The whole line.
+        """
         self.counts[kind] += 1
         if len(self.shown) < NUM_SHOWN_PROBLEMS:
-            self.shown.append(f"{file}:{line_number}: {reason}")
+            self.shown.append(f"{file if line is None else f'{file}:{line}'}: {reason}")
         if self.keep is not None:
-            text = line.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
-            entry = {"file": file, "line": line_number, "kind": kind, "reason": reason, "text": text}
+            entry = {"file": file, "line": line, "kind": kind, "reason": reason}
+            if text is not None:
+                entry["text"] = text.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
             self.keep.write(orjson.dumps(entry) + b"\n")
 
     def summary(self) -> str:

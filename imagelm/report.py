@@ -16,7 +16,6 @@ import numpy as np
 from scipy.stats import binomtest
 
 from imagelm.files import write_text
-from imagelm.statistics import split_in_words
 
 REPORT_FILE = "training_report.md"
 PLOTS = {
@@ -57,7 +56,8 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
     }
     for name, plot in plots.items():
         _save(folder / name, plot, curves, results)
-    _save(folder / "confusion_matrix.png", _plot_confusion, np.array(results["eval_confusion_matrix"]))
+    matrix = np.array(results["eval_confusion_matrix"])
+    _save(folder / "confusion_matrix.png", _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
     write_text(folder / REPORT_FILE, _report(results, final, run, stats))
 
 
@@ -95,9 +95,9 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     table = "\n".join(f"| {name} | {results[key]:{form}} | {final[key]:{form}} |" for name, key, form in figures)
     low, high = results["eval_cls_accuracy_interval"]
     classes = "\n".join(
-        f"| {label} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
-        for label, (row, accuracy) in enumerate(
-            zip(results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True)
+        f"| {name} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
+        for name, row, accuracy in zip(
+            results["class_names"], results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True
         )
     )
     pictures = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
@@ -132,7 +132,7 @@ the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The m
 
 ## Data
 
-{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({split_in_words(stats)});
+{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({stats["split"]});
 {stats["duplicates_dropped"]} duplicates dropped, {stats["label_conflicts"]["total"]} label conflicts,
 {stats["bad_rows"]["total"]} bad rows skipped, {stats["mended_tails"]} tails mended; {cut["rows_cut"]} rows cut,
 {cut["share_of_image_tokens_cut"]:.2%} of image tokens. Fingerprint `{stats["fingerprint"]}`.
@@ -158,8 +158,8 @@ def _curves(history: list[dict]) -> dict[str, tuple[list, list]]:
     return curves
 
 
-def _save(file: Path, plot, *content) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+def _save(file: Path, plot, *content, figsize: tuple[float, float] = (7, 4.2)) -> None:
+    figure, axes = plt.subplots(figsize=figsize, layout="constrained")
     plot(axes, *content)
     figure.savefig(file, dpi=130)
     plt.close(figure)
@@ -213,15 +213,16 @@ def _plot_learning_rate(axes: plt.Axes, curves: dict, results: dict) -> None:
     _finish(axes, "learning rate")
 
 
-def _plot_confusion(axes: plt.Axes, matrix: np.ndarray) -> None:
+def _plot_confusion(axes: plt.Axes, matrix: np.ndarray, names: list[str]) -> None:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.figure.colorbar(image, label="share of the true class")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if len(matrix) <= MAX_ANNOTATED_CLASSES:
-        axes.set_xticks(range(len(matrix)))
-        axes.set_yticks(range(len(matrix)))
+        turned = 60 if max(map(len, names)) > 3 else 0
+        axes.set_xticks(range(len(matrix)), names, rotation=turned, ha="right" if turned else "center")
+        axes.set_yticks(range(len(matrix)), names)
         for true, predicted in np.argwhere(matrix > 0):
             color = "white" if share[true, predicted] > 0.5 else "black"
             axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", color=color, fontsize=8)

@@ -69,6 +69,7 @@ def identity(
         "world_size": args.world_size,
         "mixed_precision": args.mixed_precision,
         "started_from": model.model_name_or_path,
+        "augment": run.augment,
         "cls_loss_weight": run.cls_loss_weight,
         "optimizer": run.optimizer,
         "muon_learning_rate": run.muon_learning_rate if run.optimizer == "muon" else None,

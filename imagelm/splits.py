@@ -6,6 +6,7 @@ holding its tokens in memory. No image, and no source image, ever stands on both
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,11 +31,13 @@ class RowTable:
         labels: Class; int32.
         file_splits: Index into `SPLITS`, or `NO_SPLIT`; int8.
         lines, file_index: Where the row stands; int32, int16 (index into `files`).
+        where: Names the place of a row by its file and line.
         digests: 128-bit digest of the body after truncation, which is what a model sees; `DIGEST_DTYPE`.
         groups: Digest of the source image, or the row's own where none is named; `DIGEST_DTYPE`.
     """
 
     files: list[str]
+    where: Callable[[str, int], str]
     code_counts: np.ndarray
     problems: ProblemLog = field(default_factory=ProblemLog)
     num_mended: int = 0
@@ -75,8 +78,8 @@ class RowTable:
         return bool((self.groups != self.digests).any())
 
     def place(self, row: int) -> str:
-        """`file:line` of a row."""
-        return f"{self.files[self.file_index[row]]}:{self.lines[row]}"
+        """Where a row stands, such as `file:line`."""
+        return self.where(self.files[self.file_index[row]], int(self.lines[row]))
 
 
 @dataclass
@@ -92,6 +95,11 @@ class Duplicates:
     keep: np.ndarray
     kept_twin: np.ndarray
     conflicting: np.ndarray
+
+
+def split_in_words(split_by: str, seed: int) -> str:
+    """How a split is made; the seed where it plays a part."""
+    return f"stratified, seed {seed}" if split_by == "stratified" else f"by {split_by}"
 
 
 def find_duplicates(digests: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> Duplicates:

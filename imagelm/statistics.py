@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from imagelm.records import SPLITS
-from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
+from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
 from imagelm.splits import Duplicates, RowTable
+
+if TYPE_CHECKING:
+    from imagelm.dataset import RowSource
 
 NUM_SHOWN_CONFLICTS = 20
 CUT_WARNING_SHARE = 0.01
@@ -21,27 +25,36 @@ LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "tran
 
 
 def describe(
-    options: dict, command: str, grammar: Grammar, table: RowTable, duplicates: Duplicates, sides: np.ndarray
+    options: dict,
+    command: str,
+    source: RowSource,
+    table: RowTable,
+    duplicates: Duplicates,
+    sides: np.ndarray,
 ) -> dict:
     """The statistics of a prepared dataset, ready for JSON.
 
     Args:
         options: The options it was prepared with.
         command: The command line.
-        grammar: Its vocabulary.
+        source: Where its rows came from.
         table: The rows read.
         duplicates: Which of them were left out.
         sides: Index into `SPLITS` of each row, -1 for those left out; shape (rows,).
     """
     conflicts = np.flatnonzero(duplicates.conflicting)
-    kept = sides >= 0
+    kept, grammar = sides >= 0, source.grammar
     return {
         "command": command,
         "options": options,
         "fingerprint": _fingerprint(grammar, table, sides),
         "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
         "num_rows_read": len(sides) + sum(table.problems.counts.values()),
-        "bad_rows": {"total": sum(table.problems.counts.values()), "by_kind": dict(table.problems.counts)},
+        "bad_rows": {
+            "total": sum(table.problems.counts.values()),
+            "by_kind": dict(table.problems.counts),
+            "first": table.problems.shown,
+        },
         "mended_tails": table.num_mended,
         "duplicates_dropped": int((~kept).sum()),
         "label_conflicts": {
@@ -65,31 +78,33 @@ def describe(
             for side, name in enumerate(SPLITS)
         },
         "num_classes": grammar.num_classes,
+        "class_names": source.class_names,
+        "split": source.split,
         "vocabulary_size": grammar.size,
         "codebook": _codebook_use(table.code_counts[grammar.code_ids]),
         "id_dtype": str(grammar.id_dtype),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        **source.statistics(),
     }
-
-
-def split_in_words(stats: dict) -> str:
-    """How the split was made; the seed where it played a part."""
-    options = stats["options"]
-    return f"stratified, seed {options['seed']}" if options["split_by"] == "stratified" else f"by {options['split_by']}"
 
 
 def summary(stats: dict) -> list[str]:
     """What `prepare_dataset.py` prints at its end: one line a step of the work, then warnings."""
     cut, conflicts = stats["truncation"], stats["label_conflicts"]
     lines = [
+        *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
+        *_codec_in_words(stats),
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['mended_tails']} tails mended, "
         f"{stats['duplicates_dropped']} duplicates dropped",
-        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({split_in_words(stats)})",
+        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
         f"{cut['share_of_image_tokens_cut']:.2%} of image tokens",
         f"codebook: {stats['codebook']['used']} of {stats['codebook']['size']} entries used, "
         f"perplexity {stats['codebook']['usage_perplexity']:.1f}",
     ]
+    if stats["bad_rows"]["total"]:
+        lines.append(f"warning: {stats['bad_rows']['total']} bad ones were left out; bad_rows.jsonl names them all:")
+        lines.extend(f"  {place}" for place in stats["bad_rows"]["first"])
     if cut["share_of_image_tokens_cut"] > CUT_WARNING_SHARE:
         lines.append(
             f"warning: truncation cut {cut['share_of_image_tokens_cut']:.1%} of all image tokens; "
@@ -97,7 +112,8 @@ def summary(stats: dict) -> list[str]:
         )
     present = [label for label, count in enumerate(stats["classes"]["train"]) if count]
     if len(present) == 1:
-        lines.append(f"warning: all training rows are of class {present[0]}; there is nothing to tell apart")
+        name = stats["class_names"][present[0]]
+        lines.append(f"warning: all training rows are of class {name}; there is nothing to tell apart")
     if conflicts["total"]:
         lines.append(
             f"warning: {conflicts['total']} rows repeat an image that stands with another label; they were dropped:"
@@ -108,9 +124,10 @@ def summary(stats: dict) -> list[str]:
 
 def dataset_card(stats: dict) -> str:
     """The dataset card (README.md) with its metadata, from the statistics."""
+    counts = zip(*(stats["classes"][name] for name in SPLITS), strict=True)
     classes = [
-        f"| {label} | {train} | {test} |"
-        for label, (train, test) in enumerate(zip(*(stats["classes"][name] for name in SPLITS), strict=True))
+        f"| {class_token(label)} | {name} | {train} | {test} |"
+        for label, (name, (train, test)) in enumerate(zip(stats["class_names"], counts, strict=True))
     ]
     cut, codebook, lengths = stats["truncation"], stats["codebook"], stats["lengths"]
     return f"""---
@@ -129,7 +146,7 @@ the tokenizer in `tokenizer/`, `label` the class y.
 | | |
 |---|---|
 | rows | {stats["num_rows"]["train"]} train, {stats["num_rows"]["test"]} test |
-| split | {split_in_words(stats)}; no image on both sides |
+| split | {stats["split"]}; no image on both sides |
 | length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
 | rows read, bad, tails mended | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["mended_tails"]} |
 | duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |
@@ -138,11 +155,29 @@ the tokenizer in `tokenizer/`, `label` the class y.
 | vocabulary | {stats["vocabulary_size"]} tokens |
 | fingerprint | `{stats["fingerprint"]}` |
 
-| class | train | test |
-|---|---|---|
+| token | class | train | test |
+|---|---|---|---|
 {chr(10).join(classes)}
-
+{_codec_section(stats)}
 Made by `{stats["command"]}`.
+"""
+
+
+def _codec_section(stats: dict) -> str:
+    if "reconstruction" not in stats.get("codec", {}):
+        return ""
+    kept = stats["codec"]["reconstruction"]
+    psnr = "without error" if kept["psnr"] is None else f"{kept['psnr']:.2f} dB"
+    ssim = "–" if kept["ssim"] is None else f"{kept['ssim']:.4f}"
+    return f"""
+## Codec
+
+{stats["codec"]["description"]}. On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR
+{psnr}, SSIM {ssim}. It has seen training images alone.
+
+![Held-out images and what is restored of their tokens](reconstructions.png)
+
+![The codebook](codebook.png)
 """
 
 
@@ -152,6 +187,26 @@ def _fingerprint(grammar: Grammar, table: RowTable, sides: np.ndarray) -> str:
     for column in (table.digests, table.labels, sides):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
+
+
+def _codec_in_words(stats: dict) -> list[str]:
+    """The codec and, where images were encoded, what it keeps of them and how fast it was."""
+    codec = stats.get("codec")
+    if codec is None:
+        return []
+    lines = [f"codec: {codec['description']}"]
+    if "reconstruction" in codec:
+        kept = codec["reconstruction"]
+        psnr = "no error" if kept["psnr"] is None else f"PSNR {kept['psnr']:.2f} dB"
+        ssim = "" if kept["ssim"] is None else f", SSIM {kept['ssim']:.4f}"
+        lines.append(
+            f"reconstruction of {kept['num_images']} held-out images: MSE {kept['mse']:.1f} (0 to 255²), {psnr}{ssim}"
+        )
+        lines.append(
+            f"encoded: {codec['images_encoded']} images in {codec['encode_seconds']:.1f} s, "
+            f"{codec['images_per_second']:.0f} images/s on {codec['device']}"
+        )
+    return lines
 
 
 def _lengths(lengths: np.ndarray) -> dict[str, float]:

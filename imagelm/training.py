@@ -30,11 +30,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import ModelOutput
 
 from imagelm.arguments import RunArguments
+from imagelm.augmented_rows import AugmentedRows
 from imagelm.errors import DivergedError
 from imagelm.files import read_json, whole_folder, write_json, write_text
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.model import save_model
 from imagelm.optimizer import MuonWithAdamW
+from imagelm.processor import add_processor
+from imagelm.published.processing_imagelm import ImageLMProcessor
 from imagelm.sequence import IGNORE_INDEX, Grammar
 from imagelm.tokenizer import grammar_of, save_tokenizer
 
@@ -126,6 +129,7 @@ class ImageTrainer(Trainer):
         tokenizer: The data's.
         train: Training rows, or None to evaluate only.
         test: Test rows.
+        processor: Saved beside the model, where rows were made of pictures.
     """
 
     def __init__(
@@ -134,17 +138,18 @@ class ImageTrainer(Trainer):
         args: TrainingArguments,
         run: RunArguments,
         tokenizer: PreTrainedTokenizerBase,
-        train: Dataset | None,
+        train: Dataset | AugmentedRows | None,
         test: Dataset,
+        processor: ImageLMProcessor | None = None,
     ) -> None:
         grammar = grammar_of(tokenizer)
-        self.run = run
+        self.run, self.processor = run, processor
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics = ComputeMetrics(grammar.num_classes)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=None if train is None else rows_only(train),
+            train_dataset=rows_only(train) if isinstance(train, Dataset) else train,
             eval_dataset=rows_only(test),
             data_collator=RowCollator(tokenizer),
             processing_class=tokenizer,
@@ -268,6 +273,8 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
         with whole_folder(folder) as staging:
             save_model(unwrap(trainer.model), staging, trainer.processing_class, state_dict)
             save_tokenizer(trainer.processing_class, staging)
+            if trainer.processor:
+                add_processor(staging, trainer.processor)
             # JSON, with tokens masked; the library's training_args.bin is a pickle that holds them in clear.
             arguments = trainer.args.to_dict() | {"imagelm": dataclasses.asdict(trainer.run)}
             write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")

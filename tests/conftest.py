@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagelm.dataset import PrepareOptions, prepare
+from imagelm.dataset import prepare
+from imagelm.options import PrepareOptions
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from imagelm.baselines import bag_of_tokens, baseline_accuracies
-from imagelm.dataset import PrepareOptions, load_prepared, prepare
+from imagelm.dataset import load_prepared, prepare
+from imagelm.options import PrepareOptions
 from tests.conftest import NUM_CODES, sentence, write_jsonl
 
 

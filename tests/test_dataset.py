@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from imagelm.dataset import PrepareOptions, check_disjoint, load_prepared, prepare
+from imagelm.dataset import check_disjoint, load_prepared, prepare
 from imagelm.errors import InputError
+from imagelm.options import PrepareOptions
 from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
 
 
@@ -128,7 +129,7 @@ def test_a_source_on_both_sides_of_the_files_split_is_refused(tmp_path, grammar,
 
 def test_a_class_too_small_to_be_stratified_is_named(tmp_path, grammar, vocab_file):
     rows = [row for row in random_rows(40, seed=13) if row["label"] != 2] + [{"tokens": sentence([1], 2), "label": 2}]
-    with pytest.raises(InputError, match=r"class <CLS_2> has 1 image, .* needs 2"):
+    with pytest.raises(InputError, match=r"class 2 has 1 image, .* needs 2"):
         prepare_rows(tmp_path, rows, vocab_file)
 
 
@@ -185,10 +186,10 @@ def test_skipped_rows_are_kept_in_a_file_with_their_reasons(tmp_path, vocab_file
     assert done.returncode == 0, done.stderr
     (kept,) = [json.loads(line) for line in (tmp_path / "out/bad_rows.jsonl").read_text().splitlines()]
     assert (kept["line"], kept["kind"], json.loads(kept["text"])) == (8, "unknown_token", {"tokens": "x", "label": 0})
-    assert json.loads((tmp_path / "out/stats.json").read_text())["bad_rows"] == {
-        "total": 1,
-        "by_kind": {"unknown_token": 1},
-    }
+    told = json.loads((tmp_path / "out/stats.json").read_text())["bad_rows"]
+    (place,) = told.pop("first")
+    assert told == {"total": 1, "by_kind": {"unknown_token": 1}}
+    assert place.startswith(f"{tmp_path}/rows.jsonl:8: token 1 is 'x'") and place in done.stdout
 
 
 def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_ours(tmp_path, vocab_file):

@@ -1,0 +1,328 @@
+"""Pictures → rows: form, split, codec, variants.
+
+One idea: pictures are read twice in constant memory. The first reading notes a few bytes of each, from which the form
+of all images and the split are settled; the codec is fitted on a sample of the training side; the second reading makes
+rows, in the very form in which raw JSONL comes.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from imagelm.augmentation import augment, parse_augmentation
+from imagelm.codec import fit_patch_codec, fit_unified_codec, read_unified_codebook
+from imagelm.errors import InputError
+from imagelm.images import BadImage, batches, open_images, relabel, train_and_test
+from imagelm.options import PrepareOptions, parse_size
+from imagelm.published.codec_imagelm import Codec, read_pixels
+from imagelm.quality import draw_codec, measure_reconstruction
+from imagelm.raw import CODEC_FOLDER, open_codec
+from imagelm.records import NO_SPLIT, ProblemLog, RowBatch
+from imagelm.sequence import Grammar, make_vocabulary
+from imagelm.splits import TEST, TRAIN, assign_splits, split_in_words
+from imagelm.survey import survey
+
+LEFT_OUT = -1
+MAX_FIT_IMAGES = 20_000
+MAX_FIT_BYTES = 256 << 20
+NUM_QUALITY_IMAGES = 1000
+
+
+class ImageRows:
+    """Pictures as a source of rows; made for `imagelm.dataset.prepare`.
+
+    Args:
+        options: What the user said.
+        staging: The output folder that is being written.
+        problems: Where pictures that can't be read are reported.
+
+    Attributes:
+        grammar: Vocabulary of codec and classes.
+        codec: The codec, also saved in `staging`.
+        class_names: Names of the classes, indexed by label.
+        split_by: "field": the rows say themselves on which side they stand.
+
+    Raises:
+        InputError: No picture can be read, there are no labels, or a split or a codebook can't be made of them.
+    """
+
+    split_by = "field"
+
+    def __init__(self, options: PrepareOptions, staging: Path, problems: ProblemLog) -> None:
+        self.options, self.about, self.staging = options, options.images, staging
+        self.recipe = parse_augmentation(self.about.augment)
+        self.device = _device(self.about.device)
+        self.notes: list[str] = []
+        self._open()
+        self._survey(problems)
+        self.codec = open_codec(options.codec) if options.codec else None
+        self.form = self._settle_form()
+        self._split()
+        self.t = self._numbers_in_class() if "t" in self._features() else None
+        self.codec = self.codec or self._fit()
+        self.codec.save(staging / CODEC_FOLDER)
+        self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.class_names)))
+        self.num_encoded, self.seconds = 0, 0.0
+
+    def place(self, file: str, number: int) -> str:
+        """Where a picture stands, by its number over both sides."""
+        first = len(self.sources[0])
+        return self.sources[0].place(number) if number < first else self.sources[1].place(number - first)
+
+    @property
+    def split(self) -> str:
+        """How the split was made, in words."""
+        if len(self.sources) == 2:
+            return "as given, with the test images apart"
+        return split_in_words(self.options.split_by, self.options.seed)
+
+    @property
+    def files(self) -> list[str]:
+        """The names that were given; rows number their pictures over all of them."""
+        return [", ".join([*self.about.images, *(self.about.test_images or [])])]
+
+    def batches(self) -> Iterator[RowBatch]:
+        """All rows: each readable picture, and after each training picture its variants."""
+        for start, pictures in self._pictures("encoding"):
+            used = np.flatnonzero(self.sides[start : start + len(pictures)] != LEFT_OUT)
+            if len(used):
+                yield self._rows([pictures[i] for i in used], start + used)
+
+    def statistics(self) -> dict:
+        """What pictures and codec add to `stats.json`; draws the codec into the output folder."""
+        numbers = self._choose(TEST, NUM_QUALITY_IMAGES)
+        held_out = self._read(numbers)
+        restored = self.codec.decode(self._encode(held_out, numbers))
+        draw_codec(self.codec, held_out, restored, self.staging)
+        return {
+            "images": {
+                "read": len(self.sides),
+                "left_out": int((self.sides == LEFT_OUT).sum()),
+                "notes": self.notes,
+            },
+            "codec": {
+                "description": self.codec.describe(),
+                **self.codec.config,
+                "codebook_size": self.codec.codebook_size,
+                "grid": list(self.codec.grid),
+                "reconstruction": measure_reconstruction(held_out, restored),
+                "images_encoded": self.num_encoded,
+                "encode_seconds": round(self.seconds, 3),
+                "images_per_second": round(self.num_encoded / max(self.seconds, 1e-9), 1),
+                "device": self.device,
+            },
+        }
+
+    def _open(self) -> None:
+        columns = {"image_column": self.about.image_column, "label_column": self.about.label_column}
+        train, test, split = self.about.images, self.about.test_images, None
+        if test is None and (found := train_and_test(train)):
+            self.notes.append(f"{train[0]} has a train and a test split of its own; both are taken as they are")
+            train, test, split = found
+        self.sources = [open_images(train, **columns)]
+        if test is not None:
+            self.sources.append(open_images(test, **columns, split=split))
+        for source in self.sources:
+            if source.labels is None:
+                raise InputError(
+                    f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "
+                    "(see --label_column)"
+                )
+            self.notes += source.notes
+        self.class_names = self.sources[0].class_names
+        if len(self.class_names) < 2:
+            raise InputError(f"all pictures are of one class ({self.class_names[0]}); expected two or more")
+        if self.options.split_by == "field" and test is None:
+            raise InputError("--split_by field: pictures have no such field; name the held-out ones with --test_images")
+        self.labels = np.concatenate([relabel(source, self.class_names) for source in self.sources])
+
+    def _pictures(self, what: str) -> Iterator[tuple[int, list[Image.Image | BadImage]]]:
+        """All pictures in slices, those to hold out last, each slice with the number of its first one."""
+        first = 0
+        with tqdm(total=len(self.labels), unit=" images", desc=what, disable=None) as progress:
+            for source in self.sources:
+                for start, pictures in batches(source):
+                    yield first + start, pictures
+                    progress.update(len(pictures))
+                first += len(source)
+
+    def _survey(self, problems: ProblemLog) -> None:
+        slices = self._pictures("reading")
+        count = len(self.labels)
+        self.found = survey(slices, count, self.about.background, problems, lambda i: self.place("", i))
+        if not self.found.readable.any():
+            raise InputError(f"none of the {count} pictures can be read\n{problems.summary()}")
+
+    def _settle_form(self) -> dict:
+        """What all images become: `image_size`, `channels`, `fit`, `background`. Notes what that does to pictures."""
+        about, found = self.about, self.found
+        sizes = Counter(map(tuple, found.sizes[found.readable].tolist()))
+        if self.codec:
+            form = {name: self.codec.config[name] for name in ("image_size", "channels", "fit", "background")}
+        else:
+            asked = parse_size(about.image_size)
+            size = self._divisible(*(asked or max(sizes, key=lambda size: (sizes[size], size))), asked is not None)
+            channels = {"grey": 1, "rgb": 3, "auto": 3 if found.num_coloured else 1}[about.channels]
+            form = {"image_size": size, "channels": channels, "fit": about.fit, "background": about.background}
+        height, width = form["image_size"]
+        if others := sizes.total() - sizes[(height, width)]:
+            done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
+            self.notes.append(f"{others} of {sizes.total()} pictures aren't {height}×{width} pixels and are {done}")
+        if form["channels"] == 1 and found.num_coloured:
+            self.notes.append(f"{found.num_coloured} coloured pictures become grey")
+        return form
+
+    def _divisible(self, height: int, width: int, asked: bool) -> list[int]:
+        size = 1 if self.about.codebook == "unified" else self.about.patch_size
+        rounded = [max(1, round(side / size)) * size for side in (height, width)]
+        if rounded != [height, width]:
+            wrong = f"{height}×{width} pixels can't be cut into patches of {size}×{size}"
+            if asked:
+                raise InputError(f"--image_size: {wrong}; give {rounded[0]}x{rounded[1]}, or another --patch_size")
+            self.notes.append(f"{wrong}: images are made {rounded[0]}×{rounded[1]}")
+        return rounded
+
+    def _split(self) -> None:
+        """The side of each picture; `LEFT_OUT` for those that can't be read or would stand on both sides."""
+        self.sides = np.full(len(self.labels), LEFT_OUT, dtype=np.int8)
+        usable = np.flatnonzero(self.found.readable)
+        digests = self.found.digests
+        if len(self.sources) == 1:
+            labels, unknown = self.labels[usable], np.full(len(usable), NO_SPLIT)
+            how = (self.options.split_by, self.options.test_size, self.options.seed)
+            self.sides[usable] = assign_splits(*how, labels, digests[usable], unknown, self.class_names)
+            return
+        self.sides[usable] = np.where(usable < len(self.sources[0]), TRAIN, TEST)
+        held_out = set(map(bytes, digests[self.sides == TEST]))
+        twice = [i for i in np.flatnonzero(self.sides == TRAIN) if bytes(digests[i]) in held_out]
+        self.sides[twice] = LEFT_OUT
+        if twice:
+            # Their variants would stand on the training side.
+            self.notes.append(f"{len(twice)} training pictures stand among the test pictures too and were left out")
+        if not (self.sides == TRAIN).any() or not (self.sides == TEST).any():
+            raise InputError("no usable picture is left in the training or the test split")
+
+    def _features(self) -> list[str]:
+        """The features of a unified codec; none of another."""
+        if self.codec:
+            return self.codec.config.get("features", [])
+        if self.about.codebook != "unified":
+            return []
+        if self.about.centroids:
+            return read_unified_codebook(self.about.centroids, **self.form).config["features"]
+        return self.about.features.split(",")
+
+    def _fit(self) -> Codec:
+        """A codec that has seen training pictures alone."""
+        about, seed = self.about, self.options.seed
+        if about.centroids:
+            return read_unified_codebook(about.centroids, **self.form)
+        (height, width), channels = self.form["image_size"], self.form["channels"]
+        numbers = self._choose(TRAIN, min(MAX_FIT_IMAGES, max(1, MAX_FIT_BYTES // (height * width * channels))))
+        images = self._read(numbers)
+        how = {name: self.form[name] for name in ("fit", "background")}
+        if about.codebook == "patch":
+            return fit_patch_codec(images, about.patch_size, about.codebook_size, seed, **how)
+        if about.codebook == "unified":
+            t = None if self.t is None else self.t[numbers]
+            features = self._features()
+            return fit_unified_codec(images, about.codebook_size, seed, features, about.feature_scaling, t, **how)
+        from imagelm.learned_codec import fit_learned_codec  # late, as its library is slow to import
+
+        sizes = (about.patch_size, about.codebook_size)
+        return fit_learned_codec(images, *sizes, seed, about.codec_steps, self.device, **how)
+
+    def _numbers_in_class(self) -> np.ndarray:
+        """t of each picture: a column or array of that name, or else the picture's index within its class."""
+        given = [source.extra("t") for source in self.sources]
+        if all(numbers is not None for numbers in given):
+            return np.concatenate(given).astype(np.float64)
+        numbers = np.empty(len(self.labels))
+        for label in range(len(self.class_names)):
+            members = np.flatnonzero(self.labels == label)
+            numbers[members] = np.arange(len(members))
+        return numbers
+
+    def _choose(self, side: int, limit: int) -> np.ndarray:
+        """Numbers of up to `limit` pictures of a side, drawn at random, in their order."""
+        numbers = np.random.default_rng([self.options.seed, 3]).permutation(np.flatnonzero(self.sides == side))
+        return np.sort(numbers[:limit])
+
+    def _read(self, numbers: np.ndarray) -> np.ndarray:
+        """Pictures by their numbers; uint8, shape (images, height, width, channels)."""
+        first = len(self.sources[0])
+        places = [(self.sources[0], i) if i < first else (self.sources[1], i - first) for i in map(int, numbers)]
+        return np.stack([read_pixels(source.load(i, i + 1)[0], **self.form) for source, i in places])
+
+    def _encode(self, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        features = {} if self.t is None else {"t": self.t[numbers]}
+        threads = torch.get_num_threads()
+        if self.codec.kind != "learned":
+            # These products are small: two threads that wait for each other take longer than one, and ten times as
+            # long where another job has a core.
+            torch.set_num_threads(1)
+        try:
+            return self.codec.encode(images, self.device, **features)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _rows(self, pictures: list[Image.Image], numbers: np.ndarray) -> RowBatch:
+        images = np.stack([read_pixels(picture, **self.form) for picture in pictures])
+        images, origin = self._with_variants(images, numbers)
+        numbers = numbers[origin]
+        started = time.perf_counter()
+        entries = self._encode(images, numbers)
+        self.seconds += time.perf_counter() - started
+        self.num_encoded += len(images)
+        return RowBatch(
+            bodies=self.grammar.code_ids[entries].reshape(-1),
+            lengths=np.full(len(images), self.codec.num_tokens),
+            labels=self.labels[numbers],
+            splits=self.sides[numbers],
+            sources=[self.place("", int(number)) for number in numbers],
+            lines=numbers,
+            file=self.files[0],
+            num_mended=0,
+            images=[_png(image) for image in images] if self.about.keep_images else None,
+        )
+
+    def _with_variants(self, images: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each picture, a training picture followed by its variants; and which picture each was made from."""
+        if self.recipe is None:
+            return images, np.arange(len(images))
+        count, is_train = self.about.variants, self.sides[numbers] == TRAIN
+        repeats = np.where(is_train, 1 + count, 1)
+        origin = np.repeat(np.arange(len(images)), repeats)
+        is_variant = np.ones(len(origin), dtype=bool)
+        is_variant[np.cumsum(repeats) - repeats] = False
+        rows = images[origin]
+        if is_variant.any():
+            seeds = [(self.options.seed, int(number)) for number in numbers[is_train]]
+            maps = np.concatenate([self.recipe.draw(count, seed) for seed in seeds])
+            rows[is_variant] = augment(rows[is_variant], maps, self.form["background"])
+        return rows, origin
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+"""Training images → a learned codec: a small vector-quantized autoencoder.
+
+One idea: the quantizer, with its many known traps (dead entries, start, gradient), is vector-quantize-pytorch's; what
+stays of it after training is a table of vectors, so that reading and drawing need no further library.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from vector_quantize_pytorch import VectorQuantize
+
+from imagelm.errors import DivergedError, InputError
+from imagelm.published.codec_imagelm import Autoencoder, LearnedCodec, to_signal
+
+HIDDEN, NUM_BLOCKS, CODE_SIZE = 64, 2, 16
+BATCH_PIXELS = 1 << 16  # a step sees as many images as have about so many pixels
+LEARNING_RATE, WARMUP_SHARE = 1e-3, 0.05
+DECAY = 0.95  # of the moving averages that the entries are
+DEAD_BELOW = 1  # an entry that fewer vectors a step come to is replaced by one of the step's vectors
+
+
+def fit_learned_codec(
+    images: np.ndarray,
+    patch_size: int,
+    codebook_size: int,
+    seed: int,
+    steps: int,
+    device: str | torch.device = "cpu",
+    **config: object,
+) -> LearnedCodec:
+    """A convolutional VQ autoencoder (see `LearnedCodec`), trained on the mean absolute plus squared error.
+
+    Args:
+        images: Training images; uint8, shape (images, height, width, channels), sides divisible by `patch_size`.
+        patch_size: Pixels a token and side, a power of 2.
+        codebook_size: Number of entries.
+        seed: Of weights and order.
+        steps: Optimizer steps (AdamW, one cycle of the learning rate).
+        device: Where to train.
+        config: Further entries of the codec's config, such as `fit`.
+
+    Raises:
+        InputError: `patch_size` is no power of 2.
+        DivergedError: The loss isn't finite.
+    """
+    if patch_size < 2 or patch_size & (patch_size - 1):
+        raise InputError(f"--patch_size {patch_size}: a learned codebook needs a power of 2 from 2 on")
+    height, width, channels = images.shape[1:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        autoencoder = Autoencoder(channels, patch_size, HIDDEN, NUM_BLOCKS, CODE_SIZE).to(device)
+        quantizer = _quantizer(codebook_size).to(device)
+        _train(autoencoder, quantizer, images, steps, np.random.default_rng([seed, 1]), device)
+    settings = {"image_size": [height, width], "channels": channels, "patch_size": patch_size}
+    tensors = {name: value.detach().cpu() for name, value in autoencoder.state_dict().items()}
+    tensors["codebook"] = quantizer.codebook.detach().float().cpu()
+    return LearnedCodec({**config, **settings, "hidden": HIDDEN, "num_blocks": NUM_BLOCKS}, tensors)
+
+
+def _quantizer(codebook_size: int) -> VectorQuantize:
+    return VectorQuantize(
+        dim=CODE_SIZE,
+        codebook_size=codebook_size,
+        kmeans_init=True,
+        decay=DECAY,
+        threshold_ema_dead_code=DEAD_BELOW,
+        commitment_weight=0.25,
+    )
+
+
+def _train(
+    autoencoder: Autoencoder,
+    quantizer: VectorQuantize,
+    images: np.ndarray,
+    steps: int,
+    rng: np.random.Generator,
+    device: str | torch.device,
+) -> None:
+    batch_size = max(1, min(len(images), BATCH_PIXELS // (images.shape[1] * images.shape[2])))
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=WARMUP_SHARE)
+    with tqdm(total=steps, desc="training the codebook", disable=None) as progress:
+        for step in range(steps):
+            chosen = np.sort(rng.choice(len(images), batch_size, replace=False))
+            signal = to_signal(torch.from_numpy(images[chosen]).to(device))
+            codes = autoencoder.encoder(signal).permute(0, 2, 3, 1)
+            quantized, _, commitment = quantizer(codes.flatten(1, 2))
+            restored = autoencoder.decoder(quantized.view(codes.shape).permute(0, 3, 1, 2))
+            error = functional.mse_loss(restored, signal)
+            loss = error + functional.l1_loss(restored, signal) + commitment.sum()
+            if not loss.isfinite():
+                raise DivergedError(f"the codebook's loss is {loss.item()} at step {step}; try another --seed")
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            progress.update()
+            progress.set_postfix(mse=f"{error.item() * 127.5**2:.1f}", refresh=False)

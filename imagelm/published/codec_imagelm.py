@@ -1,0 +1,416 @@
+"""Images ↔ codebook entries: how a model trained on image tokens reads pictures and draws them.
+
+One idea: a codec is a small JSON file and a safetensors file beside the model. This module alone reads and writes
+them; it stands alone too, so that it can be published with the model (numpy, Pillow, torch, safetensors, transformers).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+CODEC_CONFIG = "codec.json"
+CODEC_WEIGHTS = "codec.safetensors"
+FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
+FIT_MODES = ("resize", "pad")
+SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which stays in a core's cache
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
+
+
+class Codec:
+    """What all codecs share: the size of image they read, and how they are saved.
+
+    Args:
+        config: `kind`, `image_size` (height, width), `channels` (1 or 3), `fit` ("resize" or "pad"), `background`
+            (0 to 255, under transparent and padded pixels), and what the kind needs.
+        tensors: What was fitted.
+
+    Attributes:
+        grid: Rows and columns of tokens of an image.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: dict, tensors: dict[str, Tensor]) -> None:
+        self.config = {"kind": self.kind, "fit": "resize", "background": 0} | config
+        self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.image_size: tuple[int, int] = tuple(self.config["image_size"])
+        self.channels: int = self.config["channels"]
+        if self.channels not in (1, 3) or len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"a codec reads images of 1 or 3 channels and two sides, not {self.config}")
+        self.grid: tuple[int, int] = self._grid()
+
+    def _grid(self) -> tuple[int, int]:
+        size = self.config["patch_size"]
+        if any(side % size for side in self.image_size):
+            raise ValueError(f"images of {self.image_size} pixels can't be cut into patches of {size}")
+        return self.image_size[0] // size, self.image_size[1] // size
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codebook entries."""
+        return len(self.tensors["codebook"])
+
+    def describe(self) -> str:
+        """The codec in one line."""
+        (rows, columns), (height, width) = self.grid, self.image_size
+        colours = "grey" if self.channels == 1 else "RGB"
+        return (
+            f"{self.kind} codebook of {self.codebook_size} entries; images of {height}×{width} pixels, {colours}, "
+            f"become {rows}×{columns} tokens"
+        )
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """An image of any mode and size as this codec reads it; uint8, shape (height, width, channels).
+
+        Raises:
+            ValueError: The pixels have no known range (32-bit modes).
+        """
+        return read_pixels(image, self.image_size, self.channels, self.config["fit"], self.config["background"])
+
+    def encode(self, images: np.ndarray, device: str | torch.device = "cpu", **features: np.ndarray) -> np.ndarray:
+        """The codebook entries of images, row by row of the grid.
+
+        Args:
+            images: uint8, shape (images, height, width, channels), as `pixels` gives them.
+            device: Where to compute.
+            features: What a codec needs beside the pixels (`t` of a unified codebook fitted with it); shape (images,).
+
+        Returns:
+            int64, shape (images, num_tokens).
+        """
+        expected = (*self.image_size, self.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != expected:
+            raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, {expected})")
+        with torch.no_grad():
+            vectors = self._vectors(torch.from_numpy(np.ascontiguousarray(images)).to(device), **features)
+            codebook = self._scaled_codebook().to(vectors)
+            entries = nearest(vectors.flatten(0, -2), codebook)
+        return entries.view(len(images), self.num_tokens).cpu().numpy()
+
+    def _scaled_codebook(self) -> Tensor:
+        return self.tensors["codebook"]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `codec.json` and `codec.safetensors`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.tensors, Path(folder) / CODEC_WEIGHTS)
+        (Path(folder) / CODEC_CONFIG).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+
+
+class PatchCodec(Codec):
+    """A codebook of square patches: each patch becomes the entry with the smallest squared distance.
+
+    Pixels and entries are whole numbers from 0 to 255, moved to −128 to 127 for the comparison: every sum is exact in
+    the float type that is used, so the entries are the same whatever the batch, the device and the matrix library, and
+    an image made of entries is encoded to exactly these entries.
+
+    Config: `patch_size` in pixels. Tensors: `codebook`, uint8, shape (entries, patch_size² × channels).
+    """
+
+    kind = "patch"
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        patches = cut_patches(images, self.config["patch_size"])
+        # ½|c|² and p·c are sums of halves up to 1.5 · 2¹⁴ · dimensions, exact in float32 below 2²³.
+        exact = torch.float32 if patches.shape[-1] * 1.5 * 2**14 < 2**23 else torch.float64
+        return patches.to(exact) - 128
+
+    def _scaled_codebook(self) -> Tensor:
+        return self.tensors["codebook"].to(torch.float64) - 128
+
+    def decode(self, entries: np.ndarray) -> np.ndarray:
+        """The images that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
+        patches = self.entry_pixels()[check_entries(self, entries).reshape(-1, *self.grid)]
+        return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(entries), *self.image_size, self.channels)
+
+    def entry_pixels(self) -> np.ndarray:
+        """The patch of each entry; uint8, shape (entries, patch_size, patch_size, channels)."""
+        size = self.config["patch_size"]
+        return self.tensors["codebook"].numpy().reshape(-1, size, size, self.channels)
+
+
+class UnifiedCodec(Codec):
+    """A codebook of pixels, each with up to nine features: `x, y, t, R, G, B, A, Gx, Gy`. One token a pixel.
+
+    x and y are in pixels; t is the number of the image's file within its class; R, G, B and A are in 0 to 1; Gx and Gy
+    are `numpy.gradient` of the grey image in 0 to 255 along x and y. Comparison is in float64.
+
+    Config: `features`, in the order of the columns. Tensors: `codebook`, float64, shape (entries, features), in the
+    features' own units; `scale`, float64, shape (features,), what each feature is multiplied by for the comparison.
+    """
+
+    kind = "unified"
+
+    def _grid(self) -> tuple[int, int]:
+        return self.image_size
+
+    def _vectors(self, images: Tensor, t: np.ndarray | None = None) -> Tensor:
+        return unified_features(images, self.config["features"], t) * self.tensors["scale"].to(images.device)
+
+    def _scaled_codebook(self) -> Tensor:
+        return self.tensors["codebook"] * self.tensors["scale"]
+
+    def decode(self, entries: np.ndarray) -> np.ndarray:
+        """The colours that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
+        pixels = self.entry_pixels()[:, 0, 0][check_entries(self, entries)]
+        return pixels.reshape(len(entries), *self.image_size, self.channels)
+
+    def entry_pixels(self) -> np.ndarray:
+        """The colour of each entry; uint8, shape (entries, 1, 1, channels).
+
+        Raises:
+            ValueError: Not all of R, G and B are among the features.
+        """
+        names = self.config["features"]
+        if not set("RGB") <= set(names):
+            raise ValueError(f"a codebook of the features {', '.join(names)} has no colours to draw with")
+        colours = self.tensors["codebook"].numpy()[:, [names.index(name) for name in "RGB"]]
+        if self.channels == 1:
+            colours = colours @ np.array(LUMA)[:, None]
+        return np.rint(colours * 255).clip(0, 255).astype(np.uint8)[:, None, None]
+
+
+class LearnedCodec(Codec):
+    """A small convolutional vector-quantized autoencoder (van den Oord et al., 2017, arXiv:1711.00937).
+
+    Config: `patch_size`, pixels a token and side, a power of 2; `hidden`, channels inside; `num_blocks`, residual
+    blocks a stage. Tensors: `codebook`, float32, shape (entries, code size), and the weights of `Autoencoder`.
+    """
+
+    kind = "learned"
+
+    def __init__(self, config: dict, tensors: dict[str, Tensor]) -> None:
+        super().__init__(config, tensors)
+        code_size = tensors["codebook"].shape[1]
+        self.autoencoder = Autoencoder(
+            self.channels, config["patch_size"], config["hidden"], config["num_blocks"], code_size
+        )
+        self.autoencoder.load_state_dict({name: value for name, value in self.tensors.items() if name != "codebook"})
+        self.autoencoder.eval()
+
+    def _vectors(self, images: Tensor) -> Tensor:
+        encoder = self.autoencoder.encoder.to(images.device)
+        return encoder(to_signal(images)).flatten(2).transpose(1, 2)
+
+    def decode(self, entries: np.ndarray, device: str | torch.device = "cpu") -> np.ndarray:
+        """The images that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
+        codes = self.tensors["codebook"][torch.from_numpy(check_entries(self, entries))]
+        codes = codes.view(len(entries), *self.grid, -1).permute(0, 3, 1, 2).to(device)
+        with torch.no_grad():
+            signal = self.autoencoder.decoder.to(device)(codes)
+        return ((signal + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+class Autoencoder(nn.Module):
+    """Strided convolutions down to one vector a patch, and back.
+
+    Args:
+        channels: Of the images.
+        patch_size: Pixels a vector and side, a power of 2.
+        hidden: Channels inside.
+        num_blocks: Residual blocks a stage.
+        code_size: Length of a vector.
+    """
+
+    def __init__(self, channels: int, patch_size: int, hidden: int, num_blocks: int, code_size: int) -> None:
+        super().__init__()
+        stages = patch_size.bit_length() - 1
+        down, up = [nn.Conv2d(channels, hidden, 3, padding=1)], [nn.Conv2d(code_size, hidden, 3, padding=1)]
+        for _ in range(stages):
+            down += [nn.SiLU(), nn.Conv2d(hidden, hidden, 4, stride=2, padding=1)]
+            down += [ResidualBlock(hidden) for _ in range(num_blocks)]
+            up += [ResidualBlock(hidden) for _ in range(num_blocks)]
+            up += [nn.SiLU(), nn.ConvTranspose2d(hidden, hidden, 4, stride=2, padding=1)]
+        down += [nn.SiLU(), nn.Conv2d(hidden, code_size, 1)]
+        up += [nn.SiLU(), nn.Conv2d(hidden, channels, 3, padding=1)]
+        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
+
+
+class ResidualBlock(nn.Module):
+    """x + convolutions(x)."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(hidden, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, hidden, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+KINDS = {codec.kind: codec for codec in (PatchCodec, UnifiedCodec, LearnedCodec)}
+
+
+def load_codec(name: str | Path, **hub: object) -> Codec:
+    """Loads the codec beside a model.
+
+    Args:
+        name: Folder, or model id on the Hub.
+        hub: `revision`, `token`, `cache_dir`, … of a Hub download.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The files aren't a codec.
+    """
+    files = []
+    for file in (CODEC_CONFIG, CODEC_WEIGHTS):
+        try:
+            files.append(cached_file(str(name), file, **hub))
+        except OSError as error:
+            raise FileNotFoundError(f"{name} holds no {file}") from error
+    try:
+        config = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+        return KINDS[config["kind"]](config, load_file(files[1]))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} beside it aren't a codec: {error!r}") from error
+
+
+def flatten(image: Image.Image, background: int) -> Image.Image:
+    """An image of any mode as mode L or RGB, 8 bits a channel, upright, over an opaque background.
+
+    Raises:
+        ValueError: The pixels have no known range (32-bit modes).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion would cut everything above 255 off.
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; convert the image to 8 or 16 bits")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (background, background, background, 255))
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def read_pixels(
+    image: Image.Image, image_size: tuple[int, int], channels: int, fit: str, background: int
+) -> np.ndarray:
+    """An image of any mode and size in a codec's form; uint8, shape (height, width, channels).
+
+    Args:
+        image: The image.
+        image_size: Height and width to be.
+        channels: 1 for grey, 3 for RGB.
+        fit: What happens to another size. "resize" changes the sides' ratio where it must; "pad" keeps it: larger
+            images are shrunk, and all are centred on the background.
+        background: 0 to 255, under transparent and padded pixels.
+
+    Raises:
+        ValueError: The pixels have no known range (32-bit modes).
+    """
+    image = flatten(image, background).convert("L" if channels == 1 else "RGB")
+    height, width = image_size
+    if image.size != (width, height) and fit == "resize":
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    elif image.size != (width, height):
+        scale = min(1, width / image.width, height / image.height)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        canvas = Image.new(image.mode, (width, height), background if channels == 1 else (background,) * 3)
+        place = ((width - size[0]) // 2, (height - size[1]) // 2)
+        canvas.paste(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC), place)
+        image = canvas
+    return np.asarray(image).reshape(height, width, channels)
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """The entry with the smallest squared distance to each vector, the first of equal ones.
+
+    |v − c|² = |v|² − 2 (v·c − ½|c|²); |v|² is the same for all entries, so the largest v·c − ½|c|² wins.
+
+    Args:
+        vectors: Shape (n, dimensions).
+        codebook: Shape (entries, dimensions), of the same type.
+
+    Returns:
+        int64, shape (n,).
+    """
+    offset, transposed = -0.5 * (codebook**2).sum(1), codebook.T.contiguous()
+    chunks = vectors.split(max(1, SCORE_ELEMENTS // len(codebook)))
+    scores = (torch.addmm(offset, chunk, transposed) for chunk in chunks)
+    if vectors.device.type == "cpu":  # numpy's arg max uses vector instructions, torch's doesn't
+        return torch.from_numpy(np.concatenate([chunk.numpy().argmax(1) for chunk in scores]))
+    return torch.cat([chunk.argmax(1) for chunk in scores])
+
+
+def cut_patches(images: Tensor, size: int) -> Tensor:
+    """(images, height, width, channels) → (images, patches, size² × channels), patches row by row."""
+    count, height, width, channels = images.shape
+    grid = images.reshape(count, height // size, size, width // size, size, channels)
+    return grid.permute(0, 1, 3, 2, 4, 5).reshape(count, -1, size * size * channels)
+
+
+def unified_features(images: Tensor, names: list[str], t: np.ndarray | None = None) -> Tensor:
+    """Features of every pixel (see `UnifiedCodec`).
+
+    Args:
+        images: uint8, shape (images, height, width, channels).
+        names: Which features, in which order.
+        t: The images' numbers, where `t` is among the features; shape (images,).
+
+    Returns:
+        float64, shape (images, height × width, features).
+
+    Raises:
+        ValueError: `t` is a feature, but isn't given.
+    """
+    count, height, width, _ = images.shape
+    colours = (images.to(torch.float64) / 255).expand(-1, -1, -1, 3)
+    if images.shape[-1] == 1:
+        grey = images[..., 0].to(torch.float64)
+    else:
+        grey = images.to(torch.float64) @ torch.tensor(LUMA, dtype=torch.float64, device=images.device)
+    if "t" in names and t is None:
+        raise ValueError(
+            "this codebook was fitted with t, the number of an image's file, which a picture alone doesn't have"
+        )
+
+    def plane(name: str) -> Tensor:
+        if name in "RGB":
+            return colours[..., "RGB".index(name)]
+        if name in ("Gx", "Gy"):
+            return torch.gradient(grey, dim=2 if name == "Gx" else 1)[0]
+        if name == "x":
+            return torch.arange(width, device=images.device).expand(count, height, width)
+        if name == "y":
+            return torch.arange(height, device=images.device)[:, None].expand(count, height, width)
+        if name == "t":
+            return torch.as_tensor(t, device=images.device)[:, None, None].expand(count, height, width)
+        return torch.ones_like(grey)
+
+    return torch.stack([plane(name).to(torch.float64) for name in names], dim=-1).flatten(1, 2)
+
+
+def to_signal(images: Tensor) -> Tensor:
+    """uint8 (images, height, width, channels) → float32 (images, channels, height, width) in −1 to 1."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def check_entries(codec: Codec, entries: np.ndarray) -> np.ndarray:
+    """Refuses what isn't a whole image of this codec.
+
+    Raises:
+        ValueError: The shape isn't (images, num_tokens), or an entry is out of range.
+    """
+    entries = np.asarray(entries)
+    if entries.ndim != 2 or entries.shape[1] != codec.num_tokens:
+        raise ValueError(f"entries have shape {entries.shape}, expected (n, {codec.num_tokens})")
+    if entries.size and not 0 <= entries.min() <= entries.max() < codec.codebook_size:
+        raise ValueError(f"entries from {entries.min()} to {entries.max()}, expected 0 to {codec.codebook_size - 1}")
+    return entries

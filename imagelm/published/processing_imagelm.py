@@ -1,0 +1,141 @@
+"""Pictures in, classes and pictures out, for a causal language model over image tokens.
+
+    from transformers import pipeline
+    classify = pipeline("image-classification", model="USER/NAME", trust_remote_code=True)
+    classify("cat.png")  # [{"label": "cat", "score": 0.93}, …]
+
+`AutoModelForCausalLM` and `AutoTokenizer` alone never need this file: it only adds what turns pictures into tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase
+from transformers.image_utils import load_image
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
+
+from .codec_imagelm import Codec, load_codec
+
+PROCESSOR_CONFIG = "processor_config.json"
+# What of a Hub download's options is passed on.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class ImageLMProcessor(ProcessorMixin):
+    """Pictures ↔ rows of token ids.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        codec: Pictures ↔ codebook entries.
+        layout: Ids of the tokens around and inside an image: `image_start_id`, `image_end_id`, `cls_id`, `code_ids`
+            (by entry), `class_ids` (by label), and `class_names`.
+    """
+
+    attributes = ["tokenizer"]  # noqa: RUF012 (transformers 4 reads it so)
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, layout: dict) -> None:
+        super().__init__(tokenizer)
+        self.codec, self.layout = codec, layout
+        self.code_ids = np.array(layout["code_ids"])
+        self.class_ids, self.class_names = list(layout["class_ids"]), list(layout["class_names"])
+
+    def __call__(self, images: object, **_: object) -> BatchFeature:
+        """Rows of ids that end at `<CLS>`: the next token is the class.
+
+        Args:
+            images: A picture or several: Pillow images, files, URLs, or uint8 arrays (height, width[, channels]).
+
+        Returns:
+            `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
+        """
+        alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
+        pictures = [open_picture(image) for image in ([images] if alone else images)]
+        codes = self.code_ids[self.codec.encode(np.stack([self.codec.pixels(picture) for picture in pictures]))]
+        first, last, cls = (self.layout[name] for name in ("image_start_id", "image_end_id", "cls_id"))
+        input_ids = torch.from_numpy(np.pad(codes, ((0, 0), (1, 2)), constant_values=first))
+        input_ids[:, -2], input_ids[:, -1] = last, cls
+        return BatchFeature({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+
+    def decode_images(self, input_ids: Tensor | np.ndarray | Sequence) -> list[Image.Image]:
+        """The pictures that rows of ids stand for.
+
+        Args:
+            input_ids: Rows with a whole image each, with or without the tokens around it.
+
+        Raises:
+            ValueError: A row hasn't as many codebook tokens as an image.
+        """
+        entry_of_id = {int(i): entry for entry, i in enumerate(self.code_ids)}
+        rows = [[entry_of_id[i] for i in map(int, row) if i in entry_of_id] for row in input_ids]
+        for number, row in enumerate(rows):
+            if len(row) != self.codec.num_tokens:
+                raise ValueError(f"row {number} has {len(row)} codebook tokens, an image has {self.codec.num_tokens}")
+        images = self.codec.decode(np.array(rows))
+        return [Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in images]
+
+    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
+        """Writes tokenizer, codec and `processor_config.json`."""
+        self.tokenizer.save_pretrained(save_directory)
+        self.codec.save(save_directory)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        (Path(save_directory) / PROCESSOR_CONFIG).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: object) -> ImageLMProcessor:
+        """Loads what lies beside a model: a folder, or a model id on the Hub."""
+        name = str(pretrained_model_name_or_path)
+        hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
+        layout = json.loads(Path(cached_file(name, PROCESSOR_CONFIG, **hub)).read_text(encoding="utf-8"))["layout"]
+        return cls(AutoTokenizer.from_pretrained(name, **hub), load_codec(name, **hub), layout)
+
+    def to_dict(self) -> dict:
+        """What `processor_config.json` holds; the code stands in this file, and `auto_map` says so."""
+        own = "processing_imagelm.ImageLMProcessor"
+        return {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": own}, "layout": self.layout}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.codec.describe()}; classes {', '.join(self.class_names)})"
+
+
+class ImageLMPipeline(Pipeline):
+    """`pipe(picture)` → the classes with their probabilities among all classes, the likeliest first."""
+
+    _load_processor = True
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = False
+
+    def _sanitize_parameters(self, top_k: int = 5) -> tuple[dict, dict, dict]:
+        return {}, {}, {"top_k": top_k}
+
+    def preprocess(self, image: object) -> BatchFeature:
+        return self.processor(images=image)
+
+    def _forward(self, model_inputs: BatchFeature) -> dict[str, Tensor]:
+        logits = self.model(input_ids=model_inputs["input_ids"]).logits[:, -1]
+        return {"scores": logits[:, self.processor.class_ids].float().softmax(-1)}
+
+    def postprocess(self, outputs: dict[str, Tensor], top_k: int) -> list[dict]:
+        scores, labels = outputs["scores"][0].sort(descending=True)
+        names = self.processor.class_names
+        pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))[:top_k]
+        return [{"label": names[label], "score": score} for label, score in pairs]
+
+
+def open_picture(image: object) -> Image.Image:
+    """A Pillow image of a file, a URL, an array, or what already is one."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        return load_image(image)
+    if isinstance(image, str | Path):
+        return Image.open(image)
+    array = np.asarray(image)
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
