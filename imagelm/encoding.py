@@ -21,7 +21,7 @@ from tqdm import tqdm
 from imagelm.augmentation import augment, parse_augmentation
 from imagelm.codec import fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.errors import InputError
-from imagelm.images import BadImage, batches, open_images, relabel, train_and_test
+from imagelm.images import BadImage, ImageSource, batches, open_images, relabel, train_and_test
 from imagelm.options import PrepareOptions, parse_size
 from imagelm.published.codec_imagelm import Codec, read_pixels
 from imagelm.quality import draw_codec, measure_reconstruction
@@ -75,8 +75,8 @@ class ImageRows:
 
     def place(self, file: str, number: int) -> str:
         """Where a picture stands, by its number over both sides."""
-        first = len(self.sources[0])
-        return self.sources[0].place(number) if number < first else self.sources[1].place(number - first)
+        source, own = self._locate(number)
+        return source.place(own)
 
     @property
     def split(self) -> str:
@@ -259,9 +259,17 @@ class ImageRows:
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
         """Pictures by their numbers; uint8, shape (images, height, width, channels)."""
-        first = len(self.sources[0])
-        places = [(self.sources[0], i) if i < first else (self.sources[1], i - first) for i in map(int, numbers)]
+        places = [self._locate(int(number)) for number in numbers]
         return np.stack([read_pixels(source.load(i, i + 1)[0], **self.form) for source, i in places])
+
+    def _locate(self, number: int) -> tuple[ImageSource, int]:
+        first = len(self.sources[0])
+        return (self.sources[0], number) if number < first else (self.sources[1], number - first)
+
+    def _source_id(self, number: int) -> str:
+        """What tells a picture from all others in the published rows, without the folders of this machine."""
+        source, own = self._locate(number)
+        return f"{number}:{source.name(own)}"
 
     def _encode(self, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         features = {} if self.t is None else {"t": self.t[numbers]}
@@ -288,7 +296,7 @@ class ImageRows:
             lengths=np.full(len(images), self.codec.num_tokens),
             labels=self.labels[numbers],
             splits=self.sides[numbers],
-            sources=[self.place("", int(number)) for number in numbers],
+            sources=[self._source_id(int(number)) for number in numbers],
             lines=numbers,
             file=self.files[0],
             num_mended=0,

@@ -52,6 +52,9 @@ class ImageSource(Protocol):
     def place(self, i: int) -> str:
         """Where picture `i` stands, for messages and as the id of the image its rows were made from."""
 
+    def name(self, i: int) -> str:
+        """The picture's name within its source, without the way to it."""
+
     def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
         """The pictures from `start` to before `stop`."""
 
@@ -141,6 +144,9 @@ class _Files:
     def place(self, i: int) -> str:
         return str(self.files[i])
 
+    def name(self, i: int) -> str:
+        return self.files[i].relative_to(self.root).as_posix()
+
     def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
         return [read_image(file) for file in self.files[start:stop]]
 
@@ -204,6 +210,9 @@ class _Arrays:
     def place(self, i: int) -> str:
         return f"{self.path}:{i}"
 
+    def name(self, i: int) -> str:
+        return f"{self.path.name}:{i}"
+
     def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
         return [
             Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image) for image in self.images[start:stop]
@@ -217,7 +226,7 @@ class _Dataset:
     """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub."""
 
     def __init__(self, name: str, image_column: str | None, label_column: str | None, split: str | None) -> None:
-        self.name, self.notes = name, []
+        self.dataset, self.notes = name, []
         found = _load_dataset(name)
         if isinstance(found, datasets.DatasetDict):
             split = split or ("train" if "train" in found else next(iter(found)))
@@ -251,7 +260,10 @@ class _Dataset:
         return len(self.pictures)
 
     def place(self, i: int) -> str:
-        return f"{self.name}:{i}"
+        return f"{self.dataset}:{i}"
+
+    def name(self, i: int) -> str:
+        return f"{Path(self.dataset).name}:{i}"
 
     def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
         return [self._read(entry) for entry in self.pictures[start:stop][self.image_column]]
@@ -295,6 +307,10 @@ class _Joined:
     def place(self, i: int) -> str:
         source, own = self._source_of(i)
         return source.place(own)
+
+    def name(self, i: int) -> str:
+        source, own = self._source_of(i)
+        return source.name(own)
 
     def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
         pictures = []

@@ -13,11 +13,12 @@ from tqdm import tqdm
 from vector_quantize_pytorch import VectorQuantize
 
 from imagelm.errors import DivergedError, InputError
+from imagelm.precision import has_fast_bfloat16
 from imagelm.published.codec_imagelm import Autoencoder, LearnedCodec, to_signal
 
-HIDDEN, NUM_BLOCKS, CODE_SIZE = 64, 2, 16
+HIDDEN, NUM_BLOCKS, CODE_SIZE = 48, 2, 4  # few dimensions keep all entries in use
 BATCH_PIXELS = 1 << 16  # a step sees as many images as have about so many pixels
-LEARNING_RATE, WARMUP_SHARE = 1e-3, 0.05
+LEARNING_RATE, WARMUP_SHARE = 4e-3, 0.05
 DECAY = 0.95  # of the moving averages that the entries are
 DEAD_BELOW = 1  # an entry that fewer vectors a step come to is replaced by one of the step's vectors
 
@@ -82,13 +83,19 @@ def _train(
     batch_size = max(1, min(len(images), BATCH_PIXELS // (images.shape[1] * images.shape[2])))
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=WARMUP_SHARE)
+    device = torch.device(device)
+    fast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
     with tqdm(total=steps, desc="training the codebook", disable=None) as progress:
         for step in range(steps):
             chosen = np.sort(rng.choice(len(images), batch_size, replace=False))
             signal = to_signal(torch.from_numpy(images[chosen]).to(device))
-            codes = autoencoder.encoder(signal).permute(0, 2, 3, 1)
+            with fast:
+                codes = autoencoder.encoder(signal)
+            codes = codes.float().permute(0, 2, 3, 1)
             quantized, _, commitment = quantizer(codes.flatten(1, 2))
-            restored = autoencoder.decoder(quantized.view(codes.shape).permute(0, 3, 1, 2))
+            with fast:
+                restored = autoencoder.decoder(quantized.view(codes.shape).permute(0, 3, 1, 2))
+            restored = restored.float()
             error = functional.mse_loss(restored, signal)
             loss = error + functional.l1_loss(restored, signal) + commitment.sum()
             if not loss.isfinite():

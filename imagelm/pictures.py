@@ -6,12 +6,13 @@ One idea: pure functions on uint8 arrays; pixels are enlarged by whole factors, 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from imagelm.files import whole_file
 
 CELL = 96  # small images are enlarged to about this many pixels
 GAP = 8
@@ -94,13 +95,8 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 def save_png(pixels: np.ndarray, file: str | Path) -> None:
     """Writes a PNG file, whole or not at all."""
-    file = Path(file)
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
+    with whole_file(file) as partial:
         partial.write_bytes(png_bytes(pixels))
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

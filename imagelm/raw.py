@@ -140,9 +140,7 @@ def _class_names(file: str | None, num_classes: int) -> list[str]:
     except ValueError as error:
         raise InputError(f"--class_names {file} isn't JSON: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(
-            f'--class_names {file}: expected a list of names in the order of the labels: ["cat", "dog"]'
-        )
+        raise InputError(f'--class_names {file}: expected a list of names in the order of the labels: ["cat", "dog"]')
     if len(set(names)) != num_classes or len(names) != num_classes:
         raise InputError(f"--class_names {file} holds {len(names)} names; expected {num_classes} different ones")
     return names

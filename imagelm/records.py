@@ -136,7 +136,7 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
         for file in files:
-            for first_line, lines in _line_chunks(file, progress):
+            for first_line, lines in line_chunks(file, progress):
                 yield checker.check(str(file), first_line, lines)
 
 
@@ -281,7 +281,7 @@ def _source(row: dict) -> str | None:
     return str(source)
 
 
-def _line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]:
+def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]:
     """Lists of lines of about `CHUNK_BYTES`, each with the number of its first line."""
     number = 1
     with _open(file) as (stream, raw):

@@ -126,7 +126,7 @@ def dataset_card(stats: dict) -> str:
     """The dataset card (README.md) with its metadata, from the statistics."""
     counts = zip(*(stats["classes"][name] for name in SPLITS), strict=True)
     classes = [
-        f"| {class_token(label)} | {name} | {train} | {test} |"
+        f"| `{class_token(label)}` | {name} | {train} | {test} |"
         for label, (name, (train, test)) in enumerate(zip(stats["class_names"], counts, strict=True))
     ]
     cut, codebook, lengths = stats["truncation"], stats["codebook"], stats["lengths"]
@@ -172,8 +172,9 @@ def _codec_section(stats: dict) -> str:
     return f"""
 ## Codec
 
-{stats["codec"]["description"]}. On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR
-{psnr}, SSIM {ssim}. It has seen training images alone.
+{stats["codec"]["description"]}.
+On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR {psnr}, SSIM {ssim}.
+It has seen training images alone.
 
 ![Held-out images and what is restored of their tokens](reconstructions.png)
 

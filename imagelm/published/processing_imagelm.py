@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
@@ -83,9 +84,10 @@ class ImageLMProcessor(ProcessorMixin):
         return [Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in images]
 
     def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
-        """Writes tokenizer, codec and `processor_config.json`."""
+        """Writes tokenizer, codec, `processor_config.json` and the code."""
         self.tokenizer.save_pretrained(save_directory)
         self.codec.save(save_directory)
+        custom_object_save(self, save_directory)
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
         (Path(save_directory) / PROCESSOR_CONFIG).write_text(text, encoding="utf-8")
 

@@ -1,0 +1,224 @@
+"""A folder or Hub id → everything that inference needs: model, tokenizer, grammar, codec and class names.
+
+One idea: a Hub id is brought here first, as one snapshot; from then on there is only a folder, whose parts belong
+together whatever is pushed meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from imagelm.errors import InputError
+from imagelm.inference.options import ModelOptions
+from imagelm.model import load_model
+from imagelm.published.codec_imagelm import Codec, load_codec
+from imagelm.sequence import CLASS_PATTERN, Grammar, class_token
+from imagelm.tokenizer import grammar_of
+
+# What a snapshot is made of; a repository may hold other formats and pictures beside.
+SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
+PATH_LIKE = re.compile(r"^[./~\\]|\\|/.*/|\s|^[A-Za-z]:")
+
+
+@dataclass
+class LoadedModel:
+    """A model that is ready for inference, with all that belongs to it.
+
+    Attributes:
+        name: What the user called it.
+        model: In evaluation mode, on its device.
+        tokenizer: Its tokenizer.
+        grammar: Of the tokenizer's vocabulary.
+        codec: Pictures to entries and back; None where the folder holds none.
+        class_names: Indexed by label; None where the config names none.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    grammar: Grammar
+    codec: Codec | None
+    class_names: list[str] | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def num_positions(self) -> int | None:
+        """Longest sequence, in tokens; None where the architecture sets no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def num_image_tokens(self) -> int | None:
+        """Tokens of a whole image; None where no codec says it."""
+        return None if self.codec is None else self.codec.num_tokens
+
+    @cached_property
+    def entry_of_id(self) -> np.ndarray:
+        """Codebook entry of each id, -1 where it's no codebook token; int64, shape (vocabulary,)."""
+        table = np.full(self.grammar.size, -1)
+        table[self.grammar.code_ids] = np.arange(self.grammar.codebook_size)
+        return table
+
+    def text(self, ids: np.ndarray) -> str:
+        """Ids as tokens with spaces between; an id without token, as wider embeddings allow, shows as its number."""
+        tokens = self.grammar.tokens
+        return " ".join(tokens[i] if i < len(tokens) else f"<{i}>" for i in ids.tolist())
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where it has none."""
+        return str(label) if self.class_names is None else self.class_names[label]
+
+    def class_text(self, label: int) -> str:
+        """A class for people: `cat (<CLS_3>)`, or `3` where it has no name."""
+        return str(label) if self.class_names is None else f"{self.class_names[label]} ({class_token(label)})"
+
+    def label_of(self, name: str) -> int | None:
+        """The label of a class by name, by number or as a token; None where there is no such class."""
+        if self.class_names is not None and self.class_names.count(name) == 1:
+            return self.class_names.index(name)
+        number = match.group(1) if (match := CLASS_PATTERN.fullmatch(name)) else name
+        if number.isdecimal() and int(number) < self.grammar.num_classes:
+            return int(number)
+        return None
+
+    def require_label(self, name: str) -> int:
+        """The label of a class.
+
+        Raises:
+            InputError: There is no such class.
+        """
+        if (label := self.label_of(name)) is None:
+            known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, 20))))
+            more = ", …" if self.grammar.num_classes > 20 else ""
+            raise InputError(f"class {name!r} is unknown to the model; it knows {known}{more}")
+        return label
+
+
+def load_for_inference(options: ModelOptions) -> LoadedModel:
+    """Loads a trained folder or Hub id.
+
+    Raises:
+        InputError: It isn't there, isn't whole, or isn't a model of images as sentences.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    device = _device(options.device)
+    folder = _folder(options.model, options.revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        grammar = grammar_of(tokenizer)
+    except InputError as error:
+        raise InputError(f"--model {options.model} isn't a model of images as sentences: {error}") from error
+    except Exception as error:  # tokenizers raises the plain class where a file is damaged
+        raise InputError(f"--model {options.model}: its tokenizer can't be loaded: {error}") from error
+    try:
+        model = load_model(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(f"--model {options.model} can't be loaded: {error}") from error
+    codec = _codec(options.model, folder)
+    _check_fit(options.model, model, grammar, codec)
+    model = model.to(device=device, dtype=getattr(torch, options.dtype)).eval()
+    return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar))
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    """The folder behind `--model`."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise InputError(f"--revision {revision} belongs to a Hub id, but --model {name} is a folder")
+        if not (folder / "config.json").is_file():
+            inner = sorted(folder.glob("*/config.json"))  # best_model comes before checkpoint-N and final_model
+            remedy = f"--model {inner[0].parent} does" if inner else "name a folder that train.py wrote (…/best_model)"
+            raise InputError(f"--model {name} holds no config.json; {remedy}")
+        return folder
+    if folder.exists():
+        raise InputError(f"--model {name} is a file; name its folder")
+    if PATH_LIKE.search(name):
+        raise InputError(f"--model {name}: no such folder; train.py writes one to …/best_model")
+    return _snapshot(name, revision)
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    where = f"--model {name} is no folder here, and as a Hub id"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=SNAPSHOT_PATTERNS))
+    except HFValidationError as error:
+        raise InputError(f"{where} it isn't valid: {error}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{where} it has no revision {revision!r}; see its branches and tags on the Hub") from error
+    except GatedRepoError as error:
+        raise InputError(f"{where} it asks for consent; accept its terms on the Hub, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(f"{where} it doesn't exist, or is private: check the spelling, or `hf auth login`") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"{where} it can't be reached ({reason}); check the name and the network, or name a folder"
+        ) from error
+
+
+def _codec(name: str, folder: Path) -> Codec | None:
+    try:
+        return load_codec(folder)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"--model {name}: its codec can't be loaded: {error}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise InputError(f"--device {name} is unknown; choose auto, cpu, cuda or cuda:N")
+    if int(match.group(1) or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible; choose auto or cpu")
+    return torch.device(name)
+
+
+def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec | None) -> None:
+    if model.config.vocab_size < grammar.size:
+        raise InputError(
+            f"--model {name}: the model knows {model.config.vocab_size} tokens, its tokenizer {grammar.size}; "
+            "the folder was put together of two models"
+        )
+    if codec is not None and codec.codebook_size != grammar.codebook_size:
+        raise InputError(
+            f"--model {name}: its codec has {codec.codebook_size} entries, its vocabulary {grammar.codebook_size} "
+            "codebook tokens; put the codec beside that the data were made with"
+        )
+
+
+def _class_names(model: PreTrainedModel, grammar: Grammar) -> list[str] | None:
+    names = model.config.id2label or {}
+    if sorted(names) != list(range(grammar.num_classes)):
+        return None
+    if all(name == f"LABEL_{label}" for label, name in names.items()):
+        return None
+    return [str(names[label]) for label in range(grammar.num_classes)]

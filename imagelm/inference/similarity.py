@@ -1,0 +1,62 @@
+"""How near a continuation comes to the truth: token accuracy, BLEU and ROUGE.
+
+One idea: tokens are words that are cut at white space and nowhere else, so the text metrics are computed by their
+reference implementations (sacrebleu, rouge-score) without the tokenizers these would bring along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
+from sacrebleu.metrics import BLEU
+
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+
+
+class WhitespaceTokenizer(Tokenizer):
+    """Words as they stand; rouge-score's own would cut `<Z_012>` into `z` and `012`."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of a text."""
+        return text.split()
+
+
+def token_accuracy(drawn: Sequence[str], true: Sequence[str]) -> float:
+    """Share of the true tokens that stand at their place; what is missing counts as wrong, what is too much not."""
+    return sum(a == b for a, b in zip(drawn, true, strict=False)) / len(true)
+
+
+def rouge(drawn: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L (F-measure) of one continuation, 0 to 1."""
+    scores = _SCORER.score(" ".join(true), " ".join(drawn))
+    return {name: scores[name].fmeasure for name in ROUGE_TYPES}
+
+
+def bleu(drawn: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> tuple[float, str]:
+    """Corpus BLEU of all continuations, 0 to 100, and sacrebleu's signature, which says how it was computed.
+
+    Up to 4-grams; where all texts are shorter, up to their length (sacrebleu's effective order).
+    """
+    metric = BLEU(tokenize="none", force=True, effective_order=True)
+    score = metric.corpus_score([" ".join(words) for words in drawn], [[" ".join(words) for words in true]])
+    return score.score, str(metric.get_signature())
+
+
+def similarity(drawn: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float | str | int]:
+    """All figures over all continuations: BLEU of the corpus, means over continuations of ROUGE, and token accuracy.
+
+    Token accuracy is over all true tokens, so a longer remainder counts more.
+    """
+    rouges = [rouge(a, b) for a, b in zip(drawn, true, strict=True)]
+    lengths = np.array([len(words) for words in true])
+    accuracies = np.array([token_accuracy(a, b) for a, b in zip(drawn, true, strict=True)])
+    score, signature = bleu(drawn, true)
+    figures = {"token_accuracy": float((accuracies * lengths).sum() / lengths.sum()), "bleu": score}
+    figures |= {name: float(np.mean([row[name] for row in rouges])) for name in ROUGE_TYPES}
+    return {**figures, "num_continuations": len(true), "num_tokens": int(lengths.sum()), "bleu_signature": signature}
+
+
+_SCORER = RougeScorer(list(ROUGE_TYPES), tokenizer=WhitespaceTokenizer())
