@@ -68,12 +68,16 @@ def parse_augmentation(text: str | None) -> Augmentation | None:
             raise InputError(
                 f"--augment: {name!r} is unknown; choose from {', '.join(kinds)}, such as shift=2,rotate=10"
             )
+        if kinds[name] is bool and equals:
+            raise InputError(f"--augment: {entry.strip()!r}: {name} takes no value; leave it out where it isn't wanted")
         try:
-            values[name] = True if kinds[name] is bool and not equals else kinds[name](value)
+            values[name] = True if kinds[name] is bool else kinds[name](value)
         except ValueError:
             raise InputError(f"--augment: {entry.strip()!r} is no {kinds[name].__name__}") from None
         if not 0 <= values[name] < (1 if name == "scale" else 181):
             raise InputError(f"--augment: {entry.strip()!r} is out of range; scale is below 1, rotate up to 180")
+    if text and not values:
+        raise InputError(f"--augment {text!r} names nothing; choose from {', '.join(kinds)}")
     return Augmentation(**values) if values else None
 
 

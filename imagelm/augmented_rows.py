@@ -39,7 +39,7 @@ class AugmentedRows(torch.utils.data.Dataset):
         return len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader before each epoch."""
+        """Which epoch the next rows are of."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

@@ -201,10 +201,7 @@ def _first_pass(options: PrepareOptions, source: RowSource, problems: ProblemLog
             writer.write_batch(pa.record_batch([lists, sources, images], schema=schema))
     if raw:
         raw.finish()
-    if problems.counts and options.on_bad_rows == "stop":
-        raise InputError(
-            f"{problems.summary()}\nNothing was written. Mend them, or leave them out with --on_bad_rows skip"
-        )
+    problems.stop_if(options.on_bad_rows)
     table.finish()
     if not len(table.labels):
         raise InputError(f"no usable row in {', '.join(table.files)}; expected JSON lines with tokens and label")
@@ -251,6 +248,12 @@ def _note(batch: RowBatch, table: RowTable) -> None:
 def _assign(options: PrepareOptions, table: RowTable, source: RowSource, duplicates: Duplicates) -> np.ndarray:
     """The side of each row that stays, -1 for duplicates; int8, shape (rows,)."""
     keep = duplicates.keep
+    if source.split_by == "field":
+        for side, name in enumerate(SPLITS):
+            if (table.file_splits == side).any() and not (table.file_splits[keep] == side).any():
+                raise InputError(
+                    f"as tokens, every {name} image repeats another one; the codebook keeps too little of the images"
+                )
     sides = np.full(len(keep), -1, dtype=np.int8)
     sides[keep] = assign_splits(
         source.split_by,

@@ -62,9 +62,9 @@ class ImageRows:
         self.recipe = parse_augmentation(self.about.augment)
         self.device = _device(self.about.device)
         self.notes: list[str] = []
+        self.codec = open_codec(options.codec) if options.codec else None
         self._open()
         self._survey(problems)
-        self.codec = open_codec(options.codec) if options.codec else None
         self.form = self._settle_form()
         self._split()
         self.t = self._numbers_in_class() if "t" in self._features() else None
@@ -99,10 +99,13 @@ class ImageRows:
 
     def statistics(self) -> dict:
         """What pictures and codec add to `stats.json`; draws the codec into the output folder."""
-        numbers = self._choose(TEST, NUM_QUALITY_IMAGES)
-        held_out = self._read(numbers)
-        restored = self.codec.decode(self._encode(held_out, numbers))
-        draw_codec(self.codec, held_out, restored, self.staging)
+        reconstruction = None
+        if self.codec.can_decode:
+            numbers = self._choose(TEST, NUM_QUALITY_IMAGES)
+            held_out = self._read(numbers)
+            restored = self.codec.decode(self._encode(held_out, numbers))
+            draw_codec(self.codec, held_out, restored, self.staging)
+            reconstruction = measure_reconstruction(held_out, restored)
         return {
             "images": {
                 "read": len(self.sides),
@@ -114,7 +117,7 @@ class ImageRows:
                 **self.codec.config,
                 "codebook_size": self.codec.codebook_size,
                 "grid": list(self.codec.grid),
-                "reconstruction": measure_reconstruction(held_out, restored),
+                "reconstruction": reconstruction,
                 "images_encoded": self.num_encoded,
                 "encode_seconds": round(self.seconds, 3),
                 "images_per_second": round(self.num_encoded / max(self.seconds, 1e-9), 1),
@@ -124,14 +127,16 @@ class ImageRows:
 
     def _open(self) -> None:
         columns = {"image_column": self.about.image_column, "label_column": self.about.label_column}
-        train, test, split = self.about.images, self.about.test_images, None
+        train, test, splits = self.about.images, self.about.test_images, (None, None)
         if test is None and (found := train_and_test(train)):
             self.notes.append(f"{train[0]} has a train and a test split of its own; both are taken as they are")
-            train, test, split = found
-        self.sources = [open_images(train, **columns)]
+            train, test, splits = found
+        self.sources = [open_images(train, **columns, split=splits[0])]
         if test is not None:
-            self.sources.append(open_images(test, **columns, split=split))
-        for source in self.sources:
+            self.sources.append(open_images(test, **columns, split=splits[1]))
+        for source, names in zip(self.sources, (train, test), strict=False):
+            if not len(source):
+                raise InputError(f"{', '.join(names)}: there are no pictures in it")
             if source.labels is None:
                 raise InputError(
                     f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "
@@ -158,7 +163,9 @@ class ImageRows:
     def _survey(self, problems: ProblemLog) -> None:
         slices = self._pictures("reading")
         count = len(self.labels)
-        self.found = survey(slices, count, self.about.background, problems, lambda i: self.place("", i))
+        background = self.codec.config["background"] if self.codec else self.about.background
+        self.found = survey(slices, count, background, problems, lambda i: self.place("", i))
+        problems.stop_if(self.options.on_bad_rows)
         if not self.found.readable.any():
             raise InputError(f"none of the {count} pictures can be read\n{problems.summary()}")
 
@@ -177,6 +184,8 @@ class ImageRows:
         if others := sizes.total() - sizes[(height, width)]:
             done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
             self.notes.append(f"{others} of {sizes.total()} pictures aren't {height}×{width} pixels and are {done}")
+        if found.num_animated:
+            self.notes.append(f"{found.num_animated} pictures have several frames; the first one is taken")
         if form["channels"] == 1 and found.num_coloured:
             self.notes.append(f"{found.num_coloured} coloured pictures become grey")
         return form
@@ -217,6 +226,9 @@ class ImageRows:
             return self.codec.config.get("features", [])
         if self.about.codebook != "unified":
             return []
+        height, width = self.form["image_size"]
+        if min(height, width) < 2:
+            raise InputError(f"images of {height}×{width} pixels have no gradient; give an --image_size from 2x2 on")
         if self.about.centroids:
             return read_unified_codebook(self.about.centroids, **self.form).config["features"]
         return self.about.features.split(",")

@@ -14,13 +14,16 @@ from vector_quantize_pytorch import VectorQuantize
 
 from imagelm.errors import DivergedError, InputError
 from imagelm.precision import has_fast_bfloat16
-from imagelm.published.codec_imagelm import Autoencoder, LearnedCodec, to_signal
+from imagelm.published.codec_imagelm import Autoencoder, LearnedCodec, cut_patches, to_signal
 
-HIDDEN, NUM_BLOCKS, CODE_SIZE = 48, 2, 4  # few dimensions keep all entries in use
+HIDDEN, NUM_BLOCKS, CODE_SIZE = 48, 2, 32
 BATCH_PIXELS = 1 << 16  # a step sees as many images as have about so many pixels
-LEARNING_RATE, WARMUP_SHARE = 4e-3, 0.05
+LEARNING_RATE, WARMUP_SHARE = 1e-3, 0.05
+NUM_COMPONENT_IMAGES = 500
+KMEANS_ITERATIONS = 20
 DECAY = 0.95  # of the moving averages that the entries are
-DEAD_BELOW = 1  # an entry that fewer vectors a step come to is replaced by one of the step's vectors
+DEAD_BELOW = 0.05  # of the mean use a step: an entry that is used less is replaced by one of the step's vectors
+NUM_START_VECTORS = 20_000  # that the entries start from, by k-means
 
 
 def fit_learned_codec(
@@ -53,7 +56,9 @@ def fit_learned_codec(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder = Autoencoder(channels, patch_size, HIDDEN, NUM_BLOCKS, CODE_SIZE).to(device)
-        quantizer = _quantizer(codebook_size).to(device)
+        _start_at_components(autoencoder, images, patch_size, seed)
+        vectors_a_step = _batch_size(images) * (height // patch_size) * (width // patch_size)
+        quantizer = _quantizer(codebook_size, vectors_a_step / codebook_size).to(device)
         _train(autoencoder, quantizer, images, steps, np.random.default_rng([seed, 1]), device)
     settings = {"image_size": [height, width], "channels": channels, "patch_size": patch_size}
     tensors = {name: value.detach().cpu() for name, value in autoencoder.state_dict().items()}
@@ -61,13 +66,32 @@ def fit_learned_codec(
     return LearnedCodec({**config, **settings, "hidden": HIDDEN, "num_blocks": NUM_BLOCKS}, tensors)
 
 
-def _quantizer(codebook_size: int) -> VectorQuantize:
+def _start_at_components(autoencoder: Autoencoder, images: np.ndarray, patch_size: int, seed: int) -> None:
+    """Sets the linear maps to the principal components of patches: training starts where k-means patches end."""
+    chosen = np.random.default_rng([seed, 2]).permutation(len(images))[:NUM_COMPONENT_IMAGES]
+    patches = cut_patches(torch.from_numpy(images[chosen]), patch_size).flatten(0, 1).float() / 127.5 - 1
+    centre = patches.mean(0)
+    _, _, components = torch.linalg.svd(patches - centre, full_matrices=False)
+    rows = components[:CODE_SIZE].view(-1, patch_size, patch_size, images.shape[3]).permute(0, 3, 1, 2)
+    down, up = autoencoder.encoder.linear, autoencoder.decoder.linear
+    with torch.no_grad():
+        down.weight[: len(rows)], up.weight[: len(rows)] = rows, rows
+        down.bias[: len(rows)] = -(components[:CODE_SIZE] @ centre)
+        up.bias.copy_(centre.view(patch_size, patch_size, -1).mean((0, 1)))
+
+
+def _batch_size(images: np.ndarray) -> int:
+    return max(1, min(len(images), BATCH_PIXELS // (images.shape[1] * images.shape[2])))
+
+
+def _quantizer(codebook_size: int, mean_use: float) -> VectorQuantize:
     return VectorQuantize(
         dim=CODE_SIZE,
         codebook_size=codebook_size,
         kmeans_init=True,
+        kmeans_iters=KMEANS_ITERATIONS,
         decay=DECAY,
-        threshold_ema_dead_code=DEAD_BELOW,
+        threshold_ema_dead_code=DEAD_BELOW * mean_use,
         commitment_weight=0.25,
     )
 
@@ -80,10 +104,16 @@ def _train(
     rng: np.random.Generator,
     device: str | torch.device,
 ) -> None:
-    batch_size = max(1, min(len(images), BATCH_PIXELS // (images.shape[1] * images.shape[2])))
+    batch_size = _batch_size(images)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=WARMUP_SHARE)
     device = torch.device(device)
+    with torch.no_grad():  # the entries start at the centroids of many vectors, not of one step's
+        one = autoencoder.encoder(to_signal(torch.from_numpy(images[:1]).to(device)))
+        count = max(1, NUM_START_VECTORS // one[0, 0].numel())
+        some = torch.from_numpy(images[np.sort(rng.permutation(len(images))[:count])]).to(device)
+        codes = torch.cat([autoencoder.encoder(to_signal(part)) for part in some.split(batch_size)])
+        quantizer(codes.permute(0, 2, 3, 1).reshape(1, -1, codes.shape[1]))
     fast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
     with tqdm(total=steps, desc="training the codebook", disable=None) as progress:
         for step in range(steps):

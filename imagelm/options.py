@@ -7,6 +7,7 @@ the same names. Nothing heavy is imported, so that `--help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from imagelm.errors import InputError
 from imagelm.files import check_folder_name
@@ -15,6 +16,13 @@ from imagelm.sequence import NUM_FRAME_TOKENS
 CODEBOOKS = ("patch", "unified", "learned")
 FIT_MODES = ("resize", "pad")
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
+
+
+# What a codec decides where one is given.
+CODEC_OPTIONS = (
+    *("image_size", "fit", "background", "channels", "codebook", "patch_size", "codebook_size"),
+    *("features", "feature_scaling", "centroids", "codec_steps"),
+)
 
 
 @dataclass
@@ -104,6 +112,13 @@ class PrepareOptions:
         if self.images is None and self.vocab_file is None:
             raise InputError("--data_files needs --vocab_file: a JSON file with each token's id")
         if self.images is not None:
+            for folder in [*self.images.images, *(self.images.test_images or [])]:
+                inside = Path(self.output_dir).resolve().is_relative_to(Path(folder).resolve())
+                if folder and Path(folder).is_dir() and inside:
+                    raise InputError(
+                        f"--output_dir {self.output_dir} lies in the images' folder {folder}, which would take it for "
+                        "a class the next time; choose another"
+                    )
             for name in ("vocab_file", "class_names", "max_length"):
                 if getattr(self, name) is not None:
                     raise InputError(
@@ -117,10 +132,13 @@ def make_options(arguments: dict[str, object]) -> PrepareOptions:
     Raises:
         InputError: They contradict each other, or a value can't work.
     """
-    own = {entry.name for entry in fields(ImageOptions)}
+    own = {entry.name: entry.default for entry in fields(ImageOptions)}
     about_images = {name: value for name, value in arguments.items() if name in own}
     others = {name: value for name, value in arguments.items() if name not in own}
     if arguments["images"] is not None:
+        for name in CODEC_OPTIONS if arguments["codec"] else ():
+            if arguments[name] != own[name]:
+                raise InputError(f"--{name} and --codec contradict each other: a codec that is there has its own")
         return PrepareOptions(**others, images=ImageOptions(**about_images))
     for entry in fields(ImageOptions):
         if entry.name != "images" and about_images[entry.name] != entry.default:

@@ -86,6 +86,17 @@ class ProblemLog:
                 entry["text"] = text.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
             self.keep.write(orjson.dumps(entry) + b"\n")
 
+    def stop_if(self, on_bad_rows: str) -> None:
+        """Ends the work where there is a problem and none is allowed.
+
+        Raises:
+            InputError: `on_bad_rows` is "stop", and there is a problem.
+        """
+        if self.counts and on_bad_rows == "stop":
+            raise InputError(
+                f"{self.summary()}\nNothing was written. Mend them, or leave them out with --on_bad_rows skip"
+            )
+
     def summary(self) -> str:
         """The first problems and the counts, for people."""
         total = sum(self.counts.values())

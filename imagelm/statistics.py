@@ -164,9 +164,9 @@ Made by `{stats["command"]}`.
 
 
 def _codec_section(stats: dict) -> str:
-    if "reconstruction" not in stats.get("codec", {}):
+    kept = stats.get("codec", {}).get("reconstruction")
+    if kept is None:
         return ""
-    kept = stats["codec"]["reconstruction"]
     psnr = "without error" if kept["psnr"] is None else f"{kept['psnr']:.2f} dB"
     ssim = "–" if kept["ssim"] is None else f"{kept['ssim']:.4f}"
     return f"""
@@ -196,13 +196,13 @@ def _codec_in_words(stats: dict) -> list[str]:
     if codec is None:
         return []
     lines = [f"codec: {codec['description']}"]
-    if "reconstruction" in codec:
-        kept = codec["reconstruction"]
+    if kept := codec.get("reconstruction"):
         psnr = "no error" if kept["psnr"] is None else f"PSNR {kept['psnr']:.2f} dB"
         ssim = "" if kept["ssim"] is None else f", SSIM {kept['ssim']:.4f}"
         lines.append(
             f"reconstruction of {kept['num_images']} held-out images: MSE {kept['mse']:.1f} (0 to 255²), {psnr}{ssim}"
         )
+    if "images_encoded" in codec:
         lines.append(
             f"encoded: {codec['images_encoded']} images in {codec['encode_seconds']:.1f} s, "
             f"{codec['images_per_second']:.0f} images/s on {codec['device']}"

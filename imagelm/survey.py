@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from imagelm.images import BadImage
+from imagelm.image_sources import NUM_FRAMES, BadImage
 from imagelm.published.codec_imagelm import flatten
 from imagelm.records import ProblemLog
 from imagelm.splits import DIGEST_DTYPE
@@ -28,12 +28,14 @@ class Survey:
         digests: Of the pixels, equal for equal images whatever their file format; `DIGEST_DTYPE`, shape (pictures,).
         readable: bool, shape (pictures,).
         num_coloured: Pictures whose channels differ somewhere.
+        num_animated: Pictures of several frames, of which the first one counts.
     """
 
     sizes: np.ndarray
     digests: np.ndarray
     readable: np.ndarray
     num_coloured: int = 0
+    num_animated: int = 0
 
 
 def survey(
@@ -62,6 +64,7 @@ def survey(
             found.readable[i] = True
             found.sizes[i] = pixels.shape[:2]
             found.num_coloured += pixels.ndim == 3
+            found.num_animated += NUM_FRAMES in picture.info
             digest = xxhash.xxh3_128(pixels.tobytes())
             digest.update(str(pixels.shape).encode())
             found.digests[i] = np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]

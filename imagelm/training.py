@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput
 
 from imagelm.arguments import RunArguments
 from imagelm.augmented_rows import AugmentedRows
-from imagelm.errors import DivergedError
+from imagelm.errors import DivergedError, InputError
 from imagelm.files import read_json, whole_folder, write_json, write_text
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.model import save_model
@@ -161,6 +161,10 @@ class ImageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(EvaluationLines())
+        if isinstance(train, AugmentedRows):
+            if args.dataloader_persistent_workers:
+                raise InputError("--dataloader_persistent_workers: leave it out; they never hear of a new epoch")
+            self.add_callback(EpochOfRows(train))
         if not args.disable_tqdm:
             self.add_callback(QuietProgress())
 
@@ -204,6 +208,20 @@ class QuietProgress(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Says nothing; `EvaluationLines` does."""
+
+
+class EpochOfRows(TrainerCallback):
+    """Tells rows that are made anew in each epoch which epoch it is.
+
+    accelerate's loader does so itself, but not with several processes, nor in an epoch that is resumed.
+    """
+
+    def __init__(self, rows: AugmentedRows) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Comes before the loader starts."""
+        self.rows.set_epoch(int(state.epoch or 0))
 
 
 class EvaluationLines(TrainerCallback):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import ROOT, run, write_jsonl
 
-PROJECT = ("Makefile", "requirements.txt", "prepare_dataset.py", "train.py", "accelerate_config.yaml")
+PROJECT = ("Makefile", "requirements.txt", "prepare_dataset.py", "train.py", "inference.py", "accelerate_config.yaml")
 FOLDERS = ("imagelm", "examples", "configs")
 
 
@@ -44,6 +44,22 @@ def test_the_demo_reaches_97_percent_within_three_minutes(tmp_path, seed):
     assert 0 < results["majority_accuracy"] < results["bag_of_tokens_accuracy"] < results["eval_cls_accuracy"]
     assert f"CLS-slot accuracy      {results['eval_cls_accuracy']:.4f}" in done.stdout
     assert seconds < 180
+    # What training reported is what classify finds, from the saved folder, whatever the batch size.
+    for batch_size in (1, 7, 64):
+        words = [
+            "--model",
+            output / "best_model",
+            "--mode",
+            "classify",
+            "--dataset_dir",
+            tmp_path / "data/digits/prepared",
+        ]
+        answered = run("inference.py", *words, "--batch_size", batch_size, "--output", tmp_path / f"{batch_size}.jsonl")
+        assert answered.returncode == 0, answered.stderr
+        assert f"accuracy {results['eval_cls_accuracy']:.4f}" in answered.stdout
+    answers = [(tmp_path / f"{batch_size}.jsonl").read_text().splitlines() for batch_size in (1, 7, 64)]
+    predictions = [[json.loads(line)["prediction"] for line in lines] for lines in answers]
+    assert predictions[0] == predictions[1] == predictions[2]
 
 
 @pytest.mark.slow

@@ -197,6 +197,22 @@ def test_images_are_classified_as_their_tokens_and_labels_go_by_name(artist, pho
         assert row["bits_per_dim"] == pytest.approx(row["bits_per_token"] * 5 / 64)
 
 
+def test_a_damaged_picture_is_named_and_the_others_are_answered_as_without_it(artist, photos, tmp_path, infer):
+    words = ("--mode", "classify", "--model", artist)
+    infer(*words, "--images", photos, "--output", tmp_path / "whole")
+    shutil.copytree(photos, tmp_path / "photos")
+    Image.new("F", (8, 8)).save(tmp_path / "photos/cat/0.tiff")
+    (tmp_path / "photos/owl/1.png").write_bytes(b"no picture")
+    printed = infer(*words, "--images", tmp_path / "photos", "--output", tmp_path / "damaged")
+    assert f"left out: {tmp_path}/photos/cat/0.tiff: 32-bit pixels (mode F) have no known range" in printed
+    assert f"left out: {tmp_path}/photos/owl/1.png: not a picture" in printed
+    found, expected = records(tmp_path / "damaged"), records(tmp_path / "whole")
+    assert [row["tokens"] for row in found] == [row["tokens"] for row in expected]
+    assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
+    with pytest.raises(InputError, match=r"1\.png: not a picture"):
+        infer(*words, "--images", tmp_path / "photos/owl/1.png")
+
+
 # next_token, continue, generate
 
 

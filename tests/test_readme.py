@@ -40,7 +40,7 @@ def test_the_training_command_parses():
 
 
 def test_every_option_that_is_named_exists():
-    helps = "".join(run(script, "--help").stdout for script in ("prepare_dataset.py", "train.py"))
+    helps = "".join(run(script, "--help").stdout for script in ("prepare_dataset.py", "train.py", "inference.py"))
     named = set(re.findall(r"--[a-z_]+", README)) - {"--multi_gpu", "--num_processes", "--config_file"}  # accelerate's
     assert len(named) > 10
     assert [name for name in sorted(named) if name not in helps] == []

@@ -32,7 +32,7 @@ def run_mode(arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
     """
     mode, draw, batch_size = arguments.mode, arguments.draw, arguments.model.batch_size
     if arguments.output.output_image:
-        require_codec(loaded, "--output_image")
+        require_codec(loaded, "--output_image", draws=True)
     if mode == "generate":
         label = None if arguments.classes.class_name is None else loaded.require_label(arguments.classes.class_name)
         outcome, drawings = generate(loaded, draw, arguments.classes, label, batch_size)

@@ -7,7 +7,7 @@ computed; images become rows through the model's codec.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -105,26 +105,41 @@ def refuse(problems: list[tuple[str, str]]) -> None:
         raise InputError("\n".join([f"{len(problems)} bad rows", *lines]))
 
 
-def encode_images(pictures: Iterable[Image.Image], loaded: LoadedModel) -> np.ndarray:
-    """The ids of whole image bodies; shape (pictures, tokens).
+def encode_pixels(pixels: Sequence[np.ndarray], loaded: LoadedModel) -> np.ndarray:
+    """The ids of whole image bodies; shape (images, tokens).
+
+    Args:
+        pixels: As the codec's `pixels` gives them, each of shape (height, width, channels).
+        loaded: The model.
 
     Raises:
-        ValueError: A picture's pixels can't be used, or the codec needs more than pixels.
+        InputError: The codec needs more than pixels.
     """
-    pixels = np.stack([loaded.codec.pixels(picture) for picture in pictures])
-    return loaded.grammar.code_ids[loaded.codec.encode(pixels, device=str(loaded.device))]
+    try:
+        return loaded.grammar.code_ids[loaded.codec.encode(np.stack(pixels), device=str(loaded.device))]
+    except ValueError as error:
+        raise InputError(f"--images: {error}") from error
 
 
-def require_codec(loaded: LoadedModel, flag: str) -> None:
+def require_codec(loaded: LoadedModel, flag: str, draws: bool = False) -> None:
     """Refuses what needs a codec where the model has none.
 
+    Args:
+        loaded: The model.
+        flag: What the user asked for.
+        draws: Whether the codec must draw, too.
+
     Raises:
-        InputError: It has none.
+        InputError: It has none, or one that can't draw.
     """
     if loaded.codec is None:
         raise InputError(
             f"{flag} needs a codec, and there is none (codec.json, codec.safetensors) beside {loaded.name}; "
             "put the codec there that the data were made with, or work with tokens"
+        )
+    if draws and not loaded.codec.can_decode:
+        raise InputError(
+            f"{flag}: the codec of {loaded.name} reads pictures but draws none; its features lack R, G or B"
         )
 
 
@@ -232,18 +247,26 @@ def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
     for start, pictures in batches(source):
         if start >= count:
             break
-        pictures = pictures[: count - start]
-        problems += [(source.place(start + i), p.reason) for i, p in enumerate(pictures) if isinstance(p, BadImage)]
-        if problems:
+        found = [_pixels(picture, loaded) for picture in pictures[: count - start]]
+        problems += [(source.place(start + i), p.reason) for i, p in enumerate(found) if isinstance(p, BadImage)]
+        numbers = [start + i for i, pixels in enumerate(found) if not isinstance(pixels, BadImage)]
+        if not numbers:
             continue
-        try:
-            bodies = encode_images(pictures, loaded)
-        except ValueError as error:
-            raise InputError(f"{source.place(start)} to {source.place(start + len(pictures) - 1)}: {error}") from error
-        for i, body in enumerate(bodies.astype(loaded.grammar.id_dtype), start=start):
+        bodies = encode_pixels([found[number - start] for number in numbers], loaded)
+        for i, body in zip(numbers, bodies.astype(loaded.grammar.id_dtype), strict=True):
             prompts.rows.append(Row(body, 0, labels[i], source.place(i), i))
-    refuse(problems)
+    if problems and not prompts.rows:
+        refuse(problems)
+    # A damaged file among many pictures is everyday life; it is named, and costs the others nothing.
+    prompts.notes += [f"left out: {place}: {reason}" for place, reason in problems]
     return prompts
+
+
+def _pixels(picture: Image.Image | BadImage, loaded: LoadedModel) -> np.ndarray | BadImage:
+    try:
+        return picture if isinstance(picture, BadImage) else loaded.codec.pixels(picture)
+    except ValueError as error:
+        return BadImage(str(error))
 
 
 def _labels(source: ImageSource, loaded: LoadedModel, notes: list[str]) -> list[int | None]:

@@ -56,6 +56,11 @@ class Codec:
         return self.image_size[0] // size, self.image_size[1] // size
 
     @property
+    def can_decode(self) -> bool:
+        """Whether entries can be drawn."""
+        return True
+
+    @property
     def num_tokens(self) -> int:
         """Tokens an image."""
         return self.grid[0] * self.grid[1]
@@ -96,6 +101,8 @@ class Codec:
         expected = (*self.image_size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, {expected})")
+        if not len(images):
+            return np.empty((0, self.num_tokens), dtype=np.int64)
         with torch.no_grad():
             vectors = self._vectors(torch.from_numpy(np.ascontiguousarray(images)).to(device), **features)
             codebook = self._scaled_codebook().to(vectors)
@@ -157,7 +164,14 @@ class UnifiedCodec(Codec):
     kind = "unified"
 
     def _grid(self) -> tuple[int, int]:
+        if min(self.image_size) < 2 and {"Gx", "Gy"} & set(self.config["features"]):
+            raise ValueError(f"images of {self.image_size} pixels have no gradient")
         return self.image_size
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the entries have colours."""
+        return set("RGB") <= set(self.config["features"])
 
     def _vectors(self, images: Tensor, t: np.ndarray | None = None) -> Tensor:
         return unified_features(images, self.config["features"], t) * self.tensors["scale"].to(images.device)
@@ -177,7 +191,7 @@ class UnifiedCodec(Codec):
             ValueError: Not all of R, G and B are among the features.
         """
         names = self.config["features"]
-        if not set("RGB") <= set(names):
+        if not self.can_decode:
             raise ValueError(f"a codebook of the features {', '.join(names)} has no colours to draw with")
         colours = self.tensors["codebook"].numpy()[:, [names.index(name) for name in "RGB"]]
         if self.channels == 1:
@@ -197,10 +211,11 @@ class LearnedCodec(Codec):
     def __init__(self, config: dict, tensors: dict[str, Tensor]) -> None:
         super().__init__(config, tensors)
         code_size = tensors["codebook"].shape[1]
-        self.autoencoder = Autoencoder(
-            self.channels, config["patch_size"], config["hidden"], config["num_blocks"], code_size
-        )
-        self.autoencoder.load_state_dict({name: value for name, value in self.tensors.items() if name != "codebook"})
+        sizes = (config["patch_size"], config["hidden"], config["num_blocks"], code_size)
+        with torch.device("meta"):  # takes neither time nor random numbers
+            self.autoencoder = Autoencoder(self.channels, *sizes)
+        weights = {name: value for name, value in self.tensors.items() if name != "codebook"}
+        self.autoencoder.load_state_dict(weights, assign=True)
         self.autoencoder.eval()
 
     def _vectors(self, images: Tensor) -> Tensor:
@@ -217,7 +232,9 @@ class LearnedCodec(Codec):
 
 
 class Autoencoder(nn.Module):
-    """Strided convolutions down to one vector a patch, and back.
+    """One vector a patch, and back: a linear map of the patch plus what strided convolutions add from around it.
+
+    The linear maps can start as the principal components of patches; the convolutions start at nothing.
 
     Args:
         channels: Of the images.
@@ -238,7 +255,22 @@ class Autoencoder(nn.Module):
             up += [nn.SiLU(), nn.ConvTranspose2d(hidden, hidden, 4, stride=2, padding=1)]
         down += [nn.SiLU(), nn.Conv2d(hidden, code_size, 1)]
         up += [nn.SiLU(), nn.Conv2d(hidden, channels, 3, padding=1)]
-        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
+        linear_down = nn.Conv2d(channels, code_size, patch_size, stride=patch_size)
+        linear_up = nn.ConvTranspose2d(code_size, channels, patch_size, stride=patch_size)
+        self.encoder, self.decoder = Sum(linear_down, nn.Sequential(*down)), Sum(linear_up, nn.Sequential(*up))
+
+
+class Sum(nn.Module):
+    """linear(x) + correction(x), where the correction's last layer starts at zero."""
+
+    def __init__(self, linear: nn.Module, correction: nn.Sequential) -> None:
+        super().__init__()
+        self.linear, self.correction = linear, correction
+        nn.init.zeros_(correction[-1].weight)
+        nn.init.zeros_(correction[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.correction(x)
 
 
 class ResidualBlock(nn.Module):

@@ -59,8 +59,8 @@ class ImageLMProcessor(ProcessorMixin):
             `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
         """
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
-        pictures = [open_picture(image) for image in ([images] if alone else images)]
-        codes = self.code_ids[self.codec.encode(np.stack([self.codec.pixels(picture) for picture in pictures]))]
+        pixels = [self.codec.pixels(open_picture(image)) for image in ([images] if alone else images)]
+        codes = self.code_ids[self.codec.encode(np.stack(pixels))]
         first, last, cls = (self.layout[name] for name in ("image_start_id", "image_end_id", "cls_id"))
         input_ids = torch.from_numpy(np.pad(codes, ((0, 0), (1, 2)), constant_values=first))
         input_ids[:, -2], input_ids[:, -1] = last, cls
@@ -138,6 +138,8 @@ def open_picture(image: object) -> Image.Image:
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return load_image(image)
     if isinstance(image, str | Path):
-        return Image.open(image)
+        with open(image, "rb") as file, Image.open(file) as picture:
+            picture.load()
+            return picture
     array = np.asarray(image)
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)

@@ -1,0 +1,79 @@
+"""Pictures for tests: random arrays, folders of them, and `prepare_dataset.py --images` as a user calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from imagelm.dataset import load_prepared, prepare
+from imagelm.options import ImageOptions, PrepareOptions
+from imagelm.published.codec_imagelm import PatchCodec, load_codec
+from imagelm.tokenizer import grammar_of, load_tokenizer
+
+
+def random_pictures(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
+    """uint8, shape (count, height, width, channels), all values equally likely."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size, channels), dtype=np.uint8)
+
+
+def smooth_pictures(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
+    """As `random_pictures`, but of big soft shapes, so that neighbouring pixels and patches are alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices(size)[:, None, :, :, None] / max(size)
+    a, b, phase = rng.uniform(-6, 6, (3, count, 1, 1, channels))
+    return np.rint(127.5 + 127.5 * np.sin(a * x + b * y + phase)).astype(np.uint8)
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """A Pillow image of uint8 (height, width, 1, 3 or 4)."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def class_folder(root: Path, classes: dict[str, np.ndarray], suffix: str = ".png") -> Path:
+    """A folder with a folder a class; pictures are named 0, 1, …"""
+    for name, pictures in classes.items():
+        (root / name).mkdir(parents=True)
+        for i, pixels in enumerate(pictures):
+            to_image(pixels).save(root / name / f"{i}{suffix}")
+    return root
+
+
+def cats_and_dogs(
+    root: Path, per_class: int = 10, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0
+) -> Path:
+    """A folder of random pictures of two classes."""
+    pictures = random_pictures(2 * per_class, size, channels, seed)
+    return class_folder(root, {"cat": pictures[:per_class], "dog": pictures[per_class:]})
+
+
+def prepare_pictures(output: Path, images: object, **options: object) -> tuple[datasets.DatasetDict, dict]:
+    """`prepare_dataset.py --images …` with a small codebook; the dataset and its statistics."""
+    own = {name: options.pop(name) for name in list(options) if name in ImageOptions.__dataclass_fields__}
+    names = [str(name) for name in (images if isinstance(images, list) else [images])]
+    about = ImageOptions(names, **{"codebook_size": 16, "patch_size": 4, "device": "cpu", **own})
+    stats = prepare(PrepareOptions(output_dir=str(output), images=about, **options), command="test")
+    return load_prepared(output), stats
+
+
+def entries_in(rows: datasets.Dataset, folder: Path) -> np.ndarray:
+    """The codebook entries of prepared rows; int64, shape (rows, tokens an image)."""
+    grammar = grammar_of(load_tokenizer(folder / "tokenizer"))
+    entry = np.full(grammar.size, -1)
+    entry[grammar.code_ids] = np.arange(len(grammar.code_ids))
+    return entry[np.array(rows["input_ids"])[:, 1:-4]]
+
+
+def restored(rows: datasets.Dataset, folder: Path) -> np.ndarray:
+    """The images that prepared rows stand for."""
+    return load_codec(folder / "codec").decode(entries_in(rows, folder))
+
+
+def grey_levels_codec(folder: Path, size: tuple[int, int]) -> Path:
+    """A codec without loss for grey images: a token a pixel, an entry a grey value."""
+    config = {"image_size": list(size), "channels": 1, "patch_size": 1}
+    PatchCodec(config, {"codebook": torch.arange(256, dtype=torch.uint8)[:, None]}).save(folder)
+    return folder
