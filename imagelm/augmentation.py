@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from imagelm.errors import InputError
 
+MAX_VALUES = 1 << 22  # moved at once, so that memory doesn't grow with the size of images
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -92,6 +94,9 @@ def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.nda
     Returns:
         uint8, the shape of `images`.
     """
+    if images.size > MAX_VALUES and len(images) > 1:
+        parts = np.array_split(np.arange(len(images)), min(len(images), -(-images.size // MAX_VALUES)))
+        return np.concatenate([augment(images[part], maps[part], background) for part in parts])
     _, height, width, _ = images.shape
     # affine_grid counts in half sides, so that x and y are measured differently where the image isn't square.
     half = np.array([width / 2, height / 2])

@@ -127,12 +127,14 @@ def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels:
         InputError: The file can't be read or isn't such a table.
     """
     try:
-        names = Path(file).read_text(encoding="utf-8").split("\n", 1)[0].strip().split(",")
-        table = np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2)
+        head, *lines = Path(file).read_text(encoding="utf-8-sig").splitlines() or [""]
+        names = [name.strip() for name in head.split(",")]
+        table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(names)))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"--centroids {file} can't be read: {error}") from error
     features = [name for name in names if name != "cluster_id"]
-    if not set(features) <= set(FEATURES) or not features or table.shape[1] != len(names):
+    twice = len(set(names)) < len(names)
+    if twice or not features or not set(features) <= set(FEATURES) or table.shape[1] != len(names) or not len(table):
         raise InputError(
             f"--centroids {file} has columns {', '.join(names)}; expected cluster_id and some of {FEATURES}"
         )

@@ -126,9 +126,18 @@ def load_stats(folder: str | Path) -> dict:
 
 
 def load_codec_of(folder: str | Path) -> Codec | None:
-    """The codec that made the rows; None where the rows came without."""
+    """The codec that made the rows; None where the rows came without.
+
+    Raises:
+        InputError: It is damaged.
+    """
     codec = Path(folder) / CODEC_FOLDER
-    return load_codec(codec) if codec.is_dir() else None
+    if not codec.is_dir():
+        return None
+    try:
+        return load_codec(codec)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"--dataset_dir {folder}: {error}; write it anew with prepare_dataset.py") from error
 
 
 def augmented(
@@ -143,6 +152,8 @@ def augmented(
         return train
     if codec is None or "image" not in train.features:
         raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
+    if "t" in codec.config.get("features", ()):
+        raise InputError("--augment: this codec uses t, the number of an image's file, which a variant doesn't have")
     return AugmentedRows(train, codec, grammar, parse_augmentation(recipe), seed)
 
 

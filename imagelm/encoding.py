@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,10 @@ from tqdm import tqdm
 from imagelm.augmentation import augment, parse_augmentation
 from imagelm.codec import fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.errors import InputError
+from imagelm.form import settle_form
 from imagelm.images import BadImage, ImageSource, batches, open_images, relabel, train_and_test
-from imagelm.options import PrepareOptions, parse_size
+from imagelm.options import PrepareOptions
+from imagelm.precision import choose_device
 from imagelm.published.codec_imagelm import Codec, read_pixels
 from imagelm.quality import draw_codec, measure_reconstruction
 from imagelm.raw import CODEC_FOLDER, open_codec
@@ -32,6 +33,7 @@ from imagelm.splits import TEST, TRAIN, assign_splits, split_in_words
 from imagelm.survey import survey
 
 LEFT_OUT = -1
+MANY_TOKENS = 4096
 MAX_FIT_IMAGES = 20_000
 MAX_FIT_BYTES = 256 << 20
 NUM_QUALITY_IMAGES = 1000
@@ -60,16 +62,22 @@ class ImageRows:
     def __init__(self, options: PrepareOptions, staging: Path, problems: ProblemLog) -> None:
         self.options, self.about, self.staging = options, options.images, staging
         self.recipe = parse_augmentation(self.about.augment)
-        self.device = _device(self.about.device)
+        self.device = str(choose_device(self.about.device))
         self.notes: list[str] = []
         self.codec = open_codec(options.codec) if options.codec else None
         self._open()
         self._survey(problems)
-        self.form = self._settle_form()
         self._split()
+        self.form, notes = settle_form(self.about, self.codec, self.found, self.sides)
+        self.notes += notes
         self.t = self._numbers_in_class() if "t" in self._features() else None
         self.codec = self.codec or self._fit()
         self.codec.save(staging / CODEC_FOLDER)
+        if self.codec.num_tokens > MANY_TOKENS:
+            self.notes.append(
+                f"an image takes {self.codec.num_tokens} tokens, and attention's cost grows with their square; "
+                "--image_size and --patch_size make it fewer"
+            )
         self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.class_names)))
         self.num_encoded, self.seconds = 0, 0.0
 
@@ -95,7 +103,8 @@ class ImageRows:
         for start, pictures in self._pictures("encoding"):
             used = np.flatnonzero(self.sides[start : start + len(pictures)] != LEFT_OUT)
             if len(used):
-                yield self._rows([pictures[i] for i in used], start + used)
+                images = np.stack([read_pixels(pictures[i], **self.form) for i in used])
+                yield self._rows(images, start + used)
 
     def statistics(self) -> dict:
         """What pictures and codec add to `stats.json`; draws the codec into the output folder."""
@@ -117,6 +126,7 @@ class ImageRows:
                 **self.codec.config,
                 "codebook_size": self.codec.codebook_size,
                 "grid": list(self.codec.grid),
+                "origin": self._origin(),
                 "reconstruction": reconstruction,
                 "images_encoded": self.num_encoded,
                 "encode_seconds": round(self.seconds, 3),
@@ -125,12 +135,24 @@ class ImageRows:
             },
         }
 
+    def _origin(self) -> str:
+        """Which images the codec has seen, in words."""
+        if self.options.codec:
+            return "The codec was there already (--codec); which images it has seen isn't known here"
+        if self.about.centroids:
+            return "The centroids were there already (--centroids); what they were fitted on isn't known here"
+        return "It has seen training images alone"
+
     def _open(self) -> None:
         columns = {"image_column": self.about.image_column, "label_column": self.about.label_column}
         train, test, splits = self.about.images, self.about.test_images, (None, None)
         if test is None and (found := train_and_test(train)):
             self.notes.append(f"{train[0]} has a train and a test split of its own; both are taken as they are")
             train, test, splits = found
+        if test is not None and (self.options.test_size, self.options.split_by) != (0.2, "stratified"):
+            raise InputError(
+                "--test_size and --split_by have no effect where test images are given; leave them out"
+            )
         self.sources = [open_images(train, **columns, split=splits[0])]
         if test is not None:
             self.sources.append(open_images(test, **columns, split=splits[1]))
@@ -150,7 +172,7 @@ class ImageRows:
             raise InputError("--split_by field: pictures have no such field; name the held-out ones with --test_images")
         self.labels = np.concatenate([relabel(source, self.class_names) for source in self.sources])
 
-    def _pictures(self, what: str) -> Iterator[tuple[int, list[Image.Image | BadImage]]]:
+    def _pictures(self, what: str) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
         """All pictures in slices, those to hold out last, each slice with the number of its first one."""
         first = 0
         with tqdm(total=len(self.labels), unit=" images", desc=what, disable=None) as progress:
@@ -168,37 +190,6 @@ class ImageRows:
         problems.stop_if(self.options.on_bad_rows)
         if not self.found.readable.any():
             raise InputError(f"none of the {count} pictures can be read\n{problems.summary()}")
-
-    def _settle_form(self) -> dict:
-        """What all images become: `image_size`, `channels`, `fit`, `background`. Notes what that does to pictures."""
-        about, found = self.about, self.found
-        sizes = Counter(map(tuple, found.sizes[found.readable].tolist()))
-        if self.codec:
-            form = {name: self.codec.config[name] for name in ("image_size", "channels", "fit", "background")}
-        else:
-            asked = parse_size(about.image_size)
-            size = self._divisible(*(asked or max(sizes, key=lambda size: (sizes[size], size))), asked is not None)
-            channels = {"grey": 1, "rgb": 3, "auto": 3 if found.num_coloured else 1}[about.channels]
-            form = {"image_size": size, "channels": channels, "fit": about.fit, "background": about.background}
-        height, width = form["image_size"]
-        if others := sizes.total() - sizes[(height, width)]:
-            done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
-            self.notes.append(f"{others} of {sizes.total()} pictures aren't {height}×{width} pixels and are {done}")
-        if found.num_animated:
-            self.notes.append(f"{found.num_animated} pictures have several frames; the first one is taken")
-        if form["channels"] == 1 and found.num_coloured:
-            self.notes.append(f"{found.num_coloured} coloured pictures become grey")
-        return form
-
-    def _divisible(self, height: int, width: int, asked: bool) -> list[int]:
-        size = 1 if self.about.codebook == "unified" else self.about.patch_size
-        rounded = [max(1, round(side / size)) * size for side in (height, width)]
-        if rounded != [height, width]:
-            wrong = f"{height}×{width} pixels can't be cut into patches of {size}×{size}"
-            if asked:
-                raise InputError(f"--image_size: {wrong}; give {rounded[0]}x{rounded[1]}, or another --patch_size")
-            self.notes.append(f"{wrong}: images are made {rounded[0]}×{rounded[1]}")
-        return rounded
 
     def _split(self) -> None:
         """The side of each picture; `LEFT_OUT` for those that can't be read or would stand on both sides."""
@@ -218,7 +209,10 @@ class ImageRows:
             # Their variants would stand on the training side.
             self.notes.append(f"{len(twice)} training pictures stand among the test pictures too and were left out")
         if not (self.sides == TRAIN).any() or not (self.sides == TEST).any():
-            raise InputError("no usable picture is left in the training or the test split")
+            raise InputError(
+                "no usable picture is left in the training or the test split"
+                + (f": {len(twice)} training pictures stand among the test pictures" if twice else "")
+            )
 
     def _features(self) -> list[str]:
         """The features of a unified codec; none of another."""
@@ -257,6 +251,9 @@ class ImageRows:
         """t of each picture: a column or array of that name, or else the picture's index within its class."""
         given = [source.extra("t") for source in self.sources]
         if all(numbers is not None for numbers in given):
+            for numbers, source in zip(given, self.sources, strict=True):
+                if numbers.dtype.kind not in "iuf" or numbers.shape != (len(source),) or not np.isfinite(numbers).all():
+                    raise InputError(f"t beside {source.place(0)} isn't a finite number for each of its pictures")
             return np.concatenate(given).astype(np.float64)
         numbers = np.empty(len(self.labels))
         for label in range(len(self.class_names)):
@@ -295,8 +292,7 @@ class ImageRows:
         finally:
             torch.set_num_threads(threads)
 
-    def _rows(self, pictures: list[Image.Image], numbers: np.ndarray) -> RowBatch:
-        images = np.stack([read_pixels(picture, **self.form) for picture in pictures])
+    def _rows(self, images: np.ndarray, numbers: np.ndarray) -> RowBatch:
         images, origin = self._with_variants(images, numbers)
         numbers = numbers[origin]
         started = time.perf_counter()
@@ -330,16 +326,6 @@ class ImageRows:
             maps = np.concatenate([self.recipe.draw(count, seed) for seed in seeds])
             rows[is_variant] = augment(rows[is_variant], maps, self.form["background"])
         return rows, origin
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def _png(image: np.ndarray) -> bytes:

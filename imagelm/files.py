@@ -85,6 +85,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def table_cell(text: str) -> str:
+    """Text as it may stand in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to; on success that file takes the place of `path`, on any error it goes."""

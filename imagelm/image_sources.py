@@ -5,9 +5,12 @@ One idea: a picture that can't be read is a `BadImage` with a reason in its plac
 
 from __future__ import annotations
 
+import glob
 import io
+import os
 import re
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +34,24 @@ class BadImage:
     reason: str
 
 
+class Pictures(Sequence):
+    """Pictures that are decoded when they are asked for, and not kept.
+
+    Args:
+        read: Decodes one.
+        items: What each is decoded from.
+    """
+
+    def __init__(self, read: Callable, items: Sequence) -> None:
+        self.read, self.items = read, items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int | slice) -> Image.Image | BadImage | Pictures:
+        return Pictures(self.read, self.items[i]) if isinstance(i, slice) else self.read(self.items[i])
+
+
 class Files:
     """Picture files without labels."""
 
@@ -49,8 +70,8 @@ class Files:
     def name(self, i: int) -> str:
         return printable(self.files[i].relative_to(self.root).as_posix())
 
-    def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
-        return [read_image(file) for file in self.files[start:stop]]
+    def load(self, start: int, stop: int) -> Pictures:
+        return Pictures(read_image, self.files[start:stop])
 
     def extra(self, name: str) -> None:
         return None
@@ -61,14 +82,13 @@ class Folder(Files):
 
     def __init__(self, root: Path) -> None:
         classes = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
-        found = [
-            [file for file in sorted(folder.rglob("*"), key=natural_key) if _is_picture_file(file, root)]
-            for folder in classes
-        ]
+        found = [_picture_files(folder, root) for folder in classes]
         loose = sorted((entry for entry in root.iterdir() if _is_picture_file(entry, root)), key=natural_key)
         if not any(found):
             if not loose:
                 raise InputError(f"--images {root} holds no files; expected a folder of pictures for each class")
+            if tables := [file for file in loose if file.suffix in TABLE_SUFFIXES]:
+                raise InputError(f"--images {root} is a folder of data files; name them, as in {tables[0]}")
             super().__init__(loose, root)
             return
         super().__init__([file for files in found for file in files], root)
@@ -123,10 +143,11 @@ class Arrays:
     def name(self, i: int) -> str:
         return f"{self.path.name}:{i}"
 
-    def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
-        return [
-            Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image) for image in self.images[start:stop]
-        ]
+    def load(self, start: int, stop: int) -> Pictures:
+        def read(image: np.ndarray) -> Image.Image:
+            return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+
+        return Pictures(read, self.images[start:stop])
 
     def extra(self, name: str) -> np.ndarray | None:
         return self._load(name) if name in self.names else None
@@ -186,8 +207,8 @@ class TableOfPictures:
     def name(self, i: int) -> str:
         return f"{Path(self.dataset).name}:{i}"
 
-    def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
-        return [self._read(entry) for entry in self.pictures[start:stop][self.image_column]]
+    def load(self, start: int, stop: int) -> Pictures:
+        return Pictures(self._read, self.pictures[start:stop][self.image_column])
 
     def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
         if isinstance(entry, dict):
@@ -214,6 +235,8 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
                 image.seek(0)
                 image.load()
                 return image
+    except FileNotFoundError:
+        return BadImage("there is no such file (any more), or the link to it leads nowhere")
     except UnidentifiedImageError:
         return BadImage("not a picture of a known format, or damaged")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombWarning) as error:
@@ -239,7 +262,23 @@ def _is_visible(path: Path, root: Path) -> bool:
 
 
 def _is_picture_file(path: Path, root: Path) -> bool:
-    return path.is_file() and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
+    """Whether a file, or a link that leads nowhere, stands for a picture."""
+    is_file = path.is_file() or (path.is_symlink() and not path.exists())
+    return is_file and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
+
+
+def _picture_files(folder: Path, root: Path) -> list[Path]:
+    """All files of a class, in natural order.
+
+    Raises:
+        InputError: A folder can't be listed: its pictures would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"--images {root}: {printable(error.filename)} can't be read: {error.strerror}") from error
+
+    files = [Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted((file for file in files if _is_picture_file(file, root)), key=natural_key)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -258,7 +297,7 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
             if not Path(name).is_file():
                 raise InputError(f"--images {name}: no such file")
             kind = Path(name).suffix[1:]
-            return datasets.load_dataset(kind, data_files=str(name), split="train")
+            return datasets.load_dataset(kind, data_files=glob.escape(str(name)), split="train")
         if Path(name).exists():
             return datasets.load_from_disk(str(name))
         return datasets.load_dataset(name)

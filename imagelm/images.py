@@ -21,13 +21,14 @@ from imagelm.image_sources import (
     BadImage,
     Files,
     Folder,
+    Pictures,
     TableOfPictures,
     is_saved_dataset,
     load_dataset,
     natural_key,
 )
 
-READ_SIZE = 256  # pictures decoded at a time
+READ_SIZE = 64  # pictures of a slice; in memory are their files at most, and one decoded picture
 
 
 class ImageSource(Protocol):
@@ -51,8 +52,8 @@ class ImageSource(Protocol):
     def name(self, i: int) -> str:
         """The picture's name within its source, without the way to it."""
 
-    def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
-        """The pictures from `start` to before `stop`."""
+    def load(self, start: int, stop: int) -> Sequence[Image.Image | BadImage]:
+        """The pictures from `start` to before `stop`, each decoded when it is asked for."""
 
     def extra(self, name: str) -> np.ndarray | None:
         """A further column of numbers, shape (pictures,); None where there is none of this name."""
@@ -72,11 +73,14 @@ def open_images(
     Raises:
         InputError: A name leads nowhere, or what is there holds no pictures.
     """
-    sources = [_open(name, image_column, label_column, split) for name in names]
+    try:
+        sources = [_open(name, image_column, label_column, split) for name in names]
+    except OSError as error:
+        raise InputError(f"--images: {error.strerror}: {error.filename}") from error
     return sources[0] if len(sources) == 1 else _Joined(sources)
 
 
-def batches(source: ImageSource, size: int = READ_SIZE) -> Iterator[tuple[int, list[Image.Image | BadImage]]]:
+def batches(source: ImageSource, size: int = READ_SIZE) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
     """The pictures in slices, each with the number of its first one."""
     for start in range(0, len(source), size):
         yield start, source.load(start, min(start + size, len(source)))
@@ -108,6 +112,8 @@ def _open(name: str, image_column: str | None, label_column: str | None, split: 
         return Arrays(path, image_column, label_column)
     if path.suffix in TABLE_SUFFIXES or is_saved_dataset(path):
         return TableOfPictures(name, image_column, label_column, split)
+    if path.exists() and (asked := image_column or label_column):
+        raise InputError(f"--images {name} has no columns, so none is named {asked!r}; leave the option out")
     if path.is_dir():
         return Folder(path)
     if path.is_file():
@@ -154,13 +160,9 @@ class _Joined:
         source, own = self._source_of(i)
         return source.name(own)
 
-    def load(self, start: int, stop: int) -> list[Image.Image | BadImage]:
-        pictures = []
-        for source, first in zip(self.sources, self.starts, strict=False):
-            low, high = max(start - first, 0), min(stop - first, len(source))
-            if low < high:
-                pictures += source.load(int(low), int(high))
-        return pictures
+    def load(self, start: int, stop: int) -> Pictures:
+        places = [self._source_of(i) for i in range(start, stop)]
+        return Pictures(lambda place: place[0].load(place[1], place[1] + 1)[0], places)
 
     def extra(self, name: str) -> np.ndarray | None:
         parts = [source.extra(name) for source in self.sources]

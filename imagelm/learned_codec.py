@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
 from vector_quantize_pytorch import VectorQuantize
 
 from imagelm.errors import DivergedError, InputError
@@ -42,7 +43,7 @@ def fit_learned_codec(
         patch_size: Pixels a token and side, a power of 2.
         codebook_size: Number of entries.
         seed: Of weights and order.
-        steps: Optimizer steps (AdamW, one cycle of the learning rate).
+        steps: Optimizer steps (AdamW, warm-up and cosine).
         device: Where to train.
         config: Further entries of the codec's config, such as `fit`.
 
@@ -106,7 +107,7 @@ def _train(
 ) -> None:
     batch_size = _batch_size(images)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=WARMUP_SHARE)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(WARMUP_SHARE * steps), steps)
     device = torch.device(device)
     with torch.no_grad():  # the entries start at the centroids of many vectors, not of one step's
         one = autoencoder.encoder(to_signal(torch.from_numpy(images[:1]).to(device)))

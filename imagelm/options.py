@@ -69,6 +69,12 @@ class ImageOptions:
             )
         if self.centroids and self.codebook != "unified":
             raise InputError("--centroids is for --codebook unified")
+        names = self.features.split(",")
+        if len(set(names)) < len(names):
+            raise InputError(f"--features {self.features} names one of them twice")
+        for name in ("features", "feature_scaling", "codebook_size") if self.centroids else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(f"--{name} and --centroids contradict each other: the file decides it")
         parse_size(self.image_size)
 
 

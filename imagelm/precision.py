@@ -8,11 +8,32 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 
 import torch
 
+from imagelm.errors import InputError
+
 MIXED_PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from its yaml
 THREADS_VARIABLE = "OMP_NUM_THREADS"  # set to 1 by `accelerate launch` unless the user sets it
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise InputError(f"--device {name} is unknown; choose auto, cpu, cuda or cuda:N")
+    if int(match.group(1) or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible; choose auto or cpu")
+    return torch.device(name)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest
 
-from imagelm.files import write_text
+from imagelm.files import table_cell, whole_folder, write_text
 
 REPORT_FILE = "training_report.md"
 PLOTS = {
@@ -46,7 +46,6 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
         run: `run.json`.
         stats: The dataset's `stats.json`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     curves = _curves(history)
     plots = {
         "loss.png": _plot_loss,
@@ -54,11 +53,12 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
         "accuracy.png": _plot_accuracy,
         "learning_rate.png": _plot_learning_rate,
     }
-    for name, plot in plots.items():
-        _save(folder / name, plot, curves, results)
     matrix = np.array(results["eval_confusion_matrix"])
-    _save(folder / "confusion_matrix.png", _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
-    write_text(folder / REPORT_FILE, _report(results, final, run, stats))
+    with whole_folder(folder) as staging:
+        for name, plot in plots.items():
+            _save(staging / name, plot, curves, results)
+        _save(staging / "confusion_matrix.png", _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
+        write_text(staging / REPORT_FILE, _report(results, final, run, stats))
 
 
 def summary(results: dict, run: dict, report: Path) -> str:
@@ -95,7 +95,7 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     table = "\n".join(f"| {name} | {results[key]:{form}} | {final[key]:{form}} |" for name, key, form in figures)
     low, high = results["eval_cls_accuracy_interval"]
     classes = "\n".join(
-        f"| {name} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
+        f"| {table_cell(name)} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
         for name, row, accuracy in zip(
             results["class_names"], results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True
         )
@@ -221,6 +221,7 @@ def _plot_confusion(axes: plt.Axes, matrix: np.ndarray, names: list[str]) -> Non
     axes.set_ylabel("true class")
     if len(matrix) <= MAX_ANNOTATED_CLASSES:
         turned = 60 if max(map(len, names)) > 3 else 0
+        names = [name.replace("$", r"\$") for name in names]  # which would begin a formula
         axes.set_xticks(range(len(matrix)), names, rotation=turned, ha="right" if turned else "center")
         axes.set_yticks(range(len(matrix)), names)
         for true, predicted in np.argwhere(matrix > 0):

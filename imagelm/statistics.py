@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from imagelm.files import table_cell
 from imagelm.records import SPLITS
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
 from imagelm.splits import Duplicates, RowTable
@@ -126,7 +127,7 @@ def dataset_card(stats: dict) -> str:
     """The dataset card (README.md) with its metadata, from the statistics."""
     counts = zip(*(stats["classes"][name] for name in SPLITS), strict=True)
     classes = [
-        f"| `{class_token(label)}` | {name} | {train} | {test} |"
+        f"| `{class_token(label)}` | {table_cell(name)} | {train} | {test} |"
         for label, (name, (train, test)) in enumerate(zip(stats["class_names"], counts, strict=True))
     ]
     cut, codebook, lengths = stats["truncation"], stats["codebook"], stats["lengths"]
@@ -174,7 +175,7 @@ def _codec_section(stats: dict) -> str:
 
 {stats["codec"]["description"]}.
 On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR {psnr}, SSIM {ssim}.
-It has seen training images alone.
+{stats["codec"]["origin"]}.
 
 ![Held-out images and what is restored of their tokens](reconstructions.png)
 
@@ -196,6 +197,8 @@ def _codec_in_words(stats: dict) -> list[str]:
     if codec is None:
         return []
     lines = [f"codec: {codec['description']}"]
+    if "origin" in codec:
+        lines.append(f"codec: {codec['origin'][0].lower()}{codec['origin'][1:]}")
     if kept := codec.get("reconstruction"):
         psnr = "no error" if kept["psnr"] is None else f"PSNR {kept['psnr']:.2f} dB"
         ssim = "" if kept["ssim"] is None else f", SSIM {kept['ssim']:.4f}"

@@ -6,7 +6,7 @@ encoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +27,19 @@ class Survey:
         sizes: Height and width; int32, shape (pictures, 2).
         digests: Of the pixels, equal for equal images whatever their file format; `DIGEST_DTYPE`, shape (pictures,).
         readable: bool, shape (pictures,).
-        num_coloured: Pictures whose channels differ somewhere.
+        coloured: Whether channels differ somewhere; bool, shape (pictures,).
         num_animated: Pictures of several frames, of which the first one counts.
     """
 
     sizes: np.ndarray
     digests: np.ndarray
     readable: np.ndarray
-    num_coloured: int = 0
+    coloured: np.ndarray
     num_animated: int = 0
 
 
 def survey(
-    slices: Iterable[tuple[int, list[Image.Image | BadImage]]],
+    slices: Iterable[tuple[int, Sequence[Image.Image | BadImage]]],
     count: int,
     background: int,
     problems: ProblemLog,
@@ -54,7 +54,8 @@ def survey(
         problems: Where those that can't be read are reported.
         place: Names a picture by its number.
     """
-    found = Survey(np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE), np.zeros(count, bool))
+    readable, coloured = np.zeros(count, bool), np.zeros(count, bool)
+    found = Survey(np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE), readable, coloured)
     for start, pictures in slices:
         for i, picture in enumerate(pictures, start=start):
             pixels = _pixels(picture, background)
@@ -63,7 +64,7 @@ def survey(
                 continue
             found.readable[i] = True
             found.sizes[i] = pixels.shape[:2]
-            found.num_coloured += pixels.ndim == 3
+            found.coloured[i] = pixels.ndim == 3
             found.num_animated += NUM_FRAMES in picture.info
             digest = xxhash.xxh3_128(pixels.tobytes())
             digest.update(str(pixels.shape).encode())

@@ -29,10 +29,12 @@ import pytest
 from imagelm.dataset import prepare
 from imagelm.options import PrepareOptions
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
+from tests.pictures import class_folder, prepare_pictures, smooth_pictures
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 NUM_CODES, NUM_CLASSES = 30, 3
+CLASSES = ["cat", "dog", "snow owl"]  # of `pictured`
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +116,15 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train(prepared, output, "--num_train_epochs", "6")
     assert done.returncode == 0, done.stderr
     return output
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures of `CLASSES` in `in`, the data prepared of them in `data`, a short run in `out`."""
+    home = tmp_path_factory.mktemp("home")
+    pictures = smooth_pictures(45, channels=3)
+    class_folder(home / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
+    prepare_pictures(home / "data", home / "in")
+    done = train(home / "data", home / "out", "--num_train_epochs", "3")
+    assert done.returncode == 0, done.stderr
+    return home

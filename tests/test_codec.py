@@ -228,7 +228,7 @@ def test_a_learned_codec_draws_images_of_the_right_shape_and_gets_better_with_tr
         drawn = codec.decode(entries)
         assert drawn.shape == images.shape and drawn.dtype == np.uint8
         errors.append(((drawn.astype(float) - images) ** 2).mean())
-    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.95 * errors[0]  # the first one stands at the principal components already
     assert (codec.config["fit"], codec.config["background"]) == ("pad", 9)
 
 
@@ -460,3 +460,36 @@ def test_a_learned_codec_made_of_config_and_tensors_alone_draws_the_same():
     again = LearnedCodec(codec.config, codec.tensors)
     uniform = np.repeat(np.arange(8)[:, None], codec.num_tokens, axis=1)
     assert (again.decode(uniform) == codec.decode(uniform)).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"patch_size": 0}, "positive whole numbers"),
+        ({"patch_size": -2}, "positive whole numbers"),
+        ({"patch_size": 4}, "can't be cut into patches"),
+        ({"image_size": [4.0, 6.0]}, "positive whole numbers"),
+        ({"image_size": [4]}, "positive whole numbers"),
+        ({"channels": 3}, "tensor 'codebook'"),
+        ({"channels": 2}, "expected 1 or 3"),
+        ({"fit": "crop"}, "fit 'crop'"),
+        ({"background": 300}, "background is 300"),
+        ({"background": "x"}, "background is 'x'"),
+        ({"kind": "unified", "features": ["R"]}, "tensor 'codebook'"),
+        ({"kind": "magic"}, "magic"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path, changed, said):
+    patch_codec(different_entries(6, 4), 2, (4, 6), 1).save(tmp_path)
+    config = json.loads((tmp_path / "codec.json").read_text())
+    (tmp_path / "codec.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ValueError, match="aren't a codec") as caught:
+        load_codec(tmp_path)
+    assert said in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 20, 21, 40])
+def test_a_learned_codec_may_have_any_number_of_steps(steps):
+    from imagelm.learned_codec import fit_learned_codec
+
+    assert fit_learned_codec(random_pictures(4), 4, 4, seed=0, steps=steps).codebook_size == 4

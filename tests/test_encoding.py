@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from sklearn.cluster import KMeans
 
-from imagelm import encoding
+from imagelm import encoding, image_sources
 from imagelm.dataset import check_disjoint, load_prepared, load_stats, prepare
 from imagelm.errors import InputError
-from imagelm.images import batches
+from imagelm.images import batches, open_images
 from imagelm.options import ImageOptions, PrepareOptions, make_options
 from imagelm.published.codec_imagelm import load_codec
 from imagelm.statistics import summary
@@ -244,6 +244,20 @@ def test_other_test_images_leave_the_codec_as_it_was(tmp_path, codebook):
         )
     for file in ("codec.json", "codec.safetensors"):
         assert (tmp_path / "out0/codec" / file).read_bytes() == (tmp_path / "out1/codec" / file).read_bytes()
+
+
+def test_neither_size_nor_colour_of_test_images_changes_the_codec(tmp_path):
+    class_folder(tmp_path / "train", {"cat": smooth_pictures(6), "dog": smooth_pictures(6, seed=1)})
+    class_folder(tmp_path / "a", {"cat": smooth_pictures(2, seed=2), "dog": smooth_pictures(2, seed=3)})
+    large = {name: random_pictures(9, (16, 16), 3, seed) for seed, name in enumerate(("cat", "dog"))}
+    class_folder(tmp_path / "b", large)
+    for name in ("a", "b"):
+        prepare_pictures(tmp_path / f"out_{name}", tmp_path / "train", test_images=[str(tmp_path / name)])
+    for file in ("codec.json", "codec.safetensors"):
+        assert (tmp_path / "out_a/codec" / file).read_bytes() == (tmp_path / "out_b/codec" / file).read_bytes()
+    notes = load_stats(tmp_path / "out_b")["images"]["notes"]
+    assert "18 of 30 pictures aren't 8×8 pixels and are resized" in notes
+    assert "18 coloured pictures become grey" in notes
 
 
 def test_other_pixels_in_the_pictures_that_are_split_off_leave_the_codec_as_it_was(tmp_path):
@@ -581,3 +595,49 @@ def test_mnist_is_prepared_within_a_minute_and_two_gigabytes(tmp_path):
     assert stats["num_rows_read"] == 70_000
     assert seconds < 60
     assert peak < 2
+
+
+def test_a_codec_that_was_there_already_is_not_said_to_have_seen_training_images_alone(tmp_path):
+    cats_and_dogs(tmp_path / "in")
+    prepare_pictures(tmp_path / "first", tmp_path / "in")
+    prepare_pictures(tmp_path / "second", tmp_path / "in", codec=str(tmp_path / "first/codec"), seed=1)
+    fitted, taken = ((tmp_path / name / "README.md").read_text() for name in ("first", "second"))
+    assert "It has seen training images alone." in fitted
+    assert "training images alone" not in taken and "which images it has seen isn't known here" in taken
+
+
+def test_padding_never_shrinks_what_only_lacks_a_few_pixels(tmp_path):
+    cats_and_dogs(tmp_path / "in", size=(9, 9))
+    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", fit="pad", keep_images=True)
+    assert stats["codec"]["image_size"] == [12, 12]
+    kept = {row["source"].split(":")[1]: np.asarray(row["image"]) for rows in data.values() for row in rows}
+    for name, pixels in kept.items():
+        assert (pixels[1:10, 1:10] == np.asarray(Image.open(tmp_path / "in" / name))).all()
+        assert pixels.sum() == pixels[1:10, 1:10].sum()
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    cats_and_dogs(tmp_path / "in")
+    (tmp_path / "in/cat/zz.png").symlink_to(tmp_path / "nothing")
+    _, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+    (place,) = stats["bad_rows"]["first"]
+    assert place.startswith(f"{tmp_path}/in/cat/zz.png: ") and "link" in place
+
+
+@pytest.mark.parametrize("t", [np.full(20, np.nan), np.zeros((20, 2)), np.array(["a"] * 20)])
+def test_numbers_of_files_that_are_none_are_refused(tmp_path, t):
+    np.savez(tmp_path / "x.npz", image=random_pictures(20), label=np.arange(20) % 2, t=t)
+    with pytest.raises(InputError, match="isn't a finite number for each of its pictures"):
+        prepare_pictures(tmp_path / "out", tmp_path / "x.npz", codebook="unified", features="R,G,B,t")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monkeypatch):
+    cats_and_dogs(tmp_path / "in")
+    decoded = []
+    monkeypatch.setattr(image_sources, "read_image", lambda file: decoded.append(file) or Image.open(file))
+    pictures = open_images([str(tmp_path / "in")]).load(0, 20)
+    assert len(pictures) == 20 and decoded == []
+    pictures[3]
+    assert [file.name for file in decoded] == ["3.png"]
+    assert [len(decoded) for _ in pictures[5:8]] == [2, 3, 4]

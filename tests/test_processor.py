@@ -19,10 +19,9 @@ from imagelm.options import PrepareOptions
 from imagelm.processor import make_processor
 from imagelm.published.processing_imagelm import ImageLMProcessor
 from imagelm.tokenizer import load_tokenizer
-from tests.conftest import ROOT, run, train
+from tests.conftest import CLASSES, ROOT, run
 from tests.pictures import class_folder, prepare_pictures, random_pictures, smooth_pictures, to_image
 
-CLASSES = ["cat", "dog", "snow owl"]
 WITHOUT = (
     "import sys\n"
     "class Nothing:\n"
@@ -33,15 +32,8 @@ WITHOUT = (
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """Pictures in `in`, the prepared data in `data`, the trained run in `out`."""
-    home = tmp_path_factory.mktemp("home")
-    pictures = smooth_pictures(45, channels=3)
-    class_folder(home / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
-    prepare_pictures(home / "data", home / "in")
-    done = train(home / "data", home / "out", "--num_train_epochs", 3)
-    assert done.returncode == 0, done.stderr
-    return home
+def home(pictured) -> Path:
+    return pictured
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +253,21 @@ def test_the_folder_works_where_imagelm_cannot_be_imported(folder, processor, pi
     assert {entry["label"]: entry["score"] for entry in scores} == pytest.approx(expected, rel=1e-5)
     assert drawn == list(processor.decode_images(ids)[0].tobytes())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_processor_gives_numpy_where_asked_and_takes_a_single_row(home, processor):
+    files = sorted((home / "in/cat").iterdir())[:2]
+    rows = processor(images=files, return_tensors="np")["input_ids"]
+    assert isinstance(rows, np.ndarray)
+    assert (rows == processor(images=files)["input_ids"].numpy()).all()
+    (one,) = processor.decode_images(rows[0])
+    assert (np.asarray(one) == np.asarray(processor.decode_images(rows)[0])).all()
+    with pytest.raises(TypeError, match="text"):
+        processor(images=files, text="<IMG>")
+
+
+def test_a_saved_pipeline_is_loaded_as_the_folder_was(folder, picture, tmp_path):
+    pipe = pipeline("image-classification", model=str(folder), trust_remote_code=True)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = pipeline("image-classification", model=str(tmp_path / "saved"), trust_remote_code=True)
+    assert again(str(picture)) == pipe(str(picture))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 
+import pytest
+
 from imagelm.launch import parse_launch
-from tests.conftest import ROOT, run
+from tests.conftest import CLASSES, ROOT, run
 from train import DEFAULTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +28,13 @@ def indented(start: str) -> str:
     return "\n".join(block)
 
 
+def inference_commands() -> list[str]:
+    """The commands of README.md that ask a model; not the prompt, nor the one that needs MNIST."""
+    lines = README.replace("\\\n", " ").splitlines()
+    commands = [line.strip() for line in lines if line.strip().startswith("python inference.py")]
+    return [command for command in commands if "interactive" not in command and "mnist" not in command]
+
+
 def test_the_loading_snippet_prints_a_class(trained, tmp_path):
     (tmp_path / "outputs/mine").mkdir(parents=True)
     (tmp_path / "outputs/mine/best_model").symlink_to(trained / "best_model")
@@ -33,8 +43,38 @@ def test_the_loading_snippet_prints_a_class(trained, tmp_path):
     assert done.stdout.strip() in {"<CLS_0>", "<CLS_1>", "<CLS_2>"}
 
 
+def test_the_pipeline_snippet_prints_classes_of_a_picture(pictured, tmp_path):
+    (tmp_path / "outputs/photos").mkdir(parents=True)
+    (tmp_path / "outputs/photos/best_model").symlink_to(pictured / "out/best_model")
+    (tmp_path / "cat.png").symlink_to(next((pictured / "in/cat").iterdir()))
+    done = run("-I", "-c", indented("from transformers import pipeline"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answers = ast.literal_eval(done.stdout)
+    assert {answer["label"] for answer in answers} == set(CLASSES)
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("command", inference_commands())
+def test_every_inference_command_runs(pictured, tmp_path, command):
+    (tmp_path / "outputs").mkdir()
+    for name in ("mine", "photos", "mnist"):
+        (tmp_path / "outputs" / name).symlink_to(pictured / "out")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine").symlink_to(pictured / "data")
+    for name in ("photos", "new_photos"):
+        (tmp_path / name).symlink_to(pictured / "in")
+    words = shlex.split(command)
+    words = [
+        str(tmp_path / word) if word.startswith(("outputs/", "data/", "photos", "new_")) else word for word in words
+    ]
+    words = [str(tmp_path / word) if word.endswith((".png", ".jsonl")) else word for word in words]
+    done = run(*words[1:])
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_training_command_parses():
-    words = shlex.split(indented("accelerate launch").splitlines()[0])
+    command = "accelerate launch --config_file accelerate_config.yaml train.py --dataset_dir data/mine"
+    words = shlex.split(indented(command).splitlines()[0])
     launch = parse_launch([*words[words.index("train.py") + 1 :], "--use_cpu"], DEFAULTS)
     assert (launch.data.dataset_dir, launch.args.output_dir) == ("data/mine", "outputs/mine")
 
@@ -47,7 +87,7 @@ def test_every_option_that_is_named_exists():
 
 
 def test_the_file_tree_and_the_pictures_are_there():
-    tree = indented("prepare_dataset.py       raw JSONL").splitlines()
+    tree = indented("prepare_dataset.py       images or raw").splitlines()
     folder, count = "", 0
     for line in filter(str.strip, tree):
         names = re.split(r"\s{2,}", line.strip())[0].split(", ")

@@ -17,8 +17,10 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from imagelm.arguments import RunArguments
 from imagelm.dataset import load_prepared
 from imagelm.errors import DivergedError, InputError, LeakError
+from imagelm.files import table_cell
 from imagelm.model import load_model, mend_loss_scale, prove_no_leak
 from imagelm.optimizer import MuonWithAdamW, hidden_matrices, orthogonalize
+from imagelm.report import _plot_confusion, _save
 from imagelm.runs import settle_output
 from imagelm.sequence import Grammar
 from imagelm.tokenizer import grammar_of, load_tokenizer
@@ -368,3 +370,11 @@ def test_muon_updates_hidden_matrices_and_leaves_the_rest_to_adamw(tokenizer):
                 scale = max(1, p.shape[1] / p.shape[0]) ** 0.5  # GPT-2 keeps its matrices as (in, out)
                 spectral_norm = torch.linalg.matrix_norm(p.detach() - before[name], ord=2).item()
                 assert 0.6 * 0.02 * scale < spectral_norm < 1.25 * 0.02 * scale
+
+
+def test_any_class_name_may_stand_in_plots_and_tables(tmp_path):
+    names = ["$x^$", "a|b\\c", "<b>", "two\nlines"]
+    matrix = (np.eye(4) * 5).astype(int)
+    _save(tmp_path / "plot.png", _plot_confusion, matrix, names)
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert [table_cell(name) for name in names] == ["$x^$", "a\\|b\\\\c", "&lt;b>", "two lines"]

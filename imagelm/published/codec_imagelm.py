@@ -45,9 +45,25 @@ class Codec:
         self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.image_size: tuple[int, int] = tuple(self.config["image_size"])
         self.channels: int = self.config["channels"]
-        if self.channels not in (1, 3) or len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"a codec reads images of 1 or 3 channels and two sides, not {self.config}")
+        sizes = [*self.image_size, self.config.get("patch_size", 1)]
+        if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"image_size and patch_size are {sizes}, expected positive whole numbers")
+        if self.channels not in (1, 3) or self.config["fit"] not in FIT_MODES:
+            raise ValueError(f"{self.channels} channels, fit {self.config['fit']!r}; expected 1 or 3, and {FIT_MODES}")
+        if type(self.config["background"]) is not int or not 0 <= self.config["background"] <= 255:
+            raise ValueError(f"background is {self.config['background']!r}, expected 0 to 255")
         self.grid: tuple[int, int] = self._grid()
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        """Raises a ValueError where a tensor is missing or isn't of the type and shape that the config says."""
+        raise NotImplementedError
+
+    def _check(self, name: str, dtype: torch.dtype, *shape: int) -> None:
+        tensor = self.tensors.get(name)
+        found = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
+        if found != (dtype, shape) or not tensor.isfinite().all() or not tensor.numel():
+            raise ValueError(f"tensor {name!r} is {found}, expected finite values of {(dtype, shape)}")
 
     def _grid(self) -> tuple[int, int]:
         size = self.config["patch_size"]
@@ -68,6 +84,8 @@ class Codec:
     @property
     def codebook_size(self) -> int:
         """Number of codebook entries."""
+        if "codebook" not in self.tensors or self.tensors["codebook"].ndim != 2:
+            raise ValueError("there is no codebook among the tensors, expected a table")
         return len(self.tensors["codebook"])
 
     def describe(self) -> str:
@@ -131,6 +149,9 @@ class PatchCodec(Codec):
 
     kind = "patch"
 
+    def _check_tensors(self) -> None:
+        self._check("codebook", torch.uint8, self.codebook_size, self.config["patch_size"] ** 2 * self.channels)
+
     def _vectors(self, images: Tensor) -> Tensor:
         patches = cut_patches(images, self.config["patch_size"])
         # ½|c|² and p·c are sums of halves up to 1.5 · 2¹⁴ · dimensions, exact in float32 below 2²³.
@@ -162,6 +183,13 @@ class UnifiedCodec(Codec):
     """
 
     kind = "unified"
+
+    def _check_tensors(self) -> None:
+        names = self.config["features"]
+        if not names or not set(names) <= set(FEATURES) or len(set(names)) < len(names):
+            raise ValueError(f"features are {names}, expected different ones of {FEATURES}")
+        self._check("codebook", torch.float64, self.codebook_size, len(names))
+        self._check("scale", torch.float64, len(names))
 
     def _grid(self) -> tuple[int, int]:
         if min(self.image_size) < 2 and {"Gx", "Gy"} & set(self.config["features"]):
@@ -210,7 +238,7 @@ class LearnedCodec(Codec):
 
     def __init__(self, config: dict, tensors: dict[str, Tensor]) -> None:
         super().__init__(config, tensors)
-        code_size = tensors["codebook"].shape[1]
+        code_size = self.tensors["codebook"].shape[1]
         sizes = (config["patch_size"], config["hidden"], config["num_blocks"], code_size)
         with torch.device("meta"):  # takes neither time nor random numbers
             self.autoencoder = Autoencoder(self.channels, *sizes)
@@ -218,9 +246,16 @@ class LearnedCodec(Codec):
         self.autoencoder.load_state_dict(weights, assign=True)
         self.autoencoder.eval()
 
+    def _check_tensors(self) -> None:
+        if self.config["patch_size"] & (self.config["patch_size"] - 1):
+            raise ValueError(f"patch_size is {self.config['patch_size']}, expected a power of 2")
+        self._check("codebook", torch.float32, self.codebook_size, *self.tensors["codebook"].shape[-1:])
+
     def _vectors(self, images: Tensor) -> Tensor:
         encoder = self.autoencoder.encoder.to(images.device)
-        return encoder(to_signal(images)).flatten(2).transpose(1, 2)
+        # TF32, which cuDNN takes for float32 unless told, would give other entries on a GPU than on a CPU.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return encoder(to_signal(images)).flatten(2).transpose(1, 2)
 
     def decode(self, entries: np.ndarray, device: str | torch.device = "cpu") -> np.ndarray:
         """The images that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
@@ -309,8 +344,9 @@ def load_codec(name: str | Path, **hub: object) -> Codec:
     try:
         config = json.loads(Path(files[0]).read_text(encoding="utf-8"))
         return KINDS[config["kind"]](config, load_file(files[1]))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} beside it aren't a codec: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+        raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} beside it aren't a codec: {reason}") from error
 
 
 def flatten(image: Image.Image, background: int) -> Image.Image:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase
@@ -49,11 +48,12 @@ class ImageLMProcessor(ProcessorMixin):
         self.code_ids = np.array(layout["code_ids"])
         self.class_ids, self.class_names = list(layout["class_ids"]), list(layout["class_names"])
 
-    def __call__(self, images: object, **_: object) -> BatchFeature:
+    def __call__(self, images: object, return_tensors: str = "pt") -> BatchFeature:
         """Rows of ids that end at `<CLS>`: the next token is the class.
 
         Args:
             images: A picture or several: Pillow images, files, URLs, or uint8 arrays (height, width[, channels]).
+            return_tensors: "pt" for torch, "np" for numpy.
 
         Returns:
             `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
@@ -62,20 +62,22 @@ class ImageLMProcessor(ProcessorMixin):
         pixels = [self.codec.pixels(open_picture(image)) for image in ([images] if alone else images)]
         codes = self.code_ids[self.codec.encode(np.stack(pixels))]
         first, last, cls = (self.layout[name] for name in ("image_start_id", "image_end_id", "cls_id"))
-        input_ids = torch.from_numpy(np.pad(codes, ((0, 0), (1, 2)), constant_values=first))
+        input_ids = np.pad(codes, ((0, 0), (1, 2)), constant_values=first)
         input_ids[:, -2], input_ids[:, -1] = last, cls
-        return BatchFeature({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)})
+        rows = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+        return BatchFeature(rows, tensor_type=return_tensors)
 
     def decode_images(self, input_ids: Tensor | np.ndarray | Sequence) -> list[Image.Image]:
         """The pictures that rows of ids stand for.
 
         Args:
-            input_ids: Rows with a whole image each, with or without the tokens around it.
+            input_ids: A row or several, with a whole image each, with or without the tokens around it.
 
         Raises:
             ValueError: A row hasn't as many codebook tokens as an image.
         """
         entry_of_id = {int(i): entry for entry, i in enumerate(self.code_ids)}
+        input_ids = [input_ids] if np.ndim(input_ids[0]) == 0 else input_ids
         rows = [[entry_of_id[i] for i in map(int, row) if i in entry_of_id] for row in input_ids]
         for number, row in enumerate(rows):
             if len(row) != self.codec.num_tokens:
@@ -129,6 +131,11 @@ class ImageLMPipeline(Pipeline):
         names = self.processor.class_names
         pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))[:top_k]
         return [{"label": names[label], "score": score} for label, score in pairs]
+
+    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
+        """Writes model, processor and code, so that the folder can be loaded as this one was."""
+        self.model.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
 
 
 def open_picture(image: object) -> Image.Image:

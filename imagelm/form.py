@@ -1,0 +1,67 @@
+"""The one form that all images of a dataset have: size, channels, and how pictures get there.
+
+One idea: the training pictures alone decide it; what it does to pictures of another form is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from imagelm.errors import InputError
+from imagelm.options import ImageOptions, parse_size
+from imagelm.published.codec_imagelm import Codec
+from imagelm.splits import TRAIN
+from imagelm.survey import Survey
+
+
+def settle_form(about: ImageOptions, codec: Codec | None, found: Survey, sides: np.ndarray) -> tuple[dict, list[str]]:
+    """What all images become.
+
+    Args:
+        about: What the user asked for.
+        codec: A codec that is there already; its form is taken.
+        found: All pictures.
+        sides: On which side of the split each stands; shape (pictures,).
+
+    Returns:
+        `image_size`, `channels`, `fit` and `background` as in a codec's config; and what that does to pictures.
+
+    Raises:
+        InputError: The size that was asked for can't be cut into patches.
+    """
+    notes: list[str] = []
+    if codec:
+        form = {name: codec.config[name] for name in ("image_size", "channels", "fit", "background")}
+    else:
+        training = sides == TRAIN
+        sizes = Counter(map(tuple, found.sizes[training].tolist()))
+        asked = parse_size(about.image_size)
+        height, width = asked or max(sizes, key=lambda size: (sizes[size], size))
+        size = _divisible(height, width, about, asked is not None, notes)
+        channels = {"grey": 1, "rgb": 3, "auto": 3 if found.coloured[training].any() else 1}[about.channels]
+        form = {"image_size": size, "channels": channels, "fit": about.fit, "background": about.background}
+    height, width = form["image_size"]
+    readable = found.sizes[found.readable]
+    if others := int((readable != (height, width)).any(1).sum()):
+        done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
+        notes.append(f"{others} of {len(readable)} pictures aren't {height}×{width} pixels and are {done}")
+    if form["channels"] == 1 and (coloured := int(found.coloured.sum())):
+        notes.append(f"{coloured} coloured pictures become grey")
+    if found.num_animated:
+        notes.append(f"{found.num_animated} pictures have several frames; the first one is taken")
+    return form, notes
+
+
+def _divisible(height: int, width: int, about: ImageOptions, asked: bool, notes: list[str]) -> list[int]:
+    """The nearest size that can be cut into patches; with padding the next larger one, so that nothing is lost."""
+    size = 1 if about.codebook == "unified" else about.patch_size
+    parts = [side / size for side in (height, width)]
+    rounded = [max(1, -int(-part // 1) if about.fit == "pad" else round(part)) * size for part in parts]
+    if rounded != [height, width]:
+        wrong = f"{height}×{width} pixels can't be cut into patches of {size}×{size}"
+        if asked:
+            raise InputError(f"--image_size: {wrong}; give {rounded[0]}x{rounded[1]}, or another --patch_size")
+        notes.append(f"{wrong}: images are made {rounded[0]}×{rounded[1]}")
+    return rounded
