@@ -150,9 +150,7 @@ class ImageRows:
             self.notes.append(f"{train[0]} has a train and a test split of its own; both are taken as they are")
             train, test, splits = found
         if test is not None and (self.options.test_size, self.options.split_by) != (0.2, "stratified"):
-            raise InputError(
-                "--test_size and --split_by have no effect where test images are given; leave them out"
-            )
+            raise InputError("--test_size and --split_by have no effect where test images are given; leave them out")
         self.sources = [open_images(train, **columns, split=splits[0])]
         if test is not None:
             self.sources.append(open_images(test, **columns, split=splits[1]))

@@ -6,6 +6,7 @@ ended with exit code 2; everything else keeps its traceback and exit code 1.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -35,7 +36,11 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
     SIGTERM is turned into an ordinary exit, so that half-written output is cleaned away on the way out. Not so where
     several processes work together: one that waits for another in C code would never come to run a Python handler.
+    What the terminal's encoding lacks, such as a file name that isn't UTF-8, is printed escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:

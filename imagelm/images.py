@@ -28,6 +28,7 @@ from imagelm.image_sources import (
     natural_key,
 )
 
+NO_HUB_IDS = {*Image.registered_extensions(), *TABLE_SUFFIXES, ".npz", ".zip"}  # what files end with
 READ_SIZE = 64  # pictures of a slice; in memory are their files at most, and one decoded picture
 
 
@@ -124,7 +125,7 @@ def _open(name: str, image_column: str | None, label_column: str | None, split: 
 
 
 def _may_be_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)) and Path(name).suffix not in (".npz", ".zip")
+    return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)) and Path(name).suffix.lower() not in NO_HUB_IDS
 
 
 class _Joined:

@@ -22,15 +22,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import inference
 from imagelm.arguments import ModelArguments
 from imagelm.codec import fit_patch_codec
-from imagelm.dataset import load_prepared
+from imagelm.dataset import load_prepared, prepare
 from imagelm.errors import InputError
 from imagelm.inference.options import GROUPS, flag_of
 from imagelm.model import build_model, save_model
+from imagelm.options import PrepareOptions
 from imagelm.pictures import hide_unknown
 from imagelm.published.codec_imagelm import load_codec
 from imagelm.sequence import CLS, IMG, IMG_END, Grammar
 from imagelm.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
-from tests.conftest import NUM_CODES, ROOT, run, write_jsonl
+from tests.conftest import CLASSES, NUM_CODES, ROOT, random_rows, run, write_jsonl
+from tests.pictures import class_folder, prepare_pictures, smooth_pictures
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -195,6 +197,83 @@ def test_images_are_classified_as_their_tokens_and_labels_go_by_name(artist, pho
         assert row["log_likelihood"] == pytest.approx(image["log_likelihood"], abs=1e-5)
         # 8 × 8 grey pixels share the bits of 4 codes and </IMG>
         assert row["bits_per_dim"] == pytest.approx(row["bits_per_token"] * 5 / 64)
+
+
+def test_labels_of_a_dataset_go_by_class_name(artist, grammar, tmp_path, infer):
+    rows = write_jsonl(tmp_path / "rows.jsonl", random_rows(30, seed=4, low=4, high=4))
+    (tmp_path / "vocab.json").write_text(json.dumps(grammar.vocabulary))
+    (tmp_path / "names.json").write_text(json.dumps(["owl", "yak", "cat"]))
+    names = {"class_names": str(tmp_path / "names.json")}
+    prepare(PrepareOptions([str(rows)], str(tmp_path / "vocab.json"), str(tmp_path / "data"), **names), command="test")
+    words = ("--mode", "classify", "--model", artist, "--dataset_dir", tmp_path / "data")
+    printed = infer(*words, "--output", tmp_path / "o")
+    theirs = load_prepared(tmp_path / "data")["test"]["label"]
+    assert set(theirs) == {0, 1, 2}
+    found = records(tmp_path / "o")
+    assert [row["label"] for row in found] == [{0: 2, 1: None, 2: 0}[label] for label in theirs]  # owl, yak, cat
+    assert "1 of 3 classes of the input are unknown to the model (yak)" in printed
+    hits = sum(row["class"] == ["owl", "yak", "cat"][label] for row, label in zip(found, theirs, strict=True))
+    assert f"({hits} of {len(theirs) - theirs[:].count(1)} labelled rows" in printed
+
+
+def test_numbers_are_the_class_names_of_data_and_models_without_names(best, prepared, tmp_path, infer):
+    nameless = tmp_path / "nameless"
+    shutil.copytree(best, nameless)
+    config = json.loads((nameless / "config.json").read_text())
+    assert config["id2label"] == {"0": "0", "1": "1", "2": "2"}
+    (nameless / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "label" not in k}))
+    for model in (best, nameless):
+        words = ("--mode", "classify", "--model", model, "--dataset_dir", prepared)
+        assert "unknown" not in infer(*words, "--output", tmp_path / f"{model.name}.o")
+        assert [row["label"] for row in records(tmp_path / f"{model.name}.o")] == load_prepared(prepared)["test"][
+            "label"
+        ][:]
+
+
+def test_numbers_as_class_names_are_names(artist, pictures, tmp_path, infer):
+    class_folder(tmp_path / "photos", {str(i): pictures[2 * i : 2 * i + 2] for i in range(4)})
+    words = ("--mode", "classify", "--images", tmp_path / "photos", "--output", tmp_path / "o", "--overwrite")
+    printed = infer(*words, "--model", artist)  # its names are cat, dog, owl
+    assert "4 of 4 classes of the input are unknown to the model (0, 1, 2, 3)" in printed
+    assert {row["label"] for row in records(tmp_path / "o")} == {None}
+    counting = tmp_path / "counting"
+    shutil.copytree(artist, counting)
+    config = json.loads((counting / "config.json").read_text())
+    config |= {"id2label": {"0": "1", "1": "2", "2": "3"}, "label2id": {"1": 0, "2": 1, "3": 2}}
+    (counting / "config.json").write_text(json.dumps(config))
+    printed = infer(*words, "--model", counting)
+    assert "1 of 4 classes of the input are unknown to the model (0)" in printed
+    assert [row["label"] for row in records(tmp_path / "o")] == [None, None, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_label_of_a_row_is_a_name_if_its_a_string_and_a_number_if_its_one(artist, tmp_path, infer):
+    row = {"tokens": "<IMG> <Z_001> <Z_002> <Z_003> <Z_004>"}
+    words = ("--mode", "classify", "--model", artist, "--output", tmp_path / "o", "--data_files")
+    infer(*words, write_jsonl(tmp_path / "good", [{**row, "label": label} for label in ("owl", 1, None)]))
+    assert [record["label"] for record in records(tmp_path / "o")] == [2, 1, None]
+    with pytest.raises(InputError, match="label '1', expected a number from 0 to 2 or a class name"):
+        infer(*words[:4], "--data_files", write_jsonl(tmp_path / "bad", [{**row, "label": "1"}]))
+
+
+def test_rows_of_another_codec_are_refused_though_the_vocabulary_is_the_same(pictured, tmp_path, infer):
+    words = ("--mode", "classify", "--model", pictured / "out/best_model", "--dataset_dir")
+    assert "labelled rows" in infer(*words, pictured / "data")
+    own = smooth_pictures(30, channels=3, seed=9)
+    class_folder(tmp_path / "in", {name: own[i::3] for i, name in enumerate(CLASSES)})
+    prepare_pictures(tmp_path / "other", tmp_path / "in")
+    vocabularies = [
+        (folder / "tokenizer/tokenizer.json").read_text() for folder in (pictured / "data", tmp_path / "other")
+    ]
+    assert json.loads(vocabularies[0])["model"]["vocab"] == json.loads(vocabularies[1])["model"]["vocab"]
+    with pytest.raises(
+        InputError, match=r"made with another codec: its codebook has other values; .* --codec .*/best_m"
+    ):
+        infer(*words, tmp_path / "other")
+    prepare_pictures(tmp_path / "white", tmp_path / "in", background=255)
+    with pytest.raises(InputError, match="made with another codec: background is 255 there, 0 in the model"):
+        infer(*words, tmp_path / "white")
+    prepare_pictures(tmp_path / "same", tmp_path / "in", codec=str(pictured / "out/best_model"))
+    assert "labelled rows" in infer(*words, tmp_path / "same")
 
 
 def test_a_damaged_picture_is_named_and_the_others_are_answered_as_without_it(artist, photos, tmp_path, infer):
@@ -363,14 +442,33 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         (("--mode", "classify", "--model", "{best}", "--dataset_dir", "absent"), "--dataset_dir absent holds no"),
         (("--mode", "classify", "--model", "{best}", "--dataset_dir", "{data}", "--split", "x"), "has train and test"),
         (("--mode", "classify", "--model", "{best}", "--images", "absent.png"), "--images needs a codec"),
-        (("--mode", "classify", "--model", "{artist}", "--images", "absent.png"), "absent.png: no such file"),
+        (("--mode", "classify", "--model", "{artist}", "--images", "./absent.png"), "./absent.png: no such file"),
         (("--mode", "classify", "--model", "{artist}", "--images", __file__), "not a picture of a known format"),
+        (("--mode", "classify", "--model", "{artist}", "--images", "{long}"), "File name too long"),
+        (("--mode", "classify", "--model", "{long}"), "--model {long}: File name too long"),
+        (("--mode", "classify", "--model", "m", "--output", "{long}"), "--output {long}: File name too long"),
+        (("--mode", "classify", "--model", "{best}", "--data_files", "{long}"), "can't be read: File name too long"),
+        (("--mode", "classify", "--model", "{best}", "--dataset_dir", "{long}"), "can't be read: File name too long"),
+        (
+            ("--mode", "classify", "--model", "{artist}", "--images", "{photos}", "--split", "yak"),
+            "--split yak has no effect on --images {photos}, which has no splits; give --images {photos}/yak",
+        ),
+        (
+            ("--mode", "classify", "--model", "{artist}", "--images", __file__, "--split", "yak"),
+            "which has no splits; leave it out",
+        ),
+        (("--mode", "classify", "--model", "{best}", "--tokens", "<IMG> \udcff"), "row 1: not UTF-8 text"),
         (("--mode", "classify", "--model", "m", "--tokens", "a", "--images", "b"), "--tokens and --images are given"),
         (("--mode", "classify", "--model", "m", "--top", "0"), "--top 0: give 1 or more"),
         (("--mode", "classify", "--model", "m", "--top_k", "3"), "--top_k has no effect in --mode classify"),
         (("--mode", "generate", "--model", "m", "--score"), "--score has no effect in --mode generate"),
-        (("--mode", "generate", "--model", "m", "--temperature", "0"), "--temperature 0.0: give a positive number"),
+        (("--mode", "generate", "--model", "m", "--temperature", "0"), "--temperature 0.0: give 0.001 or more"),
+        (("--mode", "generate", "--model", "m", "--temperature", "1e-40"), "--greedy always takes the most probable"),
         (("--mode", "generate", "--model", "m", "--temperature", "nan"), "--temperature nan"),
+        (
+            ("--mode", "generate", "--model", "{best}", "--repetition_penalty", "1e-40"),
+            "best_model can't draw with these options",
+        ),
         (("--mode", "generate", "--model", "m", "--top_p", "1.5"), "--top_p 1.5 is no share"),
         (("--mode", "generate", "--model", "m", "--top_k", "-1"), "--top_k -1: give 0 or more"),
         (("--mode", "generate", "--model", "m", "--seed", "-1"), "--seed -1 is out of range"),
@@ -396,10 +494,11 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )
 def test_wrong_input_is_told_and_leaves_nothing(
-    words, said, trained, best, artist, prepared, tmp_path, infer, monkeypatch
+    words, said, trained, best, artist, prepared, photos, tmp_path, infer, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"out": trained, "best": best, "artist": artist, "data": prepared}
+    places = {"out": trained, "best": best, "artist": artist, "data": prepared, "photos": photos}
+    places["long"] = "x" * 300
     with pytest.raises(InputError) as error:
         infer(*(word.format(**places) for word in words))
     assert said.format(**places) in str(error.value)
@@ -458,6 +557,19 @@ def test_a_file_is_replaced_only_when_asked_and_then_whole(best, tmp_path, infer
     assert [entry.name for entry in tmp_path.iterdir()] == ["o.jsonl"]
 
 
+@pytest.mark.parametrize("flag", ["--output", "--output_image"])
+def test_only_regular_files_are_replaced(tmp_path, infer, flag):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link.png").symlink_to(tmp_path / "file")
+    (tmp_path / "loose.png").symlink_to(tmp_path / "absent")
+    for name in ("pipe.png", "link.png", "loose.png", "/dev/null"):
+        with pytest.raises(InputError, match="is a link, a pipe or a device; name a regular file"):
+            infer("--mode", "generate", "--model", "m", flag, tmp_path / name, "--overwrite")
+    assert (tmp_path / "pipe.png").is_fifo()
+    assert (tmp_path / "link.png").is_symlink()
+
+
 # As a command
 
 
@@ -491,6 +603,19 @@ def test_wrong_input_ends_with_code_2_and_no_traceback(best, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: row 1: token 1 is '<Z_1>', which isn't among the model's 39 tokens\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_arent_utf_8_are_printed_and_written_escaped(artist, photos, tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    shutil.copytree(photos / "owl", tmp_path / odd / "owl")
+    (tmp_path / f"{odd}.txt").write_text("<Z_001> <Z_002> <Z_003> <Z_004>")
+    for words in (("--images", tmp_path / odd), ("--data_files", tmp_path / f"{odd}.txt")):
+        output = tmp_path / f"{odd}.jsonl"
+        words = ("--mode", "classify", "--model", artist, *words, "--output", output, "--overwrite")
+        done = run("inference.py", *words, PYTHONIOENCODING="utf-8:strict")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{tmp_path}/caf\\xe9" in done.stdout
+        assert records(output)[0]["place"].startswith(f"{tmp_path}/caf\\xe9")
 
 
 # The prompt
@@ -532,7 +657,8 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
         "generate 1 yak": "'yak' is unknown to the model",
         "generate 0": "--num_samples 0: give 1 or more",
         'generate "': "quotes come in pairs",
-        "set temperature 0": "--temperature 0.0: give a positive number",
+        "set temperature 0": "--temperature 0.0: give 0.001 or more",
+        "set temperature 1e-40": "--temperature 1e-40: give 0.001 or more",
         "set top_k many": "set top_k many: that's no int",
         "set foo 1": "set takes one of top",
         "set condition x": "set condition x: choose one of rejection, likelihood",
@@ -564,6 +690,43 @@ def test_the_prompt_draws_other_images_each_time_and_the_same_for_the_same_seed(
     drawn = [answer.partition("\n")[2] for answer in answers if answer.startswith("generate")]
     assert drawn[0] != drawn[1]
     assert drawn[0].replace("\n", "") == drawn[2].replace("\n", "")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_the_prompt_survives_bytes_that_arent_utf_8(best, errors):
+    done = subprocess.run(
+        [sys.executable, "inference.py", "--mode", "interactive", "--model", str(best)],
+        input=b"classify <IMG> <Z_000> \xc3\nfoo\xff\nclassify <IMG> <Z_000>\n",
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"},
+        capture_output=True,
+        timeout=100,
+    )
+    answers = done.stdout.decode().split("imagelm> ")[1:]
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert answers[0].startswith("error: row 1: token 3 is '\ufffd', which isn't among the model's 39 tokens")
+    assert answers[1] == "error: there is no command 'foo\ufffd'; help lists them\n"
+    assert "row 1" in answers[2]
+    assert "<CLS_" in answers[2]
+
+
+def test_a_setting_without_effect_in_a_mode_waits_for_another(artist, photos, tmp_path, converse):
+    shutil.copytree(photos / "owl", tmp_path / "some")
+    (tmp_path / "some/x.png").write_bytes(b"no picture")
+    lines = (
+        "set num_return_sequences 2",
+        "set keep_percent 50",
+        f"classify {tmp_path / 'some'}",
+        "generate",
+        "next <IMG>",
+    )
+    lines += (f"continue {tmp_path / 'some'}", f"picture {tmp_path / 'p.png'}")
+    answers = converse(artist, *lines).split("\n> ")[1:]
+    assert not [answer for answer in answers if "error" in answer]
+    assert f"left out: {tmp_path}/some/x.png: not a picture" in answers[2]  # as on the command line
+    assert answers[5].count("some/") == 2 * 3 + 1
+    # a line of four images each of 96 pixels for each of three pictures: the prompt's picture shows all rows
+    assert Image.open(tmp_path / "p.png").height > 3 * 96
 
 
 def test_a_piped_prompt_ends_with_code_0(best):

@@ -125,7 +125,8 @@ def draw(
                 generation_config=_generation_config(loaded, options, sampling, num_sequences, max_length),
                 logits_processor=processors,
             )
-        except ValueError as error:  # such as beams for an architecture whose state can't be reordered
+        # Such as beams for an architecture whose state can't be reordered, or probabilities that aren't finite.
+        except (ValueError, RuntimeError) as error:
             raise InputError(f"{loaded.name} can't draw with these options: {error}") from error
     return _classified(loaded, [Drawing(_until_end(ids, grammar)) for ids in drawn.cpu().numpy()])
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import cmd
+import copy
 import dataclasses
+import io
 import shlex
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -18,16 +21,14 @@ import numpy as np
 
 from imagelm.errors import DivergedError, InputError
 from imagelm.inference.loading import LoadedModel
-from imagelm.inference.modes import classify, continue_, generate, next_token
+from imagelm.inference.modes import answer
 from imagelm.inference.options import (
     InferenceArguments,
     InputOptions,
     check_output_file,
     settings_of,
 )
-from imagelm.inference.outcome import Outcome, table
-from imagelm.inference.prompts import Prompts, read_prompts
-from imagelm.inference.views import continued_picture, drawn_picture
+from imagelm.inference.outcome import table
 from imagelm.pictures import save_png
 
 NOTHING = ("none", "off", "default")
@@ -35,6 +36,8 @@ NOTHING = ("none", "off", "default")
 
 def converse(loaded: LoadedModel, arguments: InferenceArguments) -> None:
     """Reads commands from standard input until it ends (Ctrl-D) or says `quit`; Ctrl-C drops the line at hand."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # so that a byte that isn't UTF-8 is a wrong token, not the end
     prompt = _Prompt(loaded, arguments)
     while True:
         try:
@@ -52,7 +55,7 @@ def _told(command: Callable[[_Prompt, str], None]) -> Callable[[_Prompt, str], N
     def run(self: _Prompt, line: str) -> None:
         try:
             command(self, line.strip())
-        except (InputError, DivergedError, OSError) as error:
+        except (InputError, DivergedError, OSError, UnicodeError) as error:
             print(f"error: {error}")
 
     return run
@@ -64,8 +67,9 @@ class _Prompt(cmd.Cmd):
     def __init__(self, loaded: LoadedModel, arguments: InferenceArguments) -> None:
         super().__init__()
         self.loaded = loaded
-        self.model, self.answer, self.draw = arguments.model, arguments.answer, arguments.draw
-        self.classes, self.overwrite = arguments.classes, arguments.output.overwrite
+        self.arguments = copy.copy(arguments)
+        # A picture is asked for by itself here, and shows all rows.
+        self.arguments.output = dataclasses.replace(arguments.output, num_pictures=sys.maxsize)
         self.see: Callable[[], np.ndarray | None] | None = None
         codec = "with its codec" if loaded.codec is not None else "without codec: tokens only"
         self.intro = f"{loaded.name}, {loaded.grammar.num_classes} classes, {codec}. help lists the commands."
@@ -73,34 +77,26 @@ class _Prompt(cmd.Cmd):
     @_told
     def do_classify(self, line: str) -> None:
         """classify TOKENS | FILE: the class of a row or an image, with probabilities"""
-        self._show(classify(self.loaded, self._read(line, "classify").rows, self.answer, self.model.batch_size))
+        self._run("classify", input=self._input(line))
 
     @_told
     def do_next(self, line: str) -> None:
         """next TOKENS | FILE: the most probable next tokens"""
-        keep = self.draw.keep_percent
-        rows = self._read(line, "next_token", cut=keep is not None).rows
-        self._show(next_token(self.loaded, rows, keep, self.answer.top, self.model.batch_size))
+        self._run("next_token", input=self._input(line))
 
     @_told
     def do_continue(self, line: str) -> None:
         """continue TOKENS | FILE: complete a row; of a whole image its top (keep_percent) is kept"""
-        InferenceArguments.check_drawing("continue", self.draw, self.classes)
-        prompts = self._read(line, "continue", cut=True)
-        outcome, kept, drawings = continue_(self.loaded, prompts.rows, self.draw, self.model.batch_size)
-        self._drew(outcome, lambda: continued_picture(self.loaded, prompts, kept, drawings, []))
+        self._run("continue", input=self._input(line))
 
     @_told
     def do_generate(self, line: str) -> None:
         """generate [N] [CLASS]: draw N images (default 1), of a class where one is named"""
         words = _split(line)
         count = int(words.pop(0)) if words and words[0].isdecimal() else 1
-        label = self.loaded.require_label(" ".join(words)) if words else None
-        name = None if label is None else " ".join(words)
-        classes = dataclasses.replace(self.classes, num_samples=count, class_name=name)
-        InferenceArguments.check_drawing("generate", self.draw, classes)
-        outcome, drawings = generate(self.loaded, self.draw, classes, label, self.model.batch_size)
-        self._drew(outcome, lambda: drawn_picture(self.loaded, drawings))
+        name = " ".join(words) or None
+        classes = dataclasses.replace(self.arguments.classes, num_samples=count, class_name=name)
+        self._run("generate", classes=classes)
 
     @_told
     def do_picture(self, line: str) -> None:
@@ -111,7 +107,7 @@ class _Prompt(cmd.Cmd):
             raise InputError("nothing has been drawn yet; generate or continue first")
         if Path(line).suffix.lower() != ".png":
             raise InputError(f"picture {line}: give a name that ends in .png")
-        check_output_file(line, "picture", self.overwrite)
+        check_output_file(line, "picture", self.arguments.output.overwrite)
         if (pixels := self.see()) is None:
             raise InputError("what was drawn last is no whole image")
         save_png(pixels, line)
@@ -121,7 +117,7 @@ class _Prompt(cmd.Cmd):
     def do_set(self, line: str) -> None:
         """set [NAME VALUE]: change an option of the command line, such as set temperature 0.8; alone: show them"""
         words = _split(line)
-        groups = {"answer": self.answer, "draw": self.draw, "classes": self.classes}
+        groups = {name: getattr(self.arguments, name) for name in ("answer", "draw", "classes")}
         settings = {name: (holder, entry) for holder in groups for name, entry in settings_of(groups[holder]).items()}
         if not words:
             for name, (holder, _) in settings.items():
@@ -131,8 +127,9 @@ class _Prompt(cmd.Cmd):
         if len(words) != 2 or name not in settings:
             raise InputError(f"set takes one of {', '.join(settings)} and a value, such as set temperature 0.8")
         holder, entry = settings[name]
-        setattr(self, holder, dataclasses.replace(groups[holder], **{name: _value(entry, words[1])}))
-        print(f"{name} is {getattr(getattr(self, holder), name)}")
+        changed = dataclasses.replace(groups[holder], **{name: _value(entry, words[1])})
+        setattr(self.arguments, holder, changed)
+        print(f"{name} is {getattr(changed, name)}")
 
     def do_help(self, line: str) -> None:
         """help: this list"""
@@ -157,31 +154,35 @@ class _Prompt(cmd.Cmd):
     def default(self, line: str) -> None:
         print(f"error: there is no command {line.split()[0]!r}; help lists them")
 
-    def _read(self, line: str, mode: str, cut: bool = False) -> Prompts:
+    def _input(self, line: str) -> InputOptions:
         """A row of tokens, or an image file."""
         if not line:
             raise InputError(
                 f"give a row of tokens{' or an image file' if self.loaded.codec else ''} after the command"
             )
         if line.startswith("<"):
-            return read_prompts(InputOptions(tokens=[line]), mode, self.loaded, cut)
+            return InputOptions(tokens=[line])
         file = line if Path(line).exists() else " ".join(_split(line))
         if not Path(file).exists():
             raise InputError(f"{file} is neither a file nor a row of tokens such as <IMG> <Z_012>")
-        return read_prompts(InputOptions(images=[file]), mode, self.loaded, cut)
+        return InputOptions(images=[file])
 
-    def _show(self, outcome: Outcome) -> None:
+    def _run(self, mode: str, **groups: object) -> None:
+        """Runs a mode and shows its outcome; after a drawing takes another seed, or the next would be the same."""
+        arguments = copy.copy(self.arguments)  # unchecked: a setting that has no effect in this mode waits for another
+        vars(arguments).update(mode=mode, **groups)
+        arguments.check_drawing(mode, arguments.draw, arguments.classes)
+        outcome = answer(arguments, self.loaded)
         print(table(outcome.columns, outcome.cells))
         for text in outcome.summary:
             print(text)
-
-    def _drew(self, outcome: Outcome, see: Callable[[], np.ndarray | None]) -> None:
-        """Shows a drawing, and takes another seed for the next one, which would otherwise be the same again."""
-        self.see = see
-        self._show(outcome)
+        if outcome.see is None:
+            return
+        self.see = outcome.see
         if self.loaded.codec is not None:
             print("see it with picture F.png")
-        self.draw = dataclasses.replace(self.draw, seed=(self.draw.seed + 1) % 2**32)
+        draw = self.arguments.draw
+        self.arguments.draw = dataclasses.replace(draw, seed=(draw.seed + 1) % 2**32)
 
 
 def _split(line: str) -> list[str]:

@@ -30,6 +30,7 @@ from transformers.utils import logging
 from imagelm.errors import InputError
 from imagelm.inference.options import ModelOptions
 from imagelm.model import load_model
+from imagelm.precision import choose_device
 from imagelm.published.codec_imagelm import Codec, load_codec
 from imagelm.sequence import CLASS_PATTERN, Grammar, class_token
 from imagelm.tokenizer import grammar_of
@@ -94,22 +95,25 @@ class LoadedModel:
         """A class for people: `cat (<CLS_3>)`, or `3` where it has no name."""
         return str(label) if self.class_names is None else f"{self.class_names[label]} ({class_token(label)})"
 
-    def label_of(self, name: str) -> int | None:
-        """The label of a class by name, by number or as a token; None where there is no such class."""
-        if self.class_names is not None and self.class_names.count(name) == 1:
-            return self.class_names.index(name)
-        number = match.group(1) if (match := CLASS_PATTERN.fullmatch(name)) else name
-        if number.isdecimal() and int(number) < self.grammar.num_classes:
-            return int(number)
-        return None
+    def label_named(self, name: str) -> int | None:
+        """The label of the class of this name; None where there is none, or several.
+
+        By name alone: the numbers of other data, which may count from 1 or in another order, aren't the model's.
+        """
+        names = self.class_names or [str(label) for label in range(self.grammar.num_classes)]
+        return names.index(name) if names.count(name) == 1 else None
 
     def require_label(self, name: str) -> int:
-        """The label of a class.
+        """The label of a class by name, by number or as a token.
 
         Raises:
             InputError: There is no such class.
         """
-        if (label := self.label_of(name)) is None:
+        label = self.label_named(name)
+        number = match.group(1) if (match := CLASS_PATTERN.fullmatch(name)) else name
+        if label is None and number.isdecimal() and int(number) < self.grammar.num_classes:
+            label = int(number)
+        if label is None:
             known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, 20))))
             more = ", …" if self.grammar.num_classes > 20 else ""
             raise InputError(f"class {name!r} is unknown to the model; it knows {known}{more}")
@@ -124,8 +128,11 @@ def load_for_inference(options: ModelOptions) -> LoadedModel:
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    device = _device(options.device)
-    folder = _folder(options.model, options.revision)
+    device = choose_device(options.device)
+    try:
+        folder = _folder(options.model, options.revision)
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"--model {options.model}: {error.strerror or error}") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         grammar = grammar_of(tokenizer)
@@ -187,19 +194,6 @@ def _codec(name: str, folder: Path) -> Codec | None:
         return None
     except ValueError as error:
         raise InputError(f"--model {name}: its codec can't be loaded: {error}") from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    match = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if not match:
-        raise InputError(f"--device {name} is unknown; choose auto, cpu, cuda or cuda:N")
-    if int(match.group(1) or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible; choose auto or cpu")
-    return torch.device(name)
 
 
 def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec | None) -> None:

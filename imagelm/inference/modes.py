@@ -15,7 +15,7 @@ from imagelm.inference.generation import Drawing, continue_rows, draw_images, ke
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.options import AnswerOptions, ClassOptions, DrawOptions, InferenceArguments
 from imagelm.inference.outcome import Outcome
-from imagelm.inference.prompts import read_prompts, require_codec
+from imagelm.inference.prompts import Prompts, read_prompts, require_codec
 from imagelm.inference.rows import Row
 from imagelm.inference.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
 from imagelm.inference.views import continued_picture, drawn_picture
@@ -25,20 +25,33 @@ DEFAULT_KEEP_PERCENT = 50.0
 
 
 def run_mode(arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
-    """Reads the input and runs a mode (all but interactive).
+    """Runs a mode (all but interactive) with all that the command line asks for.
+
+    Raises:
+        InputError: The input is wrong; nothing was computed then.
+    """
+    file = arguments.output.output_image
+    if file:
+        require_codec(loaded, "--output_image", draws=True)
+    outcome = answer(arguments, loaded)
+    if file:
+        outcome.picture = outcome.see()
+        if outcome.picture is None:
+            outcome.summary.append(f"no whole image was drawn, so {file} wasn't written")
+    elif outcome.see and outcome.cells and loaded.codec is not None:
+        outcome.summary.append("see it as pictures with --output_image F.png")
+    return outcome
+
+
+def answer(arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
+    """Reads the input and runs a mode.
 
     Raises:
         InputError: The input is wrong; nothing was computed then.
     """
     mode, draw, batch_size = arguments.mode, arguments.draw, arguments.model.batch_size
-    if arguments.output.output_image:
-        require_codec(loaded, "--output_image", draws=True)
     if mode == "generate":
-        label = None if arguments.classes.class_name is None else loaded.require_label(arguments.classes.class_name)
-        outcome, drawings = generate(loaded, draw, arguments.classes, label, batch_size)
-        if arguments.output.output_image:
-            outcome.picture = drawn_picture(loaded, drawings)
-        return _with_hint(outcome, arguments, loaded)
+        return generate(loaded, draw, arguments.classes, batch_size)
     if mode == "continue":
         longest_row(loaded, draw)  # refuses contradicting options before anything is read
     prompts = read_prompts(arguments.input, mode, loaded, cut=mode == "continue" or draw.keep_percent is not None)
@@ -47,21 +60,8 @@ def run_mode(arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
     elif mode == "next_token":
         outcome = next_token(loaded, prompts.rows, draw.keep_percent, arguments.answer.top, batch_size)
     else:
-        outcome, kept, drawings = continue_(loaded, prompts.rows, draw, batch_size)
-        if arguments.output.output_image:
-            shown = arguments.output.num_pictures
-            outcome.picture = continued_picture(loaded, prompts, kept[:shown], drawings[:shown], outcome.summary)
-    outcome.summary = [*prompts.notes, *outcome.summary]
-    return _with_hint(outcome, arguments, loaded)
-
-
-def _with_hint(outcome: Outcome, arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
-    """Says how to see what was drawn, or why there is nothing to see."""
-    wanted = arguments.output.output_image
-    if wanted and outcome.picture is None:
-        outcome.summary.append(f"no whole image was drawn, so {wanted} wasn't written")
-    elif not wanted and outcome.cells and arguments.mode in ("generate", "continue") and loaded.codec is not None:
-        outcome.summary.append("see it as pictures with --output_image F.png")
+        outcome = continue_(loaded, prompts, draw, batch_size, arguments.output.num_pictures)
+    outcome.summary[:0] = prompts.notes
     return outcome
 
 
@@ -127,10 +127,9 @@ def next_token(
     )
 
 
-def generate(
-    loaded: LoadedModel, draw: DrawOptions, classes: ClassOptions, label: int | None, batch_size: int
-) -> tuple[Outcome, list[Drawing]]:
+def generate(loaded: LoadedModel, draw: DrawOptions, classes: ClassOptions, batch_size: int) -> Outcome:
     """New images, with the class that the model itself sees in each."""
+    label = None if classes.class_name is None else loaded.require_label(classes.class_name)
     drawings, num_draws = draw_images(loaded, draw, classes, label, batch_size)
     records, cells = [], []
     for i, drawing in enumerate(drawings, start=1):
@@ -150,17 +149,14 @@ def generate(
                 f"fewer than the {classes.num_samples} asked for: the model hardly draws this class; raise "
                 "--max_draws, or take --condition likelihood"
             )
-    return Outcome(records, [*columns, "tokens"], cells, summary), drawings
+    return Outcome(records, [*columns, "tokens"], cells, summary, see=lambda: drawn_picture(loaded, drawings))
 
 
 def continue_(
-    loaded: LoadedModel, rows: Sequence[Row], options: DrawOptions, batch_size: int
-) -> tuple[Outcome, list[tuple[Row, int]], list[list[Drawing]]]:
-    """Completes rows; measured against the true remainder where the row was whole.
-
-    Returns:
-        The outcome; each row with its number of kept image tokens; and each row's drawings.
-    """
+    loaded: LoadedModel, prompts: Prompts, options: DrawOptions, batch_size: int, num_pictures: int
+) -> Outcome:
+    """Completes rows; measured against the true remainder where the row was whole."""
+    rows = prompts.rows
     keep = DEFAULT_KEEP_PERCENT if options.keep_percent is None else options.keep_percent
     kept = [_keep(loaded, row, keep) for row in rows]
     drawings = continue_rows(loaded, [prompt for prompt, _ in kept], options, batch_size)
@@ -191,10 +187,10 @@ def continue_(
         Outcome(records, columns, cells, _similarity_lines(drawn, true, options.num_return_sequences, keep)),
         ("token accuracy",),
     )
-    image_tokens = [
-        (row, int(loaded.grammar.is_code[prompt].sum())) for row, (prompt, _) in zip(rows, kept, strict=True)
-    ]
-    return outcome, image_tokens, drawings
+    shown = [(row, int(loaded.grammar.is_code[prompt].sum())) for row, (prompt, _) in zip(rows, kept, strict=True)]
+    shown, seen = shown[:num_pictures], drawings[:num_pictures]
+    outcome.see = lambda: continued_picture(loaded, prompts, shown, seen, outcome.summary)
+    return outcome
 
 
 def _keep(loaded: LoadedModel, row: Row, keep_percent: float) -> tuple[np.ndarray, np.ndarray | None]:

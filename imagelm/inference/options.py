@@ -23,6 +23,7 @@ MODES = {
 READING = ("classify", "continue", "next_token")
 DRAWING = ("generate", "continue", "interactive")
 SHARED = tuple(MODES)
+MIN_TEMPERATURE = 1e-3  # far below it, logits divided by it are no longer finite
 
 
 def option(text: str, modes: tuple[str, ...] = SHARED, **words: object) -> dict[str, object]:
@@ -183,10 +184,13 @@ class DrawOptions:
         sampling = [f"--{name}" for name in ("temperature", "top_k", "top_p") if getattr(self, name) is not None]
         if self.greedy and sampling:
             raise InputError(f"{' and '.join(sampling)} without effect: --greedy doesn't sample; leave one out")
-        for name in ("temperature", "repetition_penalty"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"--{name} {value}: give a positive number, such as 0.9")
+        if self.temperature is not None and not MIN_TEMPERATURE <= self.temperature < math.inf:
+            raise InputError(
+                f"--temperature {self.temperature}: give {MIN_TEMPERATURE} or more, such as 0.9; "
+                "--greedy always takes the most probable token"
+            )
+        if not 0 < self.repetition_penalty < math.inf:
+            raise InputError(f"--repetition_penalty {self.repetition_penalty}: give a positive number, such as 1.2")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p} is no share; give one above 0 and up to 1, such as 0.95")
         for name, least in (("top_k", 0), ("no_repeat_ngram_size", 0), ("num_beams", 1), ("num_return_sequences", 1)):
@@ -340,11 +344,17 @@ def check_output_file(name: str, flag: str, overwrite: bool) -> None:
         InputError: With what to do.
     """
     file = Path(name)
+    try:
+        is_there = file.exists()
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{flag} {name}: {error.strerror}; choose another name") from error
     if not name or file.is_dir():
         raise InputError(f"{flag} {name or 'is empty and'} is no file; name a file to write")
+    if file.is_symlink() or (is_there and not file.is_file()):  # it would be replaced, not written to
+        raise InputError(f"{flag} {name} is a link, a pipe or a device; name a regular file to write")
     if not file.parent.is_dir():
         raise InputError(f"{flag} {name}: there is no folder {file.parent}; make it first")
-    if file.exists() and not overwrite:
+    if is_there and not overwrite:
         raise InputError(f"{flag} {name} exists; add --overwrite to replace it, or choose another name")
 
 

@@ -6,7 +6,7 @@ the same records serve the table and the file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Outcome:
         columns: Titles of the table.
         cells: The table's rows.
         summary: What is to be said below the table, a line each.
+        see: Makes the picture of what was drawn, or None where no image is whole; None where nothing was drawn.
         picture: uint8, shape (height, width, 3); None where none was asked for.
     """
 
@@ -38,6 +39,7 @@ class Outcome:
     columns: list[str]
     cells: list[list[str]]
     summary: list[str] = field(default_factory=list)
+    see: Callable[[], np.ndarray | None] | None = None
     picture: np.ndarray | None = None
 
 

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import torch
+from datasets.config import DATASETDICT_JSON_FILENAME
 from PIL import Image
 from tqdm import tqdm
 
-from imagelm.dataset import TOKENIZER_FOLDER, load_prepared
+from imagelm.dataset import TOKENIZER_FOLDER, load_codec_of, load_prepared
 from imagelm.errors import InputError
+from imagelm.image_sources import printable
 from imagelm.images import BadImage, ImageSource, batches, open_images
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.options import InputOptions
 from imagelm.inference.rows import NUM_QUESTION_TOKENS, BadRow, Row, parse_row, shorten
+from imagelm.published.codec_imagelm import Codec
 from imagelm.records import expand_files, line_chunks
-from imagelm.sequence import EOS, IMG, NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar
+from imagelm.sequence import EOS, IMG, NUM_FRAME_TOKENS, NUM_TAIL_TOKENS
 from imagelm.tokenizer import grammar_of, load_tokenizer
 
 STANDARD_INPUT = "-"
@@ -62,12 +66,15 @@ def read_prompts(options: InputOptions, mode: str, loaded: LoadedModel, cut: boo
     Raises:
         InputError: There is no input, it can't be read, or rows are wrong; the first ones are told with their places.
     """
-    if options.images:
-        prompts = _image_prompts(options, loaded)
-    elif options.dataset_dir:
-        prompts = Prompts(list(islice(_dataset_rows(options, loaded.grammar), options.num_rows)))
-    else:
-        prompts = Prompts(_token_rows(islice(_lines(options), options.num_rows), loaded))
+    try:
+        if options.images:
+            prompts = _image_prompts(options, loaded)
+        elif options.dataset_dir:
+            prompts = _dataset_prompts(options, loaded)
+        else:
+            prompts = Prompts(_token_rows(islice(_lines(options), options.num_rows), loaded))
+    except OSError as error:
+        raise InputError(f"{_input_in_words(options)} can't be read: {error.strerror or error}") from error
     if not prompts.rows:
         raise InputError(f"{_input_in_words(options)}: there are no rows in it")
     refuse([(row.place, reason) for row in prompts.rows if (reason := unfit(row, mode, loaded, cut))])
@@ -158,7 +165,8 @@ def _token_rows(lines: Iterable[tuple[str, bytes]], loaded: LoadedModel) -> list
 def _lines(options: InputOptions) -> Iterator[tuple[str, bytes]]:
     """Every line that isn't blank, with its place."""
     if options.tokens:
-        yield from ((f"row {i}", row.encode()) for i, row in enumerate(options.tokens, start=1))
+        for i, row in enumerate(options.tokens, start=1):
+            yield f"row {i}", row.encode("utf-8", "surrogateescape")  # bytes that weren't UTF-8 are refused as a file's
         return
     names = options.data_files or [STANDARD_INPUT]
     if not options.data_files and sys.stdin.isatty():
@@ -170,7 +178,7 @@ def _lines(options: InputOptions) -> Iterator[tuple[str, bytes]]:
         for file in files:
             for number, line in _numbered_lines(file):
                 if line.strip():
-                    yield f"{'stdin' if file is None else file}:{number}", line
+                    yield f"{'stdin' if file is None else printable(file)}:{number}", line
 
 
 def _numbered_lines(file: Path | None) -> Iterator[tuple[int, bytes]]:
@@ -209,7 +217,7 @@ def _parse_line(line: bytes, loaded: LoadedModel) -> tuple[list[str], int | None
 def _parse_label(label: object, loaded: LoadedModel) -> int | None:
     if label is None:
         return None
-    if isinstance(label, str) and (number := loaded.label_of(label)) is not None:
+    if isinstance(label, str) and (number := loaded.label_named(label)) is not None:
         return number
     if type(label) is not int or not 0 <= label < loaded.grammar.num_classes:
         raise BadRow(
@@ -218,8 +226,8 @@ def _parse_label(label: object, loaded: LoadedModel) -> int | None:
     return label
 
 
-def _dataset_rows(options: InputOptions, grammar: Grammar) -> Iterator[Row]:
-    dataset = load_prepared(options.dataset_dir)
+def _dataset_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
+    dataset, grammar = load_prepared(options.dataset_dir), loaded.grammar
     split = options.split or "test"
     if split not in dataset:
         raise InputError(f"--split {split}: {options.dataset_dir} has {' and '.join(dataset)}")
@@ -232,17 +240,47 @@ def _dataset_rows(options: InputOptions, grammar: Grammar) -> Iterator[Row]:
             f"{theirs.get(first)} there, {grammar.vocabulary.get(first)} in the model; prepare the rows with the "
             "model's vocab.json"
         )
-    place = f"{options.dataset_dir}/{split}"
-    rows = dataset[split].select_columns(["input_ids", "label"]).with_format("numpy")
-    for i, row in enumerate(rows):
-        yield Row(row["input_ids"][1:-NUM_TAIL_TOKENS], NUM_TAIL_TOKENS, int(row["label"]), f"{place}:{i}")
+    _check_same_codec(options.dataset_dir, loaded)
+    place, prompts = printable(f"{options.dataset_dir}/{split}"), Prompts([])
+    rows = dataset[split].select_columns(["input_ids", "label"])
+    labels = _labels(rows.features["label"].names, loaded, prompts.notes)
+    for i, row in enumerate(islice(rows.with_format("numpy"), options.num_rows)):
+        body = row["input_ids"][1:-NUM_TAIL_TOKENS]
+        prompts.rows.append(Row(body, NUM_TAIL_TOKENS, labels[row["label"]], f"{place}:{i}"))
+    return prompts
+
+
+def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
+    """Refuses rows of another codec: the vocabularies may be equal, and every token means something else."""
+    theirs, ours = load_codec_of(folder), loaded.codec
+    if theirs is None or ours is None:
+        return
+    differences = [
+        f"{name} is {theirs.config.get(name)} there, {ours.config.get(name)} in the model"
+        for name in sorted(theirs.config.keys() | ours.config.keys())
+        if theirs.config.get(name) != ours.config.get(name)
+    ]
+    if not differences:
+        differences = [f"its {name} has other values" for name in sorted(_different_tensors(theirs, ours))]
+    if differences:
+        raise InputError(
+            f"--dataset_dir {folder}: these rows were made with another codec: {'; '.join(differences[:5])}; "
+            f"prepare them with --codec {loaded.name}"
+        )
+
+
+def _different_tensors(first: Codec, second: Codec) -> set[str]:
+    both = first.tensors.keys() & second.tensors.keys()
+    differ = {name for name in both if not torch.equal(first.tensors[name], second.tensors[name])}
+    return differ | (first.tensors.keys() ^ second.tensors.keys())
 
 
 def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
     require_codec(loaded, "--images")
+    _check_split(options)
     source = open_images(options.images, options.image_column, options.label_column, options.split)
     prompts = Prompts([], source, list(source.notes))
-    labels = _labels(source, loaded, prompts.notes)
+    classes = [] if source.labels is None else _labels(source.class_names, loaded, prompts.notes)
     count, problems = min(len(source), options.num_rows or len(source)), []
     for start, pictures in batches(source):
         if start >= count:
@@ -254,12 +292,23 @@ def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
             continue
         bodies = encode_pixels([found[number - start] for number in numbers], loaded)
         for i, body in zip(numbers, bodies.astype(loaded.grammar.id_dtype), strict=True):
-            prompts.rows.append(Row(body, 0, labels[i], source.place(i), i))
+            label = None if source.labels is None else classes[source.labels[i]]
+            prompts.rows.append(Row(body, 0, label, printable(source.place(i)), i))
     if problems and not prompts.rows:
         refuse(problems)
     # A damaged file among many pictures is everyday life; it is named, and costs the others nothing.
     prompts.notes += [f"left out: {place}: {reason}" for place, reason in problems]
     return prompts
+
+
+def _check_split(options: InputOptions) -> None:
+    """Refuses a split of what has none; only folders of several splits and Hub datasets do."""
+    for name in options.images if options.split else []:
+        path = Path(name)
+        if path.exists() and not (path / DATASETDICT_JSON_FILENAME).is_file():
+            inner = path / options.split
+            remedy = f"give --images {inner}" if inner.is_dir() else "leave it out"
+            raise InputError(f"--split {options.split} has no effect on --images {name}, which has no splits; {remedy}")
 
 
 def _pixels(picture: Image.Image | BadImage, loaded: LoadedModel) -> np.ndarray | BadImage:
@@ -269,18 +318,16 @@ def _pixels(picture: Image.Image | BadImage, loaded: LoadedModel) -> np.ndarray 
         return BadImage(str(error))
 
 
-def _labels(source: ImageSource, loaded: LoadedModel, notes: list[str]) -> list[int | None]:
-    """The model's label of each picture, matched by class name; None where the model doesn't know the class."""
-    if source.labels is None:
-        return [None] * len(source)
-    theirs = [loaded.label_of(name) for name in source.class_names]
-    if unknown := [name for name, label in zip(source.class_names, theirs, strict=True) if label is None]:
+def _labels(class_names: Sequence[str], loaded: LoadedModel, notes: list[str]) -> list[int | None]:
+    """The model's label of each class of the input, matched by name; None where the model doesn't know it."""
+    labels = [loaded.label_named(name) for name in class_names]
+    if unknown := [name for name, label in zip(class_names, labels, strict=True) if label is None]:
         shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         notes.append(
-            f"{len(unknown)} of {len(theirs)} classes of the input are unknown to the model ({shown}); "
+            f"{len(unknown)} of {len(labels)} classes of the input are unknown to the model ({shown}); "
             "their images count in no accuracy"
         )
-    return [theirs[label] for label in source.labels]
+    return labels
 
 
 def _input_in_words(options: InputOptions) -> str:
