@@ -23,6 +23,7 @@ CODEC_WEIGHTS = "codec.safetensors"
 FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 FIT_MODES = ("resize", "pad")
 SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which stays in a core's cache
+ENCODE_VALUES = 1 << 21  # pixel values encoded at once, so that memory doesn't grow with the number of images
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
@@ -119,13 +120,18 @@ class Codec:
         expected = (*self.image_size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, {expected})")
-        if not len(images):
-            return np.empty((0, self.num_tokens), dtype=np.int64)
+        images = torch.from_numpy(np.ascontiguousarray(images))
+        chunk = max(1, ENCODE_VALUES // max(1, images[0].numel())) if len(images) else 1
+        entries = [np.empty((0, self.num_tokens), dtype=np.int64)]
         with torch.no_grad():
-            vectors = self._vectors(torch.from_numpy(np.ascontiguousarray(images)).to(device), **features)
-            codebook = self._scaled_codebook().to(vectors)
-            entries = nearest(vectors.flatten(0, -2), codebook)
-        return entries.view(len(images), self.num_tokens).cpu().numpy()
+            codebook = self._scaled_codebook()
+            for start in range(0, len(images), chunk):
+                part = slice(start, start + chunk)
+                own = {name: values[part] for name, values in features.items()}
+                vectors = self._vectors(images[part].to(device), **own)
+                found = nearest(vectors.flatten(0, -2), codebook.to(vectors))
+                entries.append(found.view(-1, self.num_tokens).cpu().numpy())
+        return np.concatenate(entries)
 
     def _scaled_codebook(self) -> Tensor:
         return self.tensors["codebook"]
