@@ -18,9 +18,10 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_confi
 
 
 def launch(prepared: Path, output: Path, num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """In fp32: in bfloat16, which some CPUs have, batches of another size differ by 3 in 10,000 after a few steps."""
     several = ("--multi_gpu", "--num_processes", num_processes, "--main_process_port", 0) if num_processes > 1 else ()
     return run(
-        *(*LAUNCH, *several, "train.py", "--dataset_dir", prepared, "--output_dir", output),
+        *(*LAUNCH, "--mixed_precision", "no", *several, "train.py", "--dataset_dir", prepared, "--output_dir", output),
         *(*TINY, "--optim", "sgd", "--learning_rate", "0.5", "--max_steps", 8, *words),
         ACCELERATE_USE_CPU="true",
     )
@@ -35,7 +36,7 @@ def one_process(prepared, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("one") / "out"
     done = launch(prepared, output, 1, "--per_device_train_batch_size", 8, "--cls_loss_weight", "0.5")
     assert done.returncode == 0, done.stderr
-    assert any(f"computing in {dtype}" in done.stdout for dtype in ("bf16", "fp32"))
+    assert "computing in fp32" in done.stdout
     return output
 
 
