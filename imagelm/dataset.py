@@ -27,7 +27,14 @@ from imagelm.published.codec_imagelm import Codec, load_codec
 from imagelm.raw import CODEC_FOLDER, RAW_FOLDER, JsonlRows, RawWriter
 from imagelm.records import SPLITS, ProblemLog, RowBatch
 from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar
-from imagelm.splits import DIGEST_DTYPE, Duplicates, RowTable, assign_splits, find_duplicates
+from imagelm.splits import (
+    DIGEST_DTYPE,
+    Duplicates,
+    RowTable,
+    assign_splits,
+    drop_variants_of_dropped,
+    find_duplicates,
+)
 from imagelm.statistics import dataset_card, describe
 from imagelm.tokenizer import build_tokenizer, save_tokenizer
 
@@ -89,6 +96,7 @@ def prepare(options: PrepareOptions, command: str) -> dict:
         if not problems.counts:
             (staging / BAD_ROWS_FILE).unlink()
         duplicates = find_duplicates(table.digests, table.labels, table.file_splits)
+        drop_variants_of_dropped(duplicates, table.groups, table.digests)
         sides = _assign(options, table, source, duplicates)
         _second_pass(staging, source, sides, table)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS

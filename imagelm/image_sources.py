@@ -93,13 +93,15 @@ class Folder(Files):
             return
         super().__init__([file for files in found for file in files], root)
         empty = [printable(folder.name) for folder, files in zip(classes, found, strict=True) if not files]
+        classes = [folder for folder, files in zip(classes, found, strict=True) if files]
+        found = [files for files in found if files]
         self.class_names = [printable(folder.name) for folder in classes]
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
         if loose:
             example = printable(loose[0].name)
             self.notes.append(f"{root}: {len(loose)} files outside the class folders aren't used ({example}, …)")
         if empty:
-            self.notes.append(f"{root}: no picture of class {', '.join(empty)}")
+            self.notes.append(f"{root}: no picture in {', '.join(empty)}, so there is no such class")
 
 
 class Arrays:

@@ -47,7 +47,8 @@ def measure_reconstruction(images: np.ndarray, restored: np.ndarray) -> dict:
 
 def draw_codec(codec: Codec, images: np.ndarray, restored: np.ndarray, folder: Path) -> None:
     """Draws the codebook, and images above what is restored of them, as PNG files."""
-    images, restored = images[:NUM_SHOWN], restored[:NUM_SHOWN]
+    shown = np.unique(np.linspace(0, len(images) - 1, NUM_SHOWN).astype(int))  # over all classes, as folders come
+    images, restored = images[shown], restored[shown]
     captions = ["original"] * len(images) + ["restored"] * len(images)
     save_png(image_grid([*images, *restored], len(images), captions=captions), folder / RECONSTRUCTION_PICTURE)
     entries = draw_entries(codec)

@@ -77,7 +77,13 @@ def summary(results: dict, run: dict, report: Path) -> str:
         ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
         ("report and plots", f"{report}"),
     ]
-    return "\n".join(f"{name:22} {value}" for name, value in rows)
+    lines = [f"{name:22} {value}" for name, value in rows]
+    if high < max(majority, bag) or low <= majority:
+        lines.append(
+            "warning: the model isn't clearly better than its baselines; more epochs, a higher learning rate or more "
+            "data may help (recipes stand in configs/)"
+        )
+    return "\n".join(lines)
 
 
 def _report(results: dict, final: dict, run: dict, stats: dict) -> str:

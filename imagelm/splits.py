@@ -121,6 +121,26 @@ def find_duplicates(digests: np.ndarray, labels: np.ndarray, splits: np.ndarray)
     return Duplicates(keep=keep, kept_twin=kept_twin, conflicting=labels != labels[kept_twin])
 
 
+def drop_variants_of_dropped(duplicates: Duplicates, groups: np.ndarray, digests: np.ndarray) -> None:
+    """Drops what was made from an image that another image repeats: else it stays, perhaps under a wrong label.
+
+    A source's first row is the image itself, the others are its variants. An image that only equals a variant of
+    another one keeps its own variants.
+
+    Args:
+        duplicates: What `find_duplicates` found; `keep` is changed in place.
+        groups: Digest of each row's source image, or of its own where none is named; `DIGEST_DTYPE`, shape (rows,).
+        digests: Digest of each row's own image; the same.
+    """
+    named = np.flatnonzero(groups != digests)
+    _, first, source = np.unique(groups[named], return_index=True, return_inverse=True)
+    is_original = np.ones(len(groups), dtype=bool)
+    is_original[named] = False
+    is_original[named[first]] = True
+    repeats = ~duplicates.keep & is_original & is_original[duplicates.kept_twin]
+    duplicates.keep[named] &= ~repeats[named[first]][source]
+
+
 def assign_splits(
     split_by: str,
     test_size: float,

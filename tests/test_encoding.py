@@ -641,3 +641,23 @@ def test_pictures_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monk
     pictures[3]
     assert [file.name for file in decoded] == ["3.png"]
     assert [len(decoded) for _ in pictures[5:8]] == [2, 3, 4]
+
+
+def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
+    pictures = random_pictures(12, (6, 8))
+    class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
+    to_image(pictures[0]).save(tmp_path / "in/dog/again.png")  # a cat's picture among the dogs
+    options = {"codec": str(lossless), "augment": "rotate=40,shift=2", "variants": 3, "split_by": "hash"}
+    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", test_size=0.3, **options)
+    sources = Counter(source.split(":")[1] for source in data["train"]["source"])
+    assert "dog/again.png" not in sources and "dog/again.png" not in {s.split(":")[1] for s in data["test"]["source"]}
+    assert set(sources.values()) == {4}
+    assert stats["label_conflicts"]["total"] == 1
+
+
+def test_a_class_folder_without_pictures_is_no_class(tmp_path):
+    cats_and_dogs(tmp_path / "in")
+    (tmp_path / "in/empty").mkdir()
+    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+    assert stats["class_names"] == data["train"].features["label"].names == ["cat", "dog"]
+    assert f"{tmp_path}/in: no picture in empty, so there is no such class" in stats["images"]["notes"]
