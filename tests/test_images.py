@@ -97,11 +97,11 @@ def test_an_empty_class_and_loose_files_are_noted(tmp_path):
     (tmp_path / "bird").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     source = open_images([str(tmp_path)])
-    assert source.class_names == ["bird", "cat", "dog"]
-    assert source.labels.tolist() == [1, 1, 2, 2]
+    assert source.class_names == ["cat", "dog"]
+    assert source.labels.tolist() == [0, 0, 1, 1]
     assert source.notes == [
         f"{tmp_path}: 1 files outside the class folders aren't used (notes.txt, …)",
-        f"{tmp_path}: no picture of class bird",
+        f"{tmp_path}: no picture in bird, so there is no such class",
     ]
 
 
