@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from imagelm.arguments import BEST_METRIC, short_help
-from imagelm.errors import InputError, run_script
+from imagelm.errors import run_script
 
 # Stand before the recipe and the command line, which win.
 DEFAULTS = [
@@ -27,10 +27,10 @@ def main() -> None:
         print(short_help(__doc__))
         return
     # Imported late, so that --help answers at once.
-    from accelerate.utils import broadcast_object_list
-    from transformers import set_seed
+    from transformers import enable_full_determinism, set_seed
 
     from imagelm.baselines import baseline_accuracies
+    from imagelm.checkpoints import PartialResume
     from imagelm.dataset import (
         TOKENIZER_FOLDER,
         augmented,
@@ -44,17 +44,10 @@ def main() -> None:
     from imagelm.launch import parse_launch
     from imagelm.model import build_model, name_classes, prove_no_leak
     from imagelm.processor import make_processor
+    from imagelm.record import RunRecord
     from imagelm.report import summary, write_report
-    from imagelm.runs import (
-        BEST_FOLDER,
-        FINAL_FOLDER,
-        FINISHED,
-        REPORT_FOLDER,
-        RESULTS_FILE,
-        identity,
-        settle_output,
-        write_record,
-    )
+    from imagelm.runs import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, identity, settle_together
+    from imagelm.stopping import StopOnSignal
     from imagelm.tokenizer import grammar_of, load_tokenizer
     from imagelm.training import ImageTrainer, KeepBest, read_selection, save_folder
 
@@ -73,12 +66,13 @@ def main() -> None:
     grammar = grammar_of(tokenizer)
     check_disjoint(dataset)
     codec = load_codec_of(data_folder)
-    train = augmented(dataset["train"], codec, grammar, launch.run.augment, args.seed)
+    data_seed = args.seed if args.data_seed is None else args.data_seed
+    train = augmented(dataset["train"], codec, grammar, launch.run.augment, data_seed)
     processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
     say(f"data: {len(dataset['train'])} training and {len(dataset['test'])} test rows, no image in both")
 
     # Model
-    set_seed(args.seed)
+    (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
     max_length = stats["max_length"]
     attention = launch.attention(max_length)
     model = build_model(launch.model, tokenizer, max_length, attention)
@@ -88,22 +82,14 @@ def main() -> None:
     say(f"model: {model.config.model_type}, {model.num_parameters():,} parameters, {max_length} positions")
 
     # Output folder: a new run, or one to go on with
-    this = identity(stats, model.config, args, launch.run, launch.model)
-    decision = [None, None]
-    if is_main:
-        try:
-            decision = [settle_output(args, this, launch.data.overwrite), None]
-        except InputError as error:
-            decision = [None, str(error)]
-    checkpoint, refusal = broadcast_object_list(decision)
-    if refusal:  # on every process, so that none waits for another
-        raise InputError(refusal if is_main else "see the main process")
-    if checkpoint == FINISHED:
+    this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)
+    settled = settle_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
+    if settled.finished:
         say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
         return
-    say(f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}")
-    if is_main:
-        write_record(output, this, launch.command, {}, args.device, launch.num_threads)
+    checkpoint = settled.checkpoint
+    say("\n".join([*settled.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
+    record = RunRecord(output, this, launch, stats, is_main, started, settled.is_new)
 
     # Baselines
     baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
@@ -113,13 +99,16 @@ def main() -> None:
     )
 
     # Training
-    trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor)
+    trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor, this)
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
-    trainer.add_callback(keep_best)
+    record.spikes = trainer.finite_steps.spikes.told
+    for callback in (keep_best, record, PartialResume(checkpoint, settled.missing)):
+        trainer.add_callback(callback)
     say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
-    train_started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    durations = {"train": time.perf_counter() - train_started}
+    with record, StopOnSignal(trainer) as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        stop.raise_if_stopped()
     final = {"step": trainer.state.global_step}
     save_folder(trainer, output / FINAL_FOLDER, final)
     if keep_best.best is None:
@@ -136,8 +125,7 @@ def main() -> None:
 
     # Report
     if is_main:
-        durations["total"] = time.perf_counter() - started
-        run = write_record(output, this, launch.command, durations, args.device, launch.num_threads)
+        run = record.update(ended="finished")
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")

@@ -26,6 +26,10 @@ class DataArguments:
     overwrite: bool = field(
         default=False, metadata={"help": "discard an earlier run that stands in --output_dir and start anew"}
     )
+    allow_partial_resume: bool = field(
+        default=False,
+        metadata={"help": "go on from a checkpoint that lacks optimizer, scheduler, random numbers or data state"},
+    )
 
 
 @dataclass
@@ -108,8 +112,10 @@ COMMON_TRAINING_ARGUMENTS = {
     "eval_strategy, eval_steps": "when to evaluate (default here: each epoch)",
     "save_strategy, save_steps": "when to save a checkpoint (default here: each epoch)",
     "metric_for_best_model": f"which figure chooses best_model (default here: {BEST_METRIC})",
-    "resume_from_checkpoint": "a checkpoint (default: the newest in --output_dir)",
-    "seed": "of weights and order",
+    "resume_from_checkpoint": "a checkpoint (default: the newest whole one in --output_dir)",
+    "seed": "of weights and dropout",
+    "data_seed": "of the rows' order (default: --seed)",
+    "full_determinism": "bitwise the same run again, also on a GPU; slower there",
 }
 
 
@@ -154,7 +160,9 @@ def short_help(usage: str) -> str:
     lines.append("Training: everything in transformers' TrainingArguments; --help_all lists it. Most used:")
     lines.extend(f"  --{name:28} {text}" for name, text in COMMON_TRAINING_ARGUMENTS.items())
     lines += ["", "A YAML recipe by --config FILE holds the same names; the command line wins.", ""]
-    lines.append("Exit codes: 0 done, 2 the input is wrong, 1 anything else.")
+    lines.append(
+        "Exit codes: 0 done, 2 the input is wrong, 130 and 143 stopped by Ctrl-C and SIGTERM, 1 anything else."
+    )
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ ended with exit code 2; everything else keeps its traceback and exit code 1.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -28,11 +29,37 @@ class LeakError(RuntimeError):
 
 
 class DivergedError(RuntimeError):
-    """Loss or weights are no longer finite."""
+    """Loss, gradients or weights are no longer finite."""
+
+
+class StorageError(RuntimeError):
+    """What was to be saved can't be written; what stood there before still does."""
+
+
+class StoppedError(RuntimeError):
+    """A signal asked a training run to end, and it did, with a checkpoint.
+
+    Args:
+        message: What was saved, and how to go on.
+        signal_number: The signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # what a shell reports of a process that a signal ended
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another folder",
+    errno.EFBIG: "a file may not become this large here (ulimit -f, or the file system's own limit)",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a folder that you may write to, or mend its permissions",
+}
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's `main` and ends the process with exit code 0, 1 or 2.
+    """Runs a script's `main` and ends the process with exit code 0, 1 or 2; 130 or 143 after SIGINT or SIGTERM.
 
     SIGTERM is turned into an ordinary exit, so that half-written output is cleaned away on the way out. Not so where
     several processes work together: one that waits for another in C code would never come to run a Python handler.
@@ -51,10 +78,23 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except (LeakError, DivergedError, OSError) as error:
+    except OSError as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        sys.exit(EXIT_FAILURE)
+    except (LeakError, DivergedError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def describe(error: OSError) -> str:
+    """What the system refused, where, and what to do about it."""
+    where = f": {error.filename}" if error.filename else ""
+    remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
+    return f"{error.strerror or error}{where}{remedy}"

@@ -1,20 +1,28 @@
 """Output folders that are either whole or absent.
 
-One idea: write beside the final place, then rename. A reader never sees half a folder, and an old one stays until the
-new one is complete.
+One idea: write beside the final place, bring it to the disk (fsync), then rename. A reader never sees half a folder,
+an old one stays until the new one is complete, and neither a kill nor a power cut changes that.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from imagelm.errors import InputError
+
+RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places in one step
+# What `whole_folder` and `whole_file` write beside a final place, and what may be left there by a kill.
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-[^.]+")
 
 
 def check_folder_name(name: str) -> None:
@@ -65,7 +73,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield staging
         os.chmod(staging, 0o777 & ~_umask())
-        _put_in_place(staging, path)
+        put_in_place(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not path.exists():
@@ -97,7 +105,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         yield partial
+        _sync(partial)
         os.replace(partial, path)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -107,12 +117,71 @@ def read_json(path: Path) -> dict:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def _put_in_place(staging: Path, path: Path) -> None:
+def read_input(path: str | Path, option: str, max_bytes: int = 64 << 20) -> bytes:
+    """The content of a small file that the user named.
+
+    Args:
+        path: The file.
+        option: What named it, for messages.
+        max_bytes: A larger file can't be what is meant, and would only fill the memory.
+
+    Raises:
+        InputError: It can't be read, isn't an ordinary file (a device or a pipe may never end), or is too large.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+            raise InputError(f"{option} {path} is {kind}; name a file")
+        if status.st_size > max_bytes:
+            raise InputError(f"{option} {path} has {status.st_size:,} bytes; expected at most {max_bytes:,}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{option} {str(path)!r}: {error}") from error
+
+
+def remove_leftovers(folder: Path, names: re.Pattern) -> None:
+    """Removes what killed writers left beside their final places, and brings a folder back that had stepped aside.
+
+    Call it only where nobody else writes into the folder.
+
+    Args:
+        folder: Where the final places are.
+        names: Which final places are meant.
+    """
+    for entry in folder.iterdir():
+        match = LEFTOVER.fullmatch(entry.name)
+        if not match or not names.fullmatch(match["name"]):
+            continue
+        if match["kind"] == "old" and not (folder / match["name"]).exists() and (entry / match["name"]).exists():
+            os.rename(entry / match["name"], folder / match["name"])
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def put_in_place(staging: Path, path: Path) -> None:
+    """Makes a finished folder the one that stands at `path`; one that stood there goes once the new one is in place."""
+    sync_folder(staging)
     if not path.exists():
         os.rename(staging, path)
-        return
-    # A folder can't replace a non-empty one in one system call: the old one steps aside first, and comes back if the
-    # new one can't take its place.
+    elif _exchange(staging, path):
+        shutil.rmtree(staging, ignore_errors=True)
+    else:
+        _put_in_place_of_another(staging, path)
+    _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until all files under a folder, and the folder itself, are on the disk."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(where, name))
+        _sync(Path(where))
+
+
+def _put_in_place_of_another(staging: Path, path: Path) -> None:
+    # Without the exchange the old one steps aside first, and comes back if the new one can't take its place.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.rename(path, old / path.name)
     try:
@@ -122,6 +191,28 @@ def _put_in_place(staging: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two names change places in one step; False where the system or the file system can't."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here = ctypes.c_int(-100)  # AT_FDCWD: names are relative to the working folder
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ decides itself (dtype, threads, attention, devices) is decided here, and said.
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 import os
 import shlex
@@ -36,6 +37,9 @@ UNWANTED_ARGUMENTS = {
     "prediction_loss_only": (bool, "a loss alone tells no accuracy"),
     "batch_eval_metrics": (bool, "logits are reduced on the device already"),
     "eval_do_concat_batches": (operator.not_, "figures are sums over the whole split"),
+    "enable_jit_checkpoint": (bool, "SIGTERM saves a checkpoint anyway"),
+    "save_only_model": (bool, "a checkpoint without the optimizer can't be resumed; best_model is saved anyway"),
+    "ignore_data_skip": (bool, "a resumed run would see rows again and leave others out"),
     "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has labels alone"),
 }
 
@@ -103,6 +107,7 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
     if args.process_index != 0:
         logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
+    args.logging_nan_inf_filter = False  # such a step is never taken; the filter would cost a wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
     return Launch(data, model, run, args, settle_threads(run.num_threads), [note for note in notes if note])
 
@@ -165,6 +170,9 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     for option, (unwanted, reason) in UNWANTED_ARGUMENTS.items():
         if unwanted(getattr(args, option)):
             raise InputError(f"--{option} {getattr(args, option)}: leave it out; {reason}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} {value}: give a finite number")
     for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, option) < 1:
             raise InputError(f"--{option} {getattr(args, option)}: give 1 or more")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ from transformers.utils import ModelOutput
 
 from imagelm.arguments import RunArguments
 from imagelm.augmented_rows import AugmentedRows
-from imagelm.errors import DivergedError, InputError
+from imagelm.checkpoints import CheckpointWriter, check_weights
+from imagelm.errors import InputError
 from imagelm.files import read_json, whole_folder, write_json, write_text
+from imagelm.guards import FiniteSteps, check_loss
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.model import save_model
 from imagelm.optimizer import MuonWithAdamW
@@ -119,8 +122,17 @@ class TokenAndSlotLoss:
         self._sums = sums if self._sums is None else self._sums + sums
 
 
+@dataclass
+class Update:
+    """The update at hand: its batches, the loss of this process so far, and the norm of the gradient."""
+
+    batches: list[dict[str, Tensor]] = field(default_factory=list)
+    loss: Tensor | float = 0.0
+    grad_norm: Tensor | float | None = None
+
+
 class ImageTrainer(Trainer):
-    """Trainer with our loss, metrics and collator.
+    """Trainer with our loss, metrics, collator and checkpoints; it takes no step that isn't finite.
 
     Args:
         model: The model; its `loss_type` must be mended (see `imagelm.model`).
@@ -130,6 +142,7 @@ class ImageTrainer(Trainer):
         train: Training rows, or None to evaluate only.
         test: Test rows.
         processor: Saved beside the model, where rows were made of pictures.
+        identity: What determines the weights; kept in every checkpoint.
     """
 
     def __init__(
@@ -141,11 +154,13 @@ class ImageTrainer(Trainer):
         train: Dataset | AugmentedRows | None,
         test: Dataset,
         processor: ImageLMProcessor | None = None,
+        identity: dict | None = None,
     ) -> None:
         grammar = grammar_of(tokenizer)
         self.run, self.processor = run, processor
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics = ComputeMetrics(grammar.num_classes)
+        self.checkpoint_writer, self.update = CheckpointWriter(identity or {}), Update()
         super().__init__(
             model=model,
             args=args,
@@ -161,6 +176,8 @@ class ImageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(EvaluationLines())
+        self.finite_steps = FiniteSteps(self)
+        self.add_callback(self.finite_steps)
         if isinstance(train, AugmentedRows):
             if args.dataloader_persistent_workers:
                 raise InputError("--dataloader_persistent_workers: leave it out; they never hear of a new epoch")
@@ -171,6 +188,7 @@ class ImageTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The batches of one update and their scored tokens; counts their CLS slots beside."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.update = Update(batches)
         if batches:
             slots = sum(self.token_and_slot_loss.slots(batch["labels"][:, 1:]).sum() for batch in batches).to(device)
             if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -178,13 +196,36 @@ class ImageTrainer(Trainer):
             self.token_and_slot_loss.num_slots = slots
         return batches, num_items
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """The loss of one batch after its backward pass; summed for `FiniteSteps`."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.update.loss = self.update.loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None) -> Tensor | float:
+        """The norm of the whole gradient, before clipping; kept for `FiniteSteps`, which Trainer doesn't tell it."""
+        self.update.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.update.grad_norm
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes a checkpoint whole or not at all."""
+        self.checkpoint_writer.write(self, functools.partial(super()._save_checkpoint, model, trial))
+
+    def _get_output_dir(self, trial) -> str:
+        """Where Trainer writes checkpoints into: beside their final place."""
+        return str(self.checkpoint_writer.staging or super()._get_output_dir(trial))
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the update at hand."""
+        return self.lr_scheduler.get_last_lr()[0]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training perplexity and the loss at the slot, which the weighted loss alone doesn't tell."""
         if "loss" in logs:
             sums = self.token_and_slot_loss.take_sums()
             token_nll, tokens, slot_nll, slots = self.accelerator.reduce(sums, reduction="sum").tolist()
             logs["token_loss"] = token_nll / tokens
-            _check_finite(logs["token_loss"], logs["learning_rate"], self.state.global_step)
             logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
             logs["cls_loss"] = slot_nll / max(slots, 1)
         super().log(logs, start_time)
@@ -262,7 +303,7 @@ class KeepBest(TrainerCallback):
         """Compares, saves and perhaps stops."""
         if not self.trainer.is_in_train:
             return
-        _check_finite(metrics["eval_loss"], self.trainer.lr_scheduler.get_last_lr()[0], state.global_step)
+        check_loss(metrics["eval_loss"], self.trainer.learning_rate, state.global_step)
         name, loss = f"eval_{args.metric_for_best_model.removeprefix('eval_')}", metrics["eval_loss"]
         value = metrics[name]
         sign = 1 if args.greater_is_better else -1
@@ -284,7 +325,11 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
     """Saves the trainer's model as a whole Hugging Face folder: weights, configs, tokenizer, training arguments.
 
     Every process must call it; the main one writes.
+
+    Raises:
+        DivergedError: The weights aren't finite; nothing was written.
     """
+    check_weights(trainer.model, trainer.state.global_step)
     unwrap = functools.partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
     state_dict = trainer.accelerator.get_state_dict(unwrap(trainer.model_wrapped))
     if trainer.is_world_process_zero():
@@ -303,14 +348,6 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
 def rows_only(dataset: Dataset) -> Dataset:
     """The column that a model reads, as arrays."""
     return dataset.select_columns(["input_ids"]).with_format("numpy")
-
-
-def _check_finite(loss: float, learning_rate: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} at step {step} (learning rate {learning_rate:.3g}): the run diverged and was stopped; "
-            "best_model and the checkpoints before it stay. Try a lower --learning_rate, or no fp16"
-        )
 
 
 def _muon(args: TrainingArguments, run: RunArguments):
