@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -21,12 +20,12 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from imagelm.errors import DivergedError, InputError, StorageError, describe
+from imagelm.errors import DivergedError, InputError, StorageError
 from imagelm.files import put_in_place, read_json, sync_folder, write_json, write_text
+from imagelm.storage import WRITE_ERRORS, why_not_written
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 MARK_FILE = "complete.json"
@@ -237,12 +236,12 @@ class PartialResume(TrainerCallback):
     """Brings back what is left where optimizer or scheduler is missing: Trainer alone would then begin both anew.
 
     Args:
-        folder: The intact files.
+        folder: The intact files; None where nothing is resumed.
         missing: Parts that aren't among them.
     """
 
-    def __init__(self, folder: Path, missing: list[str]) -> None:
-        self.folder, self.missing = folder, missing
+    def __init__(self, folder: str | None, missing: list[str]) -> None:
+        self.folder, self.missing = Path(folder or "."), missing
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs) -> None:
         """The scheduler goes to the step at hand in any case: a second warm-up would be another run."""
@@ -259,6 +258,11 @@ class PartialResume(TrainerCallback):
                     lr_scheduler.step()
         for group, learning_rate in zip(optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = learning_rate
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """The folder has served."""
+        if self.missing and state.is_world_process_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def identity_of(checkpoint: Path) -> dict | None:
@@ -297,10 +301,8 @@ def _together(trainer: Trainer, checkpoint: Path, work: Callable[[], None], main
     try:
         if not main_alone or trainer.is_world_process_zero():
             work()
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not isinstance(error, OSError) and not re.search(r"write|serializing", str(error)):
-            raise
-        reason = _why_not_written(error, checkpoint.parent)
+    except WRITE_ERRORS as error:
+        reason = why_not_written(error, checkpoint.parent)
     reasons = gather_object([reason]) if trainer.args.world_size > 1 else [reason]
     if reason := next(filter(None, reasons), None):
         kept = ", ".join(folder.name for folder in checkpoints(checkpoint.parent)) or "none yet"
@@ -308,23 +310,6 @@ def _together(trainer: Trainer, checkpoint: Path, work: Callable[[], None], main
             f"{checkpoint} can't be written: {reason}. The run stopped at step {_step(checkpoint)}; what stood in "
             f"{checkpoint.parent} before still does (checkpoints: {kept}). The same command then goes on"
         )
-
-
-def _why_not_written(error: Exception, folder: Path) -> str:
-    """The system's reason; libraries that don't pass it on are asked again by a small file."""
-    if isinstance(error, OSError) and error.errno:
-        return describe(error)
-    probe = folder / ".probe.partial-save"
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(4 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as found:
-        return describe(found)
-    finally:
-        probe.unlink(missing_ok=True)
-    return str(error).strip().split("\n")[0]
 
 
 def _make_anew(folder: Path) -> None:

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from imagelm.files import read_json, write_json
 from imagelm.launch import Launch
+from imagelm.storage import told_as_storage_error
 
 RUN_FILE = "run.json"
 LIBRARIES = (
@@ -111,7 +112,9 @@ class RunRecord(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         """Brings the file up to date."""
-        self.update(state.global_step)
+        saved = f"checkpoint-{state.global_step} is saved; the same command goes on from it"
+        with told_as_storage_error(self.file, saved):
+            self.update(state.global_step)
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:
         """Brings the leg's times up to date and writes the file.

@@ -42,6 +42,7 @@ from imagelm.optimizer import MuonWithAdamW
 from imagelm.processor import add_processor
 from imagelm.published.processing_imagelm import ImageLMProcessor
 from imagelm.sequence import IGNORE_INDEX, Grammar
+from imagelm.storage import told_as_storage_error
 from imagelm.tokenizer import grammar_of, save_tokenizer
 
 SELECTION_FILE = "selection.json"  # why this model is the best one
@@ -328,12 +329,13 @@ def save_folder(trainer: ImageTrainer, folder: Path, selection: dict) -> None:
 
     Raises:
         DivergedError: The weights aren't finite; nothing was written.
+        StorageError: It can't be written.
     """
     check_weights(trainer.model, trainer.state.global_step)
     unwrap = functools.partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
     state_dict = trainer.accelerator.get_state_dict(unwrap(trainer.model_wrapped))
     if trainer.is_world_process_zero():
-        with whole_folder(folder) as staging:
+        with told_as_storage_error(folder, "What stood there before still does"), whole_folder(folder) as staging:
             save_model(unwrap(trainer.model), staging, trainer.processing_class, state_dict)
             save_tokenizer(trainer.processing_class, staging)
             if trainer.processor:
