@@ -49,6 +49,9 @@ class Watched:
         for line in self.process.stdout:
             self.said += line
 
+    def wait_for(self, text: str) -> None:
+        wait_for(lambda: text in self.said, self.process)
+
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.end()
@@ -69,8 +72,11 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     lost = []
     while kills < NUM_KILLS:
         watched = Watched(start(prepared, output, *words, **quick))
-        wait_for(lambda: "computing in" in watched.said or rng.random() < 2e-5, watched.process)
-        time.sleep(rng.uniform(0, 1.2))
+        if rng.random() < 0.8:
+            watched.wait_for("computing in")
+            time.sleep(rng.uniform(0, 1.2))
+        else:  # anywhere from the first import on
+            time.sleep(rng.uniform(0, 10))
         assert watched.process.poll() is None, "the run ended before the kills did"
         watched.kill()
         kills += 1
@@ -93,7 +99,7 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     record = json.loads((output / "run.json").read_text())
     assert record["legs"][-1]["ended"] == "finished"
     print(
-        f"{kills} kills, {resumed} resumed from a checkpoint, {early} in start-up or before the first one; "
+        f"{kills} kills, {resumed} resumed from a checkpoint, {early} before; "
         f"steps lost: mean {np.mean(lost):.1f}, at most {max(lost)}; last step seen {shown}; bitwise equal in the end"
     )
 
@@ -160,23 +166,31 @@ def test_a_kill_of_the_launcher_alone_ends_its_process_with_a_checkpoint(prepare
     process.communicate()
 
 
-def test_labels_that_are_shuffled_bring_the_accuracy_down_to_chance(prepared, tmp_path, vocab_file):
-    """Nothing but the label's own token tells the class then: more than chance would be a leak."""
-    rng = np.random.default_rng(0)
-    rows, num_rows = [], 3000
-    for _ in range(num_rows):
-        label, shuffled = rng.integers(0, 3, 2)
-        codes = " ".join(f"<Z_{code:03d}>" for code in rng.integers(0, 10, 8) + 10 * label)
-        rows.append({"tokens": f"<IMG> {codes} </IMG> <CLS> <CLS_{shuffled}> <EOS>", "label": int(shuffled)})
-    file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    done = run(
-        "prepare_dataset.py", "--data_files", file, "--vocab_file", vocab_file, "--output_dir", tmp_path / "data"
-    )
-    assert done.returncode == 0, done.stderr
-    done = train(tmp_path / "data", tmp_path / "out", "--num_train_epochs", 8, "--per_device_train_batch_size", 32)
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "out/final_model/eval_results.json").read_text())
-    n, accuracy = results["eval_samples"], results["eval_cls_accuracy"]
+def test_labels_that_are_shuffled_bring_the_accuracy_down_to_chance(tmp_path, vocab_file):
+    """Nothing but the label's own token tells the class then: more than chance would be a leak.
+
+    The same images with their own labels show that the run could have learnt them.
+    """
+    rng, figures = np.random.default_rng(0), {}
+    labels = rng.integers(0, 3, 3000)
+    bodies = [" ".join(f"<Z_{code:03d}>" for code in rng.integers(0, 10, 8) + 10 * label) for label in labels]
+    for name, given in (("shuffled", rng.permutation(labels)), ("true", labels)):
+        rows = [
+            {"tokens": f"<IMG> {body} </IMG> <CLS> <CLS_{label}> <EOS>", "label": int(label)}
+            for body, label in zip(bodies, given, strict=True)
+        ]
+        files = ("--data_files", write_jsonl(tmp_path / f"{name}.jsonl", rows), "--vocab_file", vocab_file)
+        done = run("prepare_dataset.py", *files, "--output_dir", tmp_path / f"{name}_data")
+        assert done.returncode == 0, done.stderr
+        words = ("--num_train_epochs", 8, "--per_device_train_batch_size", 32)
+        done = train(tmp_path / f"{name}_data", tmp_path / name, *words)
+        assert done.returncode == 0, done.stderr
+        figures[name] = json.loads((tmp_path / name / "final_model/eval_results.json").read_text())
+    n, accuracy = figures["shuffled"]["eval_samples"], figures["shuffled"]["eval_cls_accuracy"]
     low, high = accuracy_interval(accuracy, n)
-    print(f"shuffled labels: {accuracy:.4f} on n = {n} (95 % interval {low:.3f} to {high:.3f}), chance 1/3")
+    print(
+        f"shuffled labels: {accuracy:.4f} on n = {n} (95 % interval {low:.3f} to {high:.3f}), chance 1/3; "
+        f"true labels: {figures['true']['eval_cls_accuracy']:.4f}"
+    )
     assert low < 1 / 3 < high
+    assert figures["true"]["eval_cls_accuracy"] > 0.95
