@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
 from imagelm.errors import InputError
+from imagelm.files import read_input
 
 BEST_METRIC = "cls_accuracy"
+MAX_CONFIG_BYTES = 64 << 10
 
 
 @dataclass
@@ -174,10 +177,12 @@ def _check_known(name: str, known: set[str], where: str) -> None:
 
 def _words_of(config: Path, known: set[str]) -> list[str]:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {config}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_input(config, "--config", MAX_CONFIG_BYTES).decode("utf-8-sig")
+        _check_plain(yaml.compose(text, yaml.SafeLoader), config)
+        content = yaml.safe_load(text)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no such date or number
         raise InputError(f"--config {config} isn't YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {config} holds no mapping; expected lines like learning_rate: 3e-4")
@@ -192,5 +197,23 @@ def _words_of(config: Path, known: set[str]) -> list[str]:
         if isinstance(value, list):
             words.extend(str(entry) for entry in value)
         else:
-            words.append(json.dumps(value) if isinstance(value, dict | bool) else str(value))
+            words.append(json.dumps(value, default=str) if isinstance(value, dict | bool) else str(value))
     return words
+
+
+def _check_plain(root: yaml.Node | None, config: Path) -> None:
+    """Refuses what YAML would take without a word: a key that stands twice, and text that unfolds when it's read."""
+    seen, nodes = set(), [root] if root else []
+    while nodes:
+        node = nodes.pop()
+        line = f"--config {config}:{node.start_mark.line + 1}"
+        if id(node) in seen:
+            raise InputError(f"{line}: anchors and aliases have no place in a recipe; write the value out")
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(keys)) < len(keys):
+                raise InputError(f"{line}: key {Counter(keys).most_common(1)[0][0]!r} stands twice")
+            nodes += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value

@@ -16,6 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from imagelm.errors import InputError
+from imagelm.files import read_input
 from imagelm.published.codec_imagelm import (
     FEATURES,
     PatchCodec,
@@ -127,10 +128,12 @@ def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels:
         InputError: The file can't be read or isn't such a table.
     """
     try:
-        head, *lines = Path(file).read_text(encoding="utf-8-sig").splitlines() or [""]
+        head, *lines = read_input(file, "--centroids").decode("utf-8-sig").splitlines() or [""]
         names = [name.strip() for name in head.split(",")]
         table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(names)))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"--centroids {file} can't be read: {error}") from error
     features = [name for name in names if name != "cluster_id"]
     twice = len(set(names)) < len(names)

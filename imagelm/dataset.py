@@ -37,6 +37,7 @@ from imagelm.splits import (
 )
 from imagelm.statistics import dataset_card, describe
 from imagelm.tokenizer import build_tokenizer, save_tokenizer
+from imagelm.untrusted import check_saved_dataset
 
 STATS_FILE = "stats.json"
 BAD_ROWS_FILE = "bad_rows.jsonl"
@@ -118,6 +119,7 @@ def load_prepared(folder: str | Path) -> DatasetDict:
         raise InputError(
             f"--dataset_dir {folder} holds no {STATS_FILE}; write it with prepare_dataset.py --output_dir {folder}"
         )
+    check_saved_dataset(folder, "--dataset_dir")
     return datasets.load_from_disk(str(folder))
 
 

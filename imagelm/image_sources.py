@@ -19,11 +19,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from imagelm.errors import InputError
+from imagelm.untrusted import check_archive_size, check_saved_dataset, is_inside
 
 IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 DATASET_MARKERS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 NUM_FRAMES = "num_frames"  # in `info` of a picture that has several
 
 
@@ -129,8 +131,12 @@ class Arrays:
     def _load(self, name: str | None) -> np.ndarray | list[str]:
         """An array, or the names of all; others are never opened."""
         try:
+            if name is not None:
+                check_archive_size(self.path, name)
             with np.load(self.path, allow_pickle=False) as archive:
                 return list(archive.files) if name is None else archive[name]
+        except InputError:
+            raise
         except (OSError, ValueError, EOFError, KeyError) as error:
             raise InputError(f"--images {self.path} can't be read: {error}") from error
         except Exception as error:  # zipfile's own, of which there is no common class
@@ -215,6 +221,10 @@ class TableOfPictures:
     def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
         if isinstance(entry, dict):
             entry = entry.get("bytes") or entry.get("path")
+            if isinstance(entry, str) and not is_inside(
+                entry, Path(self.dataset).parent, datasets.config.HF_CACHE_HOME
+            ):
+                return BadImage(f"its path leads out of the dataset's folder: {printable(entry)}")
         if not entry:
             return BadImage("there is no picture in this row")
         return read_image(io.BytesIO(entry) if isinstance(entry, bytes) else Path(entry))
@@ -231,7 +241,7 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
             # A picture of more than 89 million pixels is taken for a decompression bomb, as Pillow proposes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=_formats()) as image:
                 if getattr(image, "is_animated", False):  # asked before the file is closed
                     image.info[NUM_FRAMES] = image.n_frames
                 image.seek(0)
@@ -245,6 +255,12 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
         return BadImage(f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
         return BadImage(f"can't be decoded: {type(error).__name__}: {error}")
+
+
+def _formats() -> list[str]:
+    """All of Pillow's but those that start a program to draw the picture."""
+    Image.init()
+    return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
 def printable(name: object) -> str:
@@ -301,6 +317,7 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
             kind = Path(name).suffix[1:]
             return datasets.load_dataset(kind, data_files=glob.escape(str(name)), split="train")
         if Path(name).exists():
+            check_saved_dataset(Path(name), "--images")
             return datasets.load_from_disk(str(name))
         return datasets.load_dataset(name)
     except InputError:

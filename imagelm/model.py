@@ -73,7 +73,9 @@ def load_model(folder: str | Path) -> PreTrainedModel:
         RuntimeError: The folder's weights aren't exactly those of its architecture; transformers would fill the rest
             with random numbers.
     """
-    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
     if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
         raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
     mend_loss_scale(model)
@@ -194,7 +196,7 @@ def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
     """The config to begin with: the user's file, or the defaults of the architecture."""
     if arguments.model_config_file:
         try:
-            return AutoConfig.from_pretrained(arguments.model_config_file)
+            return AutoConfig.from_pretrained(arguments.model_config_file, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(f"--model_config_file {arguments.model_config_file}: {error}") from error
     if arguments.model_type not in CONFIG_MAPPING:
@@ -238,8 +240,10 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, obj
 
 def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
-        theirs = AutoTokenizer.from_pretrained(name).get_vocab()
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation=attention)
+        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
     ours = tokenizer.get_vocab()

@@ -14,10 +14,11 @@ import numpy as np
 import orjson
 
 from imagelm.errors import InputError
-from imagelm.files import write_json
+from imagelm.files import read_input, write_json
+from imagelm.lines import expand_files
 from imagelm.options import PrepareOptions
 from imagelm.published.codec_imagelm import Codec, load_codec
-from imagelm.records import SPLITS, ProblemLog, RowBatch, expand_files, read_rows
+from imagelm.records import SPLITS, ProblemLog, RowBatch, read_rows
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, load_vocabulary
 from imagelm.splits import split_in_words
 from imagelm.tokenizer import VOCABULARY_FILE
@@ -134,10 +135,10 @@ def _class_names(file: str | None, num_classes: int) -> list[str]:
     if file is None:
         return [str(label) for label in range(num_classes)]
     try:
-        names = json.loads(Path(file).read_bytes())
-    except OSError as error:
-        raise InputError(f"--class_names {file}: {error.strerror}") from error
-    except ValueError as error:
+        names = json.loads(read_input(file, "--class_names"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--class_names {file} isn't JSON: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f'--class_names {file}: expected a list of names in the order of the labels: ["cat", "dog"]')

@@ -6,12 +6,9 @@ look-up by pyarrow, comparison by numpy). Only rows that differ take the slow pa
 
 from __future__ import annotations
 
-import glob
-import gzip
-import io
+import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,13 +17,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-import zstandard
 from tqdm import tqdm
 
+from imagelm import lines
 from imagelm.errors import InputError
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
 
-CHUNK_BYTES = 8 << 20
+KEPT_BYTES = 1 << 16  # of a bad line in bad_rows.jsonl
 NUM_SHOWN_PROBLEMS = 20
 SPLITS = ("train", "test")
 NO_SPLIT = -1
@@ -75,7 +72,7 @@ class ProblemLog:
             line: Line number, from 1; None for a picture.
             kind: What it is counted under.
             reason: In words.
-            text: The whole line.
+            text: The line.
         """
         self.counts[kind] += 1
         if len(self.shown) < NUM_SHOWN_PROBLEMS:
@@ -83,7 +80,7 @@ class ProblemLog:
         if self.keep is not None:
             entry = {"file": file, "line": line, "kind": kind, "reason": reason}
             if text is not None:
-                entry["text"] = text.rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
+                entry["text"] = text[:KEPT_BYTES].rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
             self.keep.write(orjson.dumps(entry) + b"\n")
 
     def stop_if(self, on_bad_rows: str) -> None:
@@ -107,26 +104,6 @@ class ProblemLog:
         return "\n".join([f"{total} bad {'row' if total == 1 else 'rows'} ({kinds})", *lines])
 
 
-def expand_files(patterns: list[str]) -> list[Path]:
-    """The files behind names and glob patterns, each once, in the order given (those of a pattern sorted).
-
-    Raises:
-        InputError: A name or pattern matches no file.
-    """
-    files: dict[Path, None] = {}
-    for pattern in patterns:
-        if not pattern:
-            raise InputError("--data_files holds an empty name; is a variable unset?")
-        found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
-        if not found:
-            raise InputError(f"--data_files {pattern}: no such file")
-        for name in found:
-            if Path(name).is_dir():
-                raise InputError(f"--data_files {name} is a folder; name its files, such as '{name}/*.jsonl'")
-            files[Path(name)] = None
-    return list(files)
-
-
 def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_split: bool) -> Iterator[RowBatch]:
     """Reads and checks every row of JSONL files (plain, .gz or .zst), a chunk at a time.
 
@@ -147,8 +124,8 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
         for file in files:
-            for first_line, lines in line_chunks(file, progress):
-                yield checker.check(str(file), first_line, lines)
+            for first_line, chunk in lines.line_chunks(file, progress):
+                yield checker.check(str(file), first_line, chunk)
 
 
 class _Checker:
@@ -161,10 +138,10 @@ class _Checker:
         self.token_set = pa.array(grammar.tokens)
         self.tail = np.array([grammar.id(token) for token in (IMG_END, CLS, EOS)])
 
-    def check(self, file: str, first_line: int, lines: list[bytes]) -> RowBatch:
+    def check(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch:
         texts, counts, labels, splits, sources, numbers = [], [], [], [], [], []
         bad: dict[int, tuple[str, str]] = {}
-        for number, line in enumerate(lines, start=first_line):
+        for number, line in enumerate(chunk, start=first_line):
             if line.isspace():
                 continue
             try:
@@ -186,7 +163,7 @@ class _Checker:
         for i in np.flatnonzero(~good):
             bad[numbers[i]] = self._explain(words[i].as_py(), counts[i], int(labels[i]))
         for number, (kind, reason) in sorted(bad.items()):
-            self.problems.add(file, number, kind, reason, lines[number - first_line])
+            self.problems.add(file, number, kind, reason, chunk[number - first_line])
 
         lengths = np.diff(offsets)
         inside = np.repeat(good, lengths)
@@ -206,6 +183,8 @@ class _Checker:
 
     def _parse(self, line: bytes) -> tuple[str, int, int, int, str | None]:
         """Text of the tokens, their number (-1 where only the text tells), label, split, source."""
+        if len(line) > lines.MAX_LINE_BYTES:
+            raise _BadRow("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected a row a line")
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -230,6 +209,7 @@ class _Checker:
             raise _BadRow("wrong_type", f"label is {_shorten(label)} ({_json_type(label)}), expected a whole number")
         if not 0 <= label < self.grammar.num_classes:
             raise _BadRow("label_out_of_range", f"label {label}, expected 0 to {self.grammar.num_classes - 1}")
+        _check_unique(line, row)
         return tokens, count, label, self._split(row), _source(row)
 
     def _split(self, row: dict) -> int:
@@ -283,6 +263,29 @@ class _BadRow(Exception):
         self.kind, self.reason = kind, reason
 
 
+def _check_unique(line: bytes, row: dict) -> None:
+    """Refuses a key that stands twice: parsers differ in which one they take.
+
+    Counting quotes tells it at once: a plain row has two for each key and each string.
+    """
+    strings = sum(type(value) is str for value in row.values())
+    tokens = len(row["tokens"]) if type(row["tokens"]) is list else 0
+    if line.count(b'"') == 2 * (len(row) + strings + tokens):
+        return
+    try:
+        json.loads(line, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise _BadRow("invalid_json", f"can't be checked for keys that stand twice ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _BadRow("duplicate_key", f"key {_shorten(counts.most_common(1)[0][0])} stands twice, expected once")
+    return content
+
+
 def _source(row: dict) -> str | None:
     source = row.get("source")
     if source is None or type(source) is str:
@@ -290,66 +293,6 @@ def _source(row: dict) -> str | None:
     if type(source) is not int:
         raise _BadRow("wrong_type", f"source is a {_json_type(source)}, expected a string or a whole number")
     return str(source)
-
-
-def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]:
-    """Lists of lines of about `CHUNK_BYTES`, each with the number of its first line."""
-    number = 1
-    with _open(file) as (stream, raw):
-        done = 0
-        while True:
-            try:
-                lines = stream.readlines(CHUNK_BYTES)
-            except (OSError, EOFError, zstandard.ZstdError) as error:
-                raise InputError(f"{file}: can't be read after line {number - 1}: {error}") from error
-            progress.update(raw.tell() - done)
-            done = raw.tell()
-            if not lines:
-                return
-            if number == 1:
-                lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # a byte order mark, as some editors write it
-            yield number, lines
-            number += len(lines)
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    try:
-        raw = open(file, "rb")  # noqa: SIM115 (closed by the with below)
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from error
-    with raw:
-        if file.suffix == ".gz":
-            yield gzip.GzipFile(fileobj=raw), raw
-        elif file.suffix == ".zst":
-            yield io.BufferedReader(_ZstdFile(raw), buffer_size=1 << 20), raw
-        else:
-            yield raw, raw
-
-
-class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a .zst file; the library's own reader takes a file that was cut off for one that ends."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.frame, self.pending = raw, None, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self.pending:
-            data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
-            data = data or self.raw.read(1 << 18)
-            if not data:
-                if self.frame is not None and not self.frame.eof:
-                    raise EOFError("the archive is cut off")
-                return 0
-            if self.frame is None or self.frame.eof:
-                self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.pending = self.frame.decompress(data)
-        count = min(len(buffer), len(self.pending))
-        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
-        return count
 
 
 def _json_type(value: object) -> str:

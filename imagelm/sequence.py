@@ -10,16 +10,19 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from imagelm.errors import InputError
+from imagelm.files import read_input
 
 PAD, UNK, IMG, IMG_END, CLS, EOS = "<PAD>", "<UNK>", "<IMG>", "</IMG>", "<CLS>", "<EOS>"
 SPECIAL_TOKENS = (PAD, UNK, IMG, IMG_END, CLS, EOS)
-CODE_PATTERN = re.compile(r"<Z_(\d+)>")
-CLASS_PATTERN = re.compile(r"<CLS_(\d+)>")
+CODE_PATTERN = re.compile(r"<Z_([0-9]{1,9})>")
+CLASS_PATTERN = re.compile(r"<CLS_([0-9]{1,9})>")
+NUM_SHOWN_CHARACTERS = 60
 
 NUM_TAIL_TOKENS = 4  # </IMG> <CLS> <CLS_y> <EOS>
 NUM_FRAME_TOKENS = 1 + NUM_TAIL_TOKENS  # and the leading <IMG>
@@ -69,7 +72,7 @@ class Grammar:
         if not codes:
             raise InputError("the vocabulary has no codebook token; at least one like <Z_000> is required")
         if len(set(codes)) < len(codes):
-            twice = next(number for number in codes if codes.count(number) > 1)
+            twice = next(number for number, following in pairwise(codes) if number == following)
             raise InputError(f"two codebook tokens carry the number {twice} (such as <Z_{twice}> and <Z_0{twice}>)")
         labels = [number for number, _ in self._numbered(CLASS_PATTERN)]
         if len(labels) < 2 or labels != list(range(len(labels))):
@@ -163,7 +166,7 @@ class Grammar:
             if token not in self.vocabulary:
                 return (
                     "unknown_token",
-                    f"token {position} is {token!r}, expected one of the vocabulary's {self.size} tokens",
+                    f"token {position} is {_shown(token)}, expected one of the vocabulary's {self.size} tokens",
                 )
         return self._explain_frame(tokens) or self._explain_body(tokens) or self._explain_tail(tokens, label)
 
@@ -196,7 +199,7 @@ class Grammar:
             return None
         if len(tail) == 3 and tail[0] == CLS and tail[2] == EOS and CLASS_PATTERN.fullmatch(tail[1]):
             return "label_mismatch", f"{tail[1]} stands in the class slot, expected {expected[1]} as label is {label}"
-        shown = " ".join(tail[:6]) + (" …" if len(tail) > 6 else "") or "nothing"
+        shown = " ".join(map(_cut, tail[:6])) + (" …" if len(tail) > 6 else "") or "nothing"
         return "tail", f"after {IMG_END} stands {shown}, expected {' '.join(expected)}"
 
     def _numbered(self, pattern: re.Pattern) -> list[tuple[int, int]]:
@@ -210,14 +213,13 @@ def load_vocabulary(path: str | Path) -> Grammar:
     Raises:
         InputError: The file can't be read, isn't a JSON object of token to id, or is no vocabulary (see `Grammar`).
     """
+    text = read_input(path, "--vocab_file")
     try:
-        content = json.loads(Path(path).read_bytes(), object_pairs_hook=_unique_keys)
-    except OSError as error:
-        raise InputError(f"--vocab_file {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f'{path} isn\'t JSON: {error}; expected an object like {{"<PAD>": 0, …}}') from error
+        content = json.loads(text, object_pairs_hook=_unique_keys)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of thousands of digits
+        raise InputError(f'{path} isn\'t JSON: {error}; expected an object like {{"<PAD>": 0, …}}') from error
     if not isinstance(content, dict):
         raise InputError(f'{path} holds a JSON {type(content).__name__}; expected an object like {{"<PAD>": 0, …}}')
     try:
@@ -226,12 +228,20 @@ def load_vocabulary(path: str | Path) -> Grammar:
         raise InputError(f"{path}: {error}") from error
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= NUM_SHOWN_CHARACTERS else text[:NUM_SHOWN_CHARACTERS] + "…"
+
+
+def _shown(value: object) -> str:
+    return _cut(repr(value))
+
+
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
         repeated = next(token for token, _ in pairs if token in seen or seen.add(token))
-        raise InputError(f"token {repeated!r} stands twice; each token has one id")
+        raise InputError(f"token {_shown(repeated)} stands twice; each token has one id")
     return content
 
 
@@ -239,12 +249,16 @@ def _check_ids(vocabulary: dict[str, int]) -> None:
     by_id: dict[int, str] = {}
     for token, i in vocabulary.items():
         if type(i) is not int or i < 0:
-            raise InputError(f"token {token!r} has id {i!r}; ids are whole numbers from 0")
+            raise InputError(f"token {_shown(token)} has id {_shown(i)}; ids are whole numbers from 0")
         if not token or any(character.isspace() for character in token):
-            raise InputError(f"token {token!r} (id {i}) is empty or has white space in it, so no row could contain it")
+            raise InputError(
+                f"token {_shown(token)} (id {i}) is empty or has white space in it, so no row could contain it"
+            )
         if i in by_id:
-            raise InputError(f"{by_id[i]!r} and {token!r} share id {i}; each id has one token")
+            raise InputError(f"{_shown(by_id[i])} and {_shown(token)} share id {i}; each id has one token")
         by_id[i] = token
     gap = next((i for i in range(len(vocabulary)) if i not in by_id), None)
     if gap is not None:
-        raise InputError(f"no token has id {gap}, though ids go up to {max(by_id)}; ids must run from 0 without a gap")
+        raise InputError(
+            f"no token has id {gap}, though ids go up to {_shown(max(by_id))}; ids must run from 0 without a gap"
+        )

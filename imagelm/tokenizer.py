@@ -74,7 +74,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if not (folder / TOKENIZER_CONFIG).is_file():
         raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with prepare_dataset.py first")
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def grammar_of(tokenizer: PreTrainedTokenizerBase) -> Grammar:

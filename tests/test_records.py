@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from imagelm import records
+from imagelm import lines
 from imagelm.errors import InputError
-from imagelm.records import ProblemLog, expand_files, read_rows
+from imagelm.lines import expand_files
+from imagelm.records import ProblemLog, read_rows
 from imagelm.sequence import Grammar
 from tests.conftest import random_rows, sentence, write_jsonl
 
@@ -156,7 +157,7 @@ def test_chunks_of_any_size_give_the_same_rows_and_line_numbers(tmp_path, gramma
     rows[25] = {"tokens": "x", "label": 0}
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     expected, _ = read(file, grammar)
-    monkeypatch.setattr(records, "CHUNK_BYTES", 200)
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 200)
     found, problems = read(file, grammar)
     assert found == expected
     assert problems.shown[0].startswith(f"{file}:26: ")

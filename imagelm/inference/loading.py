@@ -134,7 +134,7 @@ def load_for_inference(options: ModelOptions) -> LoadedModel:
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model {options.model}: {error.strerror or error}") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         grammar = grammar_of(tokenizer)
     except InputError as error:
         raise InputError(f"--model {options.model} isn't a model of images as sentences: {error}") from error

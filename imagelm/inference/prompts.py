@@ -26,8 +26,8 @@ from imagelm.images import BadImage, ImageSource, batches, open_images
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.options import InputOptions
 from imagelm.inference.rows import NUM_QUESTION_TOKENS, BadRow, Row, parse_row, shorten
+from imagelm.lines import expand_files, line_chunks
 from imagelm.published.codec_imagelm import Codec
-from imagelm.records import expand_files, line_chunks
 from imagelm.sequence import EOS, IMG, NUM_FRAME_TOKENS, NUM_TAIL_TOKENS
 from imagelm.tokenizer import grammar_of, load_tokenizer
 
