@@ -7,11 +7,13 @@ tokenizer, positions from the data's longest row, and whatever doesn't fit is re
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -244,7 +246,7 @@ def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: s
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
     ours = tokenizer.get_vocab()
     if theirs != ours or model.config.vocab_size != len(ours):

@@ -7,6 +7,7 @@ look-up by pyarrow, comparison by numpy). Only rows that differ take the slow pa
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ KEPT_BYTES = 1 << 16  # of a bad line in bad_rows.jsonl
 NUM_SHOWN_PROBLEMS = 20
 SPLITS = ("train", "test")
 NO_SPLIT = -1
+ORJSON_MAX_DEPTH = 1024  # what it refuses by itself
 
 
 @dataclass
@@ -272,10 +274,14 @@ def _check_unique(line: bytes, row: dict) -> None:
     tokens = len(row["tokens"]) if type(row["tokens"]) is list else 0
     if line.count(b'"') == 2 * (len(row) + strings + tokens):
         return
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 4 * ORJSON_MAX_DEPTH)
     try:
         json.loads(line, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _BadRow("invalid_json", f"can't be checked for keys that stand twice ({error})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise _BadRow("invalid_json", f"not JSON that can be read everywhere ({error})") from None
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -36,6 +37,17 @@ from imagelm.sequence import CLASS_PATTERN, Grammar, class_token
 from imagelm.tokenizer import grammar_of
 
 # What a snapshot is made of; a repository may hold other formats and pictures beside.
+# What libraries raise where a folder's files are damaged, or no model's.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    UnpicklingError,
+)
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PATH_LIKE = re.compile(r"^[./~\\]|\\|/.*/|\s|^[A-Za-z]:")
 
@@ -142,7 +154,7 @@ def load_for_inference(options: ModelOptions) -> LoadedModel:
         raise InputError(f"--model {options.model}: its tokenizer can't be loaded: {error}") from error
     try:
         model = load_model(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"--model {options.model} can't be loaded: {error}") from error
     codec = _codec(options.model, folder)
     _check_fit(options.model, model, grammar, codec)
