@@ -36,18 +36,12 @@ from imagelm.published.codec_imagelm import Codec, load_codec
 from imagelm.sequence import CLASS_PATTERN, Grammar, class_token
 from imagelm.tokenizer import grammar_of
 
-# What a snapshot is made of; a repository may hold other formats and pictures beside.
 # What libraries raise where a folder's files are damaged, or no model's.
 LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    SafetensorError,
-    UnpicklingError,
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError),
+    *(SafetensorError, UnpicklingError),
 )
+# What a snapshot is made of; a repository may hold other formats and pictures beside.
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PATH_LIKE = re.compile(r"^[./~\\]|\\|/.*/|\s|^[A-Za-z]:")
 
