@@ -128,3 +128,12 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train(home / "data", home / "out", "--num_train_epochs", "3")
     assert done.returncode == 0, done.stderr
     return home
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    """A Hub on loopback with no repositories yet."""
+    from tests.hub import LocalHub
+
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub

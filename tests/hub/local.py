@@ -1,0 +1,198 @@
+"""The server in a thread of this process, and the environment of a client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import uvicorn
+
+from tests.hub import access, cards, discussions, files, repos, tree, uploads
+from tests.hub.app import Handler, build
+from tests.hub.faults import Cut, Faults, Request, WatchedApp, watched_protocol
+from tests.hub.store import Repo, Store
+from tests.hub.xet import Xet
+
+REPO = "/{namespace}/{name}"
+API = "/api/{kinds}" + REPO
+
+
+def routes(large: files.LargeFiles, xet: Xet) -> list[tuple[str, str, Handler]]:
+    """Every address, in the order in which they are tried."""
+    table: list[tuple[str, str, Handler]] = [
+        ("GET", "/api/whoami-v2", repos.whoami),
+        ("POST", "/api/repos/create", repos.create),
+        ("DELETE", "/api/repos/delete", repos.delete),
+        ("POST", "/api/repos/move", repos.move),
+        ("POST", "/api/validate-yaml", cards.validate_yaml),
+        ("GET", "/api/{kinds}", repos.listing),
+        ("GET", API, repos.info),
+        ("GET", API + "/revision/{revision}", repos.info),
+        ("PUT", API + "/settings", repos.settings),
+        ("GET", API + "/auth-check", repos.auth_check),
+        ("GET", API + "/auth-check/write", repos.auth_check_write),
+        ("GET", API + "/refs", repos.refs),
+        ("POST", API + "/branch/{branch}", repos.create_ref),
+        ("DELETE", API + "/branch/{branch}", repos.delete_ref),
+        ("POST", API + "/tag/{tagged}", repos.create_ref),
+        ("DELETE", API + "/tag/{tagged}", repos.delete_ref),
+        ("GET", API + "/commits/{revision}", tree.history),
+        ("GET", API + "/tree/{revision}", tree.tree),
+        ("GET", API + "/tree/{revision}/{path:path}", tree.tree),
+        ("POST", API + "/paths-info/{revision}", tree.paths_info),
+        ("POST", API + "/preupload/{revision}", uploads.preupload),
+        ("POST", API + "/commit/{revision}", uploads.commit),
+        ("GET", API + "/xet-write-token/{revision}", xet.write_token),
+        ("GET", API + "/xet-read-token/{revision}", xet.read_token),
+        ("GET", API + "/discussions", discussions.listing),
+        ("POST", API + "/discussions", discussions.create),
+        ("GET", API + "/discussions/{number}", discussions.details),
+        ("POST", API + "/discussions/{number}/comment", discussions.comment),
+        ("POST", API + "/discussions/{number}/status", discussions.status),
+        ("POST", API + "/discussions/{number}/title", discussions.title),
+        ("POST", API + "/discussions/{number}/merge", discussions.merge),
+        ("PUT", "/lfs/{oid}/{key}", large.put),
+        ("PUT", "/lfs/{oid}/{key}/{part}", large.put_part),
+        ("POST", "/lfs/{oid}/{key}", large.complete),
+        ("POST", "/xet/v1/xorbs/default/{hash}", xet.put_xorb),
+        ("POST", "/xet/v1/shards", xet.put_shard),
+        ("GET", "/xet/v1/chunks/{prefix}/{hash}", xet.find_chunk),
+        ("GET", "/xet/v1/reconstructions/{hash}", xet.reconstruction),
+        ("GET", "/xet/xorbs/{hash}", xet.get_xorb),
+    ]
+    for prefix in ("/{kinds}", ""):
+        table += [
+            ("POST", prefix + "/{namespace}/{name}.git/info/lfs/objects/batch", large.batch),
+            ("POST", prefix + "/{namespace}/{name}.git/info/lfs/objects/verify", large.verify),
+            ("GET|HEAD", prefix + REPO + "/resolve/{revision}/{path:path}", files.resolve),
+            ("GET|HEAD", prefix + REPO + "/raw/{revision}/{path:path}", files.raw),
+        ]
+    return table
+
+
+class LocalHub:
+    """A Hub that keeps its repositories in `folder`, for as long as the `with` block runs.
+
+    LFS uploads above `part_bytes` go in parts.
+    """
+
+    def __init__(self, folder: Path | str, part_bytes: int = 16 * 1024 * 1024) -> None:
+        self.store, self.faults = Store(Path(folder)), Faults()
+        self.requests: list[Request] = []
+        app = build(self.store, routes(files.LargeFiles(part_bytes), Xet()))
+        self._watched = WatchedApp(app, self.faults, self.requests)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(
+            self._watched,
+            http=watched_protocol(self._watched),
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            timeout_keep_alive=600,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def __enter__(self) -> LocalHub:
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise RuntimeError("The local Hub did not start")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    def repo(self, repo_id: str, kind: str = "model") -> Repo:
+        """What is stored, past all rights: `.files(revision)`, `.read(path)`, `.history()`, `.refs`, `.meta`."""
+        repo = self.store.repo(kind, repo_id)
+        if repo is None:
+            raise KeyError(f"no {kind} {repo_id}")
+        return repo
+
+    def exists(self, repo_id: str, kind: str = "model") -> bool:
+        return self.store.repo(kind, repo_id) is not None
+
+    def commit(self, repo_id: str, content: dict[str, bytes], kind: str = "model", author: str = "bob") -> str:
+        """Someone else commits to main, at once and past all faults; gives the new commit's id."""
+        repo = self.repo(repo_id, kind)
+        old = repo.commit()
+        files = old.files | {path: repo.put_blob(data) for path, data in content.items()}
+        new = repo.add_commit([old.id], "Someone else's commit", "", author, files)
+        repo.set_ref("branches", "main", new.id)
+        return new.id
+
+    def crash_in_commit(self) -> None:
+        """The next time anything would become visible, the server fails just before it: contents written, no ref."""
+
+        def crash() -> None:
+            self.store.before_publish = lambda: None
+            raise Cut
+
+        self.store.before_publish = crash
+
+    def uploads(self) -> list[Request]:
+        """The requests that carried contents of large files."""
+        return [
+            one
+            for one in self.requests
+            if (one.method == "PUT" and one.path.startswith("/lfs/")) or "/v1/xorbs/" in one.path
+        ]
+
+    def uploaded_bytes(self) -> int:
+        """How many bytes of large files came in, whole or not."""
+        return sum(one.body_bytes for one in self.uploads())
+
+    def asked(self, path: str, method: str | None = None) -> list[Request]:
+        """The requests whose path has `path` in it."""
+        return [one for one in self.requests if path in one.path and method in (None, one.method)]
+
+    def environment(
+        self, home: Path | str, token: access.Token | str | None = access.ALICE, *, xet: bool = True
+    ) -> dict[str, str]:
+        """The variables of a client's process: this Hub, a home of its own, its token, quick retries; nothing offline.
+
+        Give each client a fresh `home` for a cold cache, or the same one for a warm cache.
+        """
+        secret = token.secret if isinstance(token, access.Token) else token
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        environment = kept | {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
+            "NO_PROXY": "127.0.0.1",
+        }
+        environment |= {"HF_TOKEN": secret} if secret else {}
+        return environment | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
+
+    def client(
+        self,
+        code: str,
+        *words: object,
+        home: Path | str,
+        token: access.Token | str | None = access.ALICE,
+        xet: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs Python code in a fresh process that takes this for the Hub; `words` are its `sys.argv[1:]`."""
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)],
+            env=self.environment(home, token, xet=xet),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
