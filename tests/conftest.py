@@ -13,6 +13,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="imagelm-tests-")
 os.environ |= {
     "HF_HOME": _HOME.name,
     "HF_HUB_OFFLINE": "1",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLCONFIGDIR": _HOME.name,

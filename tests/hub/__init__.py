@@ -17,7 +17,7 @@
         hub.faults.answer(429, "/commit/", at=1, times=1, headers={"Retry-After": "1"})  # times=None: for ever
         hub.faults.answer(503, "^/xet/"); hub.faults.answer(401); hub.faults.answer(403, "/create", "POST")
         hub.faults.lose_answer("/commit/")              # the commit is done, its answer never arrives
-        hub.faults.cut_answer(5_000, "/resolve/")       # a download breaks after 5,000 bytes
+        hub.faults.cut_answer(5_000, "/objects/")       # a download (not by Xet) breaks after 5,000 bytes
         hub.faults.before(lambda: hub.commit("alice/thing", {"a.txt": b"x"}), "/commit/")  # someone else was first
         hub.faults.delay(2, "/resolve/")
         hub.store.free_bytes = 10_000                   # disk full: 507
@@ -27,16 +27,19 @@
         hub.requests                                    # every request: method, path, body_bytes, status, cut
         hub.asked("/commit/"), hub.uploads()            # those of a path; those that carried large files
         hub.uploaded_bytes()                            # their bytes: 0 when nothing was sent
+        hub.sent_twice()                                # [] when nothing came in whole more than once
 
 Users: alice (member of the organisation acme) by a token that writes, one that reads and one fine-grained for `alice/`
 only; bob, who has no right on alice's; None is a stranger. A new repository has a first commit with `.gitattributes`,
-as on the Hub. Files that are large by suffix, above 10 MB or binary are sent by LFS or Xet.
+as on the Hub. Files that are large by suffix, above 10 MB or binary are sent by LFS or Xet, and lie at an address of
+their own, as on the Hub's CDN: `/resolve/` redirects to `/objects/`.
 
-The client tries five times over 23 s when the network stays down (LFS, API) and gives up within 1 s by Xet; a commit's
-POST is never tried again by `create_commit`, but is by `upload_folder`.
+The client tries six times over 23 s when the network stays down (LFS, most of the API) and gives up within 1 s by Xet.
+`create_commit` never sends a commit again, `upload_folder` does.
 
-Its parts: `store` (disk), `access` (tokens), `app` (one request), `repos`, `cards`, `tree`, `discussions` (the API),
-`uploads` and `commits` (to a commit), `files` (resolve, git LFS), `xet` and `xet_format`, `faults`, `local` (all).
+Its parts: `store` (disk), `access` (tokens), `app` (one request), `repos`, `cards`, `tree`, `discussions`, `extras`
+(the API), `uploads` and `commits` (to a commit), `files`, `storage`, `lfs`, `xet` and `xet_format` (contents),
+`faults`, and `local` (all).
 """
 
 from tests.hub.access import ALICE, ALICE_ALONE, ALICE_READS, BOB, Token

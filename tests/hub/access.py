@@ -76,6 +76,13 @@ def may_read(repo: Repo, token: Token | None) -> bool:
     return not repo.meta["private"] or (token is not None and namespace in namespaces(token.user))
 
 
+def check_gate(repo: Repo, token: Token | None) -> None:
+    """A gated repository shows what it is to all, and its contents to its own people."""
+    if repo.meta["gated"] and (token is None or repo.id.split("/")[0] not in namespaces(token.user)):
+        message = f"Access to {repo.kind} {repo.id} is restricted and you are not in the authorized list."
+        raise HubError(401 if token is None else 403, message, "GatedRepo")
+
+
 def not_found(token: Token | None) -> HubError:
     """A repository that doesn't exist and a private one of others look the same."""
     return HubError(401 if token is None else 404, "Repository not found", "RepoNotFound")

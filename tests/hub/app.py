@@ -6,7 +6,7 @@ import errno
 import json
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,11 @@ class Call:
         return f"{self.params['namespace']}/{self.params['name']}"
 
     @property
+    def last(self) -> str:
+        """The last part of the path."""
+        return self.request.scope["path"].rsplit("/", 1)[1]
+
+    @property
     def endpoint(self) -> str:
         return str(self.request.base_url).rstrip("/")
 
@@ -52,6 +57,15 @@ class Call:
         """The repository of the path, if the asker may write to it."""
         repo = self.repo()
         access.check_write(repo.id.split("/")[0], self.token)
+        return repo
+
+    def open_to_upload(self, revision: str | None) -> Repo:
+        """The repository of the path, if the asker may send it files: for a pull request everyone may."""
+        repo = self.repo()
+        if revision is None or revision.startswith("refs/pr/") or self.request.query_params.get("create_pr"):
+            access.check_signed_in(self.token)
+        else:
+            access.check_write(repo.id.split("/")[0], self.token)
         return repo
 
     async def json(self) -> dict:
@@ -96,11 +110,11 @@ def build(store: Store, routes: list[tuple[str, str, Handler]]) -> Callable:
             except Moved as moved:
                 return Response(status_code=307, headers={"Location": str(moved)})
             except HubError as error:
-                return error_response(error.status, error.message, error.code)
+                return error_response(error)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                return error_response(507, "No space left on device")
+                return error_response(HubError(507, "No space left on device"))
 
         return answer
 
@@ -115,9 +129,10 @@ def build(store: Store, routes: list[tuple[str, str, Handler]]) -> Callable:
 
 
 async def unknown_path(scope: dict, receive: Callable, send: Callable) -> None:
-    await error_response(404, f"Sorry, we can't find {scope['path']}")(scope, receive, send)
+    await error_response(HubError(404, f"Sorry, we can't find {scope['path']}"))(scope, receive, send)
 
 
-def error_response(status: int, message: str, code: str | None = None) -> Response:
-    headers = {"X-Error-Message": message.replace("\n", " ")} | ({"X-Error-Code": code} if code else {})
-    return JSONResponse({"error": message}, status, headers)
+def error_response(error: HubError) -> Response:
+    message = quote(error.message, safe=" !\"#$&'()*+,/:;<=>?@[]^`{|}~")
+    headers = {"X-Error-Message": message} | ({"X-Error-Code": error.code} if error.code else {})
+    return JSONResponse({"error": error.message}, error.status, headers | error.headers)

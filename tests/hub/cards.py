@@ -23,6 +23,27 @@ def card_data(repo: Repo, commit: Commit) -> dict:
     return data if isinstance(data, dict) else {}
 
 
+def eval_results(repo: Repo, commit: Commit) -> list[dict]:
+    """The entries of `.eval_results/*.yaml`, the form in which the Hub prefers results."""
+    results = []
+    for path, entry in commit.files.items():
+        if not re.fullmatch(r"\.eval_results/[^/]+\.ya?ml", path):
+            continue
+        try:
+            items = yaml.safe_load(repo.content(entry).read_text())
+            bad = next(
+                (item for item in items if not {"id", "task_id"} <= set(item["dataset"]) or "value" not in item), None
+            )
+        except (yaml.YAMLError, TypeError, KeyError) as error:
+            results.append({"filename": path, "error": f"Malformed: {error}"})
+            continue
+        if bad is not None:
+            results.append({"filename": path, "error": f"dataset.id, dataset.task_id and value are required: {bad}"})
+        else:
+            results += [{"filename": path, "data": item} for item in items]
+    return results
+
+
 async def validate_yaml(call: Call) -> Response:
     body = await call.json()
     block = re.match(r"\s*---\r?\n(.*?)\r?\n?---", body["content"], re.DOTALL)

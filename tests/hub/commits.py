@@ -7,7 +7,7 @@ import binascii
 import json
 
 from tests.hub import discussions
-from tests.hub.store import LARGEST_REGULAR, Commit, Entry, HubError, Repo
+from tests.hub.store import LARGEST_REGULAR, Commit, Entry, HubError, Repo, now
 
 
 def parse(body: bytes) -> tuple[dict, list[tuple[str, dict]]]:
@@ -75,9 +75,11 @@ def commit(repo: Repo, group: str, name: str, body: bytes, author: str, base: Co
 def propose(repo: Repo, body: bytes, author: str, base: Commit) -> tuple[Commit, int]:
     """Commits onto a new pull request, and gives its number too."""
     header, _ = parse(body)
-    number = discussions.reserve(repo)
+    number, at = discussions.reserve(repo), now()
     new = commit(repo, "pulls", str(number), body, author, base)
-    discussions.open_new(repo, number, author, header["summary"], header.get("description", ""), pull=True)
+    discussions.open_new(
+        repo, number, author, header["summary"], header.get("description", ""), base=base.id, status="open", at=at
+    )
     return new, number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import uuid
 
@@ -20,31 +21,33 @@ def reserve(repo: Repo) -> int:
 
 
 def open_new(
-    repo: Repo, number: int, author: str, title: str, description: str, *, pull: bool, draft: bool = False
-) -> dict:
+    repo: Repo, number: int, author: str, title: str, description: str, *, base: str | None, status: str, at: str
+) -> None:
+    """A discussion, or a pull request onto the commit `base`."""
     item = {
         "num": number,
         "title": title,
         "author": {"name": author},
-        "createdAt": now(),
-        "status": "draft" if draft else "open",
-        "isPullRequest": pull,
+        "createdAt": at,
+        "status": status,
+        "isPullRequest": base is not None,
         "repo": {"name": repo.id, "type": repo.kind},
-        "events": [_event("comment", author, _text(description))],
+        "events": [_event("comment", author, _text(description)) | {"createdAt": at}],
     }
-    if pull:
-        item |= {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": []}
+    if base is not None:
+        item |= {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "baseCommit": base}
     _save(repo, item)
-    return item
 
 
 async def create(call: Call) -> Response:
     repo, body = call.repo(), await call.json()
     author = access.check_signed_in(call.token).user
     number, pull = reserve(repo), bool(body.get("pullRequest"))
+    base, status = (repo.commit().id, "draft") if pull else (None, "open")
     if pull:
-        repo.set_ref("pulls", str(number), repo.commit().id)
-    open_new(repo, number, author, body["title"], body.get("description", ""), pull=pull, draft=pull)
+        repo.set_ref("pulls", str(number), base)
+    description = body.get("description", "")
+    open_new(repo, number, author, body["title"], description, base=base, status=status, at=now())
     return JSONResponse({"num": number, "url": f"{call.url(repo)}/discussions/{number}", "pullRequest": pull})
 
 
@@ -66,12 +69,11 @@ async def details(call: Call) -> Response:
     repo = call.repo()
     item = _one(repo, call.params["number"])
     if item["isPullRequest"]:
-        commits = repo.history(f"refs/pr/{item['num']}")
+        commits = itertools.takewhile(lambda one: one.id != item["baseCommit"], repo.history(f"refs/pr/{item['num']}"))
         events = [
             {"id": one.id, "type": "commit", "createdAt": one.date, "author": {"name": one.author}}
             | {"data": {"subject": one.title, "oid": one.id}}
             for one in commits
-            if one.date >= item["createdAt"]
         ]
         item["events"] = sorted(item["events"] + events, key=lambda event: event["createdAt"])
     return JSONResponse(item)
@@ -107,9 +109,7 @@ async def merge(call: Call) -> Response:
     item = _one(repo, call.params["number"])
     if not item["isPullRequest"] or item["status"] not in ("open", "draft"):
         raise HubError(400, f"Discussion {item['num']} can't be merged: it is {item['status']}")
-    head, main = repo.commit(f"refs/pr/{item['num']}"), repo.commit()
-    shared = {one.id for one in repo.history()}
-    base = next(one for one in repo.history(head.id) if one.id in shared)
+    head, main, base = repo.commit(f"refs/pr/{item['num']}"), repo.commit(), repo.commit(item["baseCommit"])
     files = dict(main.files)
     for path in head.files.keys() | base.files.keys():
         if head.files.get(path) == base.files.get(path):

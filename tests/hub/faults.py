@@ -1,7 +1,7 @@
 """What goes wrong, on order: cut connections, lost answers, error statuses, delays; and a log of what was asked.
 
-A wrapper around the application. A cut closes the socket itself (TCP reset), so the client sees what it would see of
-a broken network, in the middle of its upload or in place of an answer it waits for.
+A wrapper around the application. A cut acts on the socket itself (TCP reset), so the client sees what it would see
+of a broken network, in the middle of its upload or in place of an answer it waits for.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class Rule:
 
 
 class Cut(Exception):
-    """The connection is gone."""
+    """The connection is gone: reset, or closed after what was already sent."""
+
+    def __init__(self, reset: bool = True) -> None:
+        super().__init__()
+        self.reset = reset
 
 
 class Faults:
@@ -117,7 +121,7 @@ class Faults:
     def cut_answer(
         self, after: int, path: str = "", method: str | None = "GET", *, at: int = 1, times: int | None = 1
     ) -> Rule:
-        """Cuts the connection after so many bytes of the answer's body."""
+        """Closes the connection after so many bytes of the answer's body."""
         return self._add(Rule(path, method, at, times, answer_bytes=after))
 
     def cut_upload(self, after: int, *, for_ever: bool = True, then: Callable[[], object] = lambda: None) -> None:
@@ -141,6 +145,8 @@ class Faults:
     def let_in(self, size: int) -> tuple[int, bool]:
         """How many of `size` bytes of a body come through, and whether the connection is cut then."""
         with self._lock:
+            if self.down:
+                return 0, True
             if self._budget is None or size < self._budget:
                 self._budget = None if self._budget is None else self._budget - size
                 return size, False
@@ -167,9 +173,9 @@ class WatchedApp:
         self.log.append(request)
         try:
             await self._serve(request, scope, receive, send)
-        except Cut:
+        except Cut as cut:
             request.cut = True
-            abort(self.connections[scope["client"]])
+            close(self.connections[scope["client"]], cut.reset)
             await asyncio.sleep(0.01)  # until the protocol has noticed; else it would answer 500
 
     async def _serve(self, request: Request, scope: dict, receive: Callable, send: Callable) -> None:
@@ -228,10 +234,8 @@ class Exchange:
                 rest = body[: self.answer_bytes - self.request.response_bytes]
                 self.request.response_bytes += len(rest)
                 await self._send({"type": "http.response.body", "body": rest, "more_body": True})
-                # What was sent must reach the client before the reset that would discard it.
-                await asyncio.sleep(0.05)
                 self.cut = True
-                raise Cut
+                raise Cut(reset=False)
             self.request.response_bytes += len(body)
         await self._send(message)
 
@@ -244,10 +248,13 @@ async def refuse(rule: Rule, send: Callable) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def abort(transport: asyncio.Transport) -> None:
-    """Closes with a TCP reset."""
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
+def close(transport: asyncio.Transport, reset: bool) -> None:
+    if reset:
+        linger = struct.pack("ii", 1, 0)  # at once: what wasn't sent is dropped, the peer gets a TCP reset
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        transport.abort()
+    else:
+        transport.close()
 
 
 def watched_protocol(watched: WatchedApp) -> type[H11Protocol]:

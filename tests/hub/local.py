@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
 import uvicorn
 
-from tests.hub import access, cards, discussions, files, repos, tree, uploads
+from tests.hub import access, cards, discussions, extras, repos, tree, uploads
 from tests.hub.app import Handler, build
 from tests.hub.faults import Cut, Faults, Request, WatchedApp, watched_protocol
+from tests.hub.files import Files
+from tests.hub.lfs import LargeFiles
+from tests.hub.storage import Storage
 from tests.hub.store import Repo, Store
 from tests.hub.xet import Xet
 
@@ -23,8 +28,9 @@ REPO = "/{namespace}/{name}"
 API = "/api/{kinds}" + REPO
 
 
-def routes(large: files.LargeFiles, xet: Xet) -> list[tuple[str, str, Handler]]:
+def routes(storage: Storage, part_bytes: int) -> list[tuple[str, str, Handler]]:
     """Every address, in the order in which they are tried."""
+    files, large, xet = Files(storage), LargeFiles(storage, part_bytes), Xet(storage)
     table: list[tuple[str, str, Handler]] = [
         ("GET", "/api/whoami-v2", repos.whoami),
         ("POST", "/api/repos/create", repos.create),
@@ -57,6 +63,15 @@ def routes(large: files.LargeFiles, xet: Xet) -> list[tuple[str, str, Handler]]:
         ("POST", API + "/discussions/{number}/status", discussions.status),
         ("POST", API + "/discussions/{number}/title", discussions.title),
         ("POST", API + "/discussions/{number}/merge", discussions.merge),
+        ("POST", API + "/super-squash/{branch}", extras.squash),
+        ("POST", API + "/lfs-files/duplicate", extras.take_over),
+        ("GET", API + "/runtime", extras.runtime),
+        ("GET|POST|DELETE", API + "/variables", extras.variables),
+        ("GET|POST|DELETE", API + "/secrets", extras.variables),
+        ("POST", API + "/hardware", extras.set_runtime),
+        ("POST", API + "/pause", extras.set_runtime),
+        ("POST", API + "/restart", extras.set_runtime),
+        ("GET|HEAD", "/objects/{oid}", storage.get_object),
         ("PUT", "/lfs/{oid}/{key}", large.put),
         ("PUT", "/lfs/{oid}/{key}/{part}", large.put_part),
         ("POST", "/lfs/{oid}/{key}", large.complete),
@@ -64,7 +79,7 @@ def routes(large: files.LargeFiles, xet: Xet) -> list[tuple[str, str, Handler]]:
         ("POST", "/xet/v1/shards", xet.put_shard),
         ("GET", "/xet/v1/chunks/{prefix}/{hash}", xet.find_chunk),
         ("GET", "/xet/v1/reconstructions/{hash}", xet.reconstruction),
-        ("GET", "/xet/xorbs/{hash}", xet.get_xorb),
+        ("GET", "/xet/xorbs/{hash}", storage.get_xorb),
     ]
     for prefix in ("/{kinds}", ""):
         table += [
@@ -85,11 +100,10 @@ class LocalHub:
     def __init__(self, folder: Path | str, part_bytes: int = 16 * 1024 * 1024) -> None:
         self.store, self.faults = Store(Path(folder)), Faults()
         self.requests: list[Request] = []
-        app = build(self.store, routes(files.LargeFiles(part_bytes), Xet()))
+        self._sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        self.endpoint, storage = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in self._sockets)
+        app = build(self.store, routes(Storage(storage), part_bytes))
         self._watched = WatchedApp(app, self.faults, self.requests)
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         config = uvicorn.Config(
             self._watched,
             http=watched_protocol(self._watched),
@@ -101,7 +115,7 @@ class LocalHub:
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": self._sockets}, daemon=True)
 
     def __enter__(self) -> LocalHub:
         self._thread.start()
@@ -114,7 +128,8 @@ class LocalHub:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._server.should_exit = True
         self._thread.join()
-        self._socket.close()
+        for one in self._sockets:
+            one.close()
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo:
         """What is stored, past all rights: `.files(revision)`, `.read(path)`, `.history()`, `.refs`, `.meta`."""
@@ -155,6 +170,11 @@ class LocalHub:
     def uploaded_bytes(self) -> int:
         """How many bytes of large files came in, whole or not."""
         return sum(one.body_bytes for one in self.uploads())
+
+    def sent_twice(self) -> list[str]:
+        """The large files (by Xet: xorbs; in parts: parts) that came in whole more than once."""
+        whole = [re.sub("(/lfs/[^/]+)/[^/]+", r"\1", one.path) for one in self.uploads() if one.status == 200]
+        return sorted(name for name, count in Counter(whole).items() if count > 1)
 
     def asked(self, path: str, method: str | None = None) -> list[Request]:
         """The requests whose path has `path` in it."""

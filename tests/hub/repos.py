@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from tests.hub import access
 from tests.hub.app import Call, kind_of
-from tests.hub.cards import card_data
+from tests.hub.cards import card_data, eval_results
 from tests.hub.store import Commit, Entry, HubError, Repo, lfs_pointer
 
 NAME = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]{0,94}[\w-]|\w", re.ASCII)
@@ -78,7 +78,7 @@ async def settings(call: Call) -> Response:
 
 
 async def auth_check(call: Call) -> Response:
-    call.repo()
+    access.check_gate(call.repo(), call.token)
     return Response("OK")
 
 
@@ -89,7 +89,13 @@ async def auth_check_write(call: Call) -> Response:
 
 async def info(call: Call) -> Response:
     repo = call.repo()
-    return JSONResponse(_info(repo, repo.commit(call.params.get("revision", "main"))))
+    answer = _info(repo, repo.commit(call.params.get("revision", "main")))
+    query = call.request.query_params
+    if not query.get("blobs"):
+        answer["siblings"] = [{"rfilename": one["rfilename"]} for one in answer["siblings"]]
+    if wanted := query.getlist("expand") + query.getlist("expand[]"):
+        answer = {key: answer[key] for key in ("_id", "id", *wanted) if key in answer}
+    return JSONResponse(answer)
 
 
 async def listing(call: Call) -> Response:
@@ -123,6 +129,7 @@ def _info(repo: Repo, commit: Commit) -> dict:
     if repo.kind == "model":
         answer |= {"modelId": repo.id} | {key: card[key] for key in ("library_name", "pipeline_tag") if key in card}
         answer |= {"model-index": card["model-index"]} if "model-index" in card else {}
+        answer |= {"evalResults": results} if (results := eval_results(repo, commit)) else {}
     if repo.kind == "space":
         answer |= {"sdk": card.get("sdk", meta.get("sdk"))}
     return answer

@@ -30,11 +30,13 @@ LARGEST_REGULAR = 10 * 1024 * 1024
 
 
 class HubError(Exception):
-    """An answer other than 2xx: its status, the Hub's error code ("RepoNotFound", …) and a message."""
+    """An answer other than 2xx: its status, a message, the Hub's error code ("RepoNotFound", …) and headers."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.headers = status, message, code, headers or {}
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,7 @@ class Store:
         partial = self._partial()
         try:
             self._take(len(content))
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            partial.write_bytes(content)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, target)
         finally:

@@ -14,9 +14,7 @@ from tests.hub.store import LARGE_SUFFIXES, LARGEST_REGULAR, HubError, Repo
 
 async def preupload(call: Call) -> Response:
     """How each file must be sent, and the id of the one that is there, so that the client can leave it out."""
-    repo, body = call.repo(), await call.json()
-    if not call.request.query_params.get("create_pr"):
-        call.writable()
+    repo, body = call.open_to_upload(call.params["revision"]), await call.json()
     files = repo.commit(call.params["revision"]).files
     answers = []
     for file in body["files"]:

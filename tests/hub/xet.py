@@ -14,12 +14,12 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
-from tests.hub import access
 from tests.hub.app import Call
+from tests.hub.storage import Storage
 from tests.hub.store import HubError, Repo
-from tests.hub.xet_format import ShardFile, Term, chunk_content, deduplication_shard, parse_shard, xorb_chunks
+from tests.hub.xet_format import Chunk, ShardFile, Term, chunk_content, deduplication_shard, parse_shard, xorb_chunks
 
 HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -27,20 +27,18 @@ HASH = re.compile(r"[0-9a-f]{64}")
 class Xet:
     """The storage service. Its tokens live as long as the server."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.tokens: dict[str, tuple[Repo, bool]] = {}
 
     async def write_token(self, call: Call) -> Response:
-        if call.request.query_params.get("create_pr"):
-            access.check_signed_in(call.token)
-            return self._token(call, call.repo(), writes=True)
-        return self._token(call, call.writable(), writes=True)
+        return self._token(call, call.open_to_upload(call.params["revision"]), writes=True)
 
     async def read_token(self, call: Call) -> Response:
         return self._token(call, call.repo(), writes=False)
 
     def _token(self, call: Call, repo: Repo, writes: bool) -> Response:
-        token, expires, url = secrets.token_hex(16), int(time.time()) + 3600, f"{call.endpoint}/xet"
+        token, expires, url = secrets.token_hex(16), int(time.time()) + 3600, f"{self.storage.url}/xet"
         self.tokens[token] = (repo, writes)
         headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
         return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
@@ -125,11 +123,8 @@ class Xet:
                 at = end
             if inside:
                 kept.append(_term(term.xorb, chunks, inside))
-                fetch.setdefault(term.xorb, []).append(_fetch(call, term.xorb, chunks, inside))
+                fetch.setdefault(term.xorb, []).append(self._fetch(term.xorb, chunks, inside))
         return JSONResponse({"offset_into_first_range": max(offset, 0), "terms": kept, "fetch_info": fetch})
-
-    async def get_xorb(self, call: Call) -> Response:
-        return FileResponse(self._xorb(call, _checked(call.params["hash"])), media_type="application/octet-stream")
 
     def _repo(self, call: Call, writes: bool) -> Repo:
         token = call.request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -146,21 +141,20 @@ class Xet:
             raise HubError(400, f"Xorb {name} was not uploaded")
         return file
 
+    def _fetch(self, xorb: str, chunks: list[Chunk], inside: list[int]) -> dict:
+        return {
+            "range": {"start": inside[0], "end": inside[-1] + 1},
+            "url": self.storage.signed(f"/xet/xorbs/{xorb}"),
+            "url_range": {"start": chunks[inside[0]].start, "end": chunks[inside[-1]].end - 1},
+        }
+
     def _folder(self, call: Call) -> Path:
         return call.store.folder / "xet"
 
 
-def _term(xorb: str, chunks: list, inside: list[int]) -> dict:
+def _term(xorb: str, chunks: list[Chunk], inside: list[int]) -> dict:
     length = sum(chunks[index].length for index in inside)
     return {"hash": xorb, "unpacked_length": length, "range": {"start": inside[0], "end": inside[-1] + 1}}
-
-
-def _fetch(call: Call, xorb: str, chunks: list, inside: list[int]) -> dict:
-    return {
-        "range": {"start": inside[0], "end": inside[-1] + 1},
-        "url": f"{call.endpoint}/xet/xorbs/{xorb}",
-        "url_range": {"start": chunks[inside[0]].start, "end": chunks[inside[-1]].end - 1},
-    }
 
 
 def _asked(header: str | None, size: int) -> tuple[int, int]:
