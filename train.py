@@ -17,7 +17,7 @@ from imagelm.errors import InputError, run_script
 # Stand before the recipe and the command line, which win.
 DEFAULTS = [
     *("--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2", "--logging_steps", "10"),
-    *("--metric_for_best_model", BEST_METRIC),
+    *("--metric_for_best_model", BEST_METRIC, "--hub_strategy", "end"),
 ]
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     )
     from imagelm.evaluation import evaluate_folder, leak_proof_rows
     from imagelm.files import write_json
+    from imagelm.hub.training import PushWhileTraining, check_hub, publish_run
     from imagelm.launch import parse_launch
     from imagelm.model import build_model, name_classes, prove_no_leak
     from imagelm.processor import make_processor
@@ -52,6 +53,7 @@ def main() -> None:
         REPORT_FOLDER,
         RESULTS_FILE,
         identity,
+        keep_records,
         settle_output,
         write_record,
     )
@@ -100,10 +102,16 @@ def main() -> None:
         raise InputError(refusal if is_main else "see the main process")
     if checkpoint == FINISHED:
         say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
+        if launch.hub and is_main:
+            publish_run(launch.hub, output / BEST_FOLDER)
         return
     say(f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}")
     if is_main:
         write_record(output, this, launch.command, {}, args.device, launch.num_threads)
+
+    # Hub: whether a push could succeed is known before hours of training
+    if launch.hub and is_main:
+        say(check_hub(launch.hub))
 
     # Baselines
     baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
@@ -116,6 +124,8 @@ def main() -> None:
     trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor)
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
     trainer.add_callback(keep_best)
+    if launch.hub and launch.hub.each_save:
+        trainer.add_callback(PushWhileTraining(trainer, launch.hub))
     say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
     train_started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -140,7 +150,11 @@ def main() -> None:
         run = write_record(output, this, launch.command, durations, args.device, launch.num_threads)
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
+        for name in results:
+            keep_records(output / name, run, stats, trainer.state.log_history)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")
+        if launch.hub:
+            publish_run(launch.hub, output / BEST_FOLDER)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "save_strategy, save_steps": "when to save a checkpoint (default here: each epoch)",
     "metric_for_best_model": f"which figure chooses best_model (default here: {BEST_METRIC})",
     "resume_from_checkpoint": "a checkpoint (default: the newest in --output_dir)",
+    "push_to_hub, hub_model_id": "publish best_model at the end (--hub_strategy every_save: also at each save)",
     "seed": "of weights and order",
 }
 

@@ -31,6 +31,10 @@ class DivergedError(RuntimeError):
     """Loss or weights are no longer finite."""
 
 
+class HubError(RuntimeError):
+    """The Hub can't be reached or doesn't do what was asked; the message says what stands there and what to do."""
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and ends the process with exit code 0, 1 or 2.
 
@@ -51,7 +55,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except (LeakError, DivergedError, OSError) as error:
+    except (LeakError, DivergedError, HubError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ by a run that says the same; everything else is refused with the difference.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import shutil
@@ -18,12 +19,15 @@ import torch
 from transformers import PretrainedConfig, TrainingArguments
 
 from imagelm.arguments import ModelArguments, RunArguments
+from imagelm.dataset import STATS_FILE
 from imagelm.errors import InputError
 from imagelm.files import read_json, write_json
 
 RUN_FILE = "run.json"
 BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
 RESULTS_FILE = "eval_results.json"
+# What a model's folder holds beside the model, so that it can be told of wherever the folder goes.
+HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 LIBRARIES = ("accelerate", "datasets", "evaluate", "huggingface_hub", "tokenizers", "torch", "transformers")
 # The fields of TrainingArguments that determine the weights; the others say where, how often and how loudly.
@@ -186,6 +190,17 @@ def write_record(
     }
     write_json(output / RUN_FILE, record)
     return record
+
+
+def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
+    """Puts run, data statistics and log history into a model's folder, where the model card finds them."""
+    # JSON has no infinite numbers, as a norm of gradients may be in fp16.
+    finite = [
+        {name: value for name, value in log.items() if not isinstance(value, float) or math.isfinite(value)}
+        for log in history
+    ]
+    for name, content in ((RUN_FILE, run), (STATS_FILE, stats), (HISTORY_FILE, finite)):
+        write_json(folder / name, content)
 
 
 def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int]:

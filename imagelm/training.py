@@ -38,11 +38,11 @@ from imagelm.model import save_model
 from imagelm.optimizer import MuonWithAdamW
 from imagelm.processor import add_processor
 from imagelm.published.processing_imagelm import ImageLMProcessor
+from imagelm.runs import TRAINING_ARGUMENTS_FILE
 from imagelm.sequence import IGNORE_INDEX, Grammar
 from imagelm.tokenizer import grammar_of, save_tokenizer
 
 SELECTION_FILE = "selection.json"  # why this model is the best one
-TRAINING_ARGUMENTS_FILE = "training_args.json"
 
 
 class RowCollator(DataCollatorForLanguageModeling):
