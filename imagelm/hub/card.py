@@ -27,7 +27,8 @@ from imagelm.tokenizer import grammar_of
 
 TEMPLATE = Path(imagelm.__file__).parent.parent / "model_card.md"
 EVAL_RESULTS_FOLDER = ".eval_results"
-OLDEST_TRANSFORMERS = "4.41"  # tested by tests/test_old_transformers.py
+# The oldest versions that were tried, by tests/test_old_transformers.py.
+OLDEST_TRANSFORMERS, OLDEST_FOR_PIPELINE = "4.41", "4.57"
 MAX_LISTED_CLASSES = 30
 METRICS = (  # figure, its identifier on the Hub, its name
     ("eval_cls_accuracy", "accuracy", "CLS-slot accuracy"),
@@ -149,6 +150,7 @@ def _values(facts: CardFacts) -> dict[str, object]:
         "code_files": CODE_FILES,
         "model_type": model.config.model_type,
         "oldest_transformers": OLDEST_TRANSFORMERS,
+        "oldest_for_pipeline": OLDEST_FOR_PIPELINE,
         "row_words": _row_words(facts, codec),
         "code_range": f"`{tokens[0]}` to `{tokens[1]}`",
         "class_range": f"`{tokens[2]}` to `{tokens[3]}`",
@@ -175,8 +177,8 @@ def _question_and_answer(facts: CardFacts, model, tokenizer) -> dict[str, object
     if example is None:
         return {"example": None, "question": None}
     question = example[: example.index(CLS) + len(CLS)]
-    drawn = model.generate(**tokenizer(question, return_tensors="pt"), max_new_tokens=1)
-    return {"example": example, "question": question, "answer": tokenizer.decode(drawn[0, -1])}
+    logits = model(**tokenizer(question, return_tensors="pt")).logits[0, -1]
+    return {"example": example, "question": question, "answer": tokenizer.decode(logits.argmax())}
 
 
 def _introduction(facts: CardFacts, model, codec, num_classes: int) -> str:

@@ -9,7 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from imagelm.dataset import STATS_FILE, TOKENIZER_FOLDER, load_prepared, load_stats
@@ -45,7 +45,7 @@ def stage_dataset(options: PushOptions, folder: Path) -> Staged:
         shutil.copyfile(picture, folder / picture.name)
     stats, hidden = without_paths(stats)
     write_json(folder / STATS_FILE, stats)
-    write_text(folder / CARD_FILE, _card(options, stats, dataset["train"]))
+    write_text(folder / CARD_FILE, _card(options, stats, dataset, folder / "data"))
     if hidden:
         staged.notes.append(f"{STATS_FILE}: {hidden} paths of this machine were shortened to their last part")
     staged.notes += [f"left out: {source.name}/{name} (may name files of this machine)" for name in _private(source)]
@@ -59,10 +59,10 @@ def _write_shards(rows: Dataset, folder: Path, split: str) -> None:
         part.to_parquet(str(folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"), batch_size=BATCH_ROWS)
 
 
-def _card(options: PushOptions, stats: dict, train: Dataset) -> str:
+def _card(options: PushOptions, stats: dict, dataset: DatasetDict, shards: Path) -> str:
     """The card that `prepare_dataset.py` writes, with what the Hub needs to find the shards."""
     card = DatasetCard(dataset_card(stats))
-    features = train.features._to_yaml_list()
+    features = dataset["train"].features._to_yaml_list()
     card.data = DatasetCardData(
         **card.data.to_dict()
         | {
@@ -76,7 +76,12 @@ def _card(options: PushOptions, stats: dict, train: Dataset) -> str:
             ],
             "dataset_info": {
                 "features": features,
-                "splits": [{"name": split, "num_examples": stats["num_rows"][split]} for split in ("train", "test")],
+                "splits": [
+                    {"name": split, "num_bytes": rows.data.nbytes, "num_examples": len(rows)}
+                    for split, rows in dataset.items()
+                ],
+                "download_size": sum(file.stat().st_size for file in shards.glob("*.parquet")),
+                "dataset_size": sum(rows.data.nbytes for rows in dataset.values()),
             },
         }
     )
