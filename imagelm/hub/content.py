@@ -27,7 +27,7 @@ from imagelm.pictures import save_png
 from imagelm.processor import CODE_FILES, copy_code
 from imagelm.published.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.published.processing_imagelm import PROCESSOR_CONFIG
-from imagelm.report import write_plots
+from imagelm.report import PLOTS, write_plots
 from imagelm.runs import RESULTS_FILE
 from imagelm.tokenizer import load_tokenizer, save_tokenizer
 
@@ -112,7 +112,7 @@ def stage_model(options: PushOptions, folder: Path) -> Staged:
 def is_ours(kind: str, path: str) -> bool:
     """Whether a file in a repository is one that a push writes, so that the next push may delete it."""
     if kind == "model":
-        own = {*COPIED, *TOKENIZER_FILES, *CODE_FILES, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
+        own = {*COPIED, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
         return path in own or bool(WEIGHTS.fullmatch(path)) or path.startswith(f"{EVAL_RESULTS_FOLDER}/")
     if kind == "dataset":
         return bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet|(tokenizer|codec)/[^/]+", path))

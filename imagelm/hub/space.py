@@ -14,7 +14,7 @@ from imagelm.hub.options import PushOptions
 
 SPACE_FOLDER = Path(imagelm.__file__).parent.parent / "space"
 MODEL_ID_FILE = "model_id.txt"
-LIBRARIES = ("numpy", "pillow", "safetensors", "torch", "transformers")
+LIBRARIES = ("safetensors", "torch", "transformers")  # numpy and Pillow come with gradio, in versions it can take
 SDK_VERSION = "6.31.0"  # of gradio, which is no requirement of this project
 
 
