@@ -24,6 +24,7 @@ from imagelm.published.codec_imagelm import CODEC_CONFIG, load_codec
 from imagelm.runs import HISTORY_FILE, RESULTS_FILE, RUN_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.sequence import CLS, class_token
 from imagelm.tokenizer import grammar_of
+from imagelm.training import SELECTION_FILE
 
 TEMPLATE = Path(imagelm.__file__).parent.parent / "model_card.md"
 EVAL_RESULTS_FOLDER = ".eval_results"
@@ -64,6 +65,7 @@ class CardFacts:
         }
         (self.results, self.run, self.stats, self.arguments), _ = without_paths(list(records.values()))
         self.history = _record(source / HISTORY_FILE) or []
+        self.selection = _record(source / SELECTION_FILE) or {}
         self.sha256 = weights_sha256(folder)
         if self.results is None:
             self.notes.append(f"no {RESULTS_FILE} in {source.name}: the card shows no figures")
@@ -279,9 +281,11 @@ def _limits(facts: CardFacts, codec) -> list[str]:
     """What the figures do not show."""
     results, limits = facts.results, []
     if results:
+        metric = facts.selection.get("metric", "").removeprefix("eval_")
+        chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them a little"
         limits.append(
-            "The published weights are the best of several evaluations on the same held-out rows, which favours them a "
-            "little; the interval covers the draw of these rows, not that choice, nor another seed."
+            f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}; the interval "
+            "covers the draw of the held-out rows, not another seed."
         )
         high = results["eval_cls_accuracy_interval"][1]
         if high < max(results.get("majority_accuracy", 0), results.get("bag_of_tokens_accuracy", 0)):

@@ -5,20 +5,17 @@ One idea: all problems of all repositories are found at once, and while there is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
-from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from imagelm.errors import InputError
-from imagelm.hub.content import CARD_FILE, WEIGHTS_INDEX, Staged
+from imagelm.hub.content import CARD_FILE, Staged
 from imagelm.hub.privacy import find_private
+from imagelm.hub.wholeness import file_problems
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.options import ModelOptions
 from imagelm.published.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
@@ -51,7 +48,7 @@ def check_staged(staged: list[Staged], own_token: str | None) -> None:
 def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
     broken = False
     for name, file in staged.files.items():
-        for problem in _file_problems(name, file):
+        for problem in file_problems(name, file):
             broken = True
             yield problem
         yield from find_private(name, file, own_token)
@@ -61,29 +58,6 @@ def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
         yield f"{CARD_FILE}: its metadata isn't valid: {error}"
     if staged.kind == "model" and not broken:
         yield from _loading_problems(staged)
-
-
-def _file_problems(name: str, file: Path) -> Iterator[str]:
-    """Whether a file can be read to its end."""
-    try:
-        if file.suffix == ".json":
-            content = json.loads(file.read_bytes())
-            if name == WEIGHTS_INDEX:
-                for shard in sorted(set(content["weight_map"].values())):
-                    if not (file.parent / shard).is_file():
-                        yield f"{name}: names {shard}, which isn't there"
-        elif file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (no mapping)
-                    if not torch.isfinite(tensors.get_tensor(key)).all():
-                        yield f"{name}: {key} holds values that aren't finite"
-        elif file.suffix == ".png":
-            with Image.open(file) as picture:
-                picture.load()
-        elif file.suffix == ".parquet":
-            pq.read_metadata(file)
-    except (ValueError, KeyError, OSError, SafetensorError, UnidentifiedImageError) as error:
-        yield f"{name}: isn't whole: {str(error).splitlines()[0]}"
 
 
 def _loading_problems(staged: Staged) -> Iterator[str]:

@@ -19,6 +19,7 @@ from imagelm.files import write_json, write_text
 from imagelm.hub.card import EVAL_RESULTS_FOLDER, CardFacts, model_card
 from imagelm.hub.options import PushOptions
 from imagelm.hub.privacy import without_paths
+from imagelm.hub.wholeness import WEIGHTS_INDEX, file_problems
 from imagelm.inference.generation import draw_images
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.options import ClassOptions, DrawOptions, ModelOptions
@@ -34,7 +35,6 @@ from imagelm.tokenizer import load_tokenizer, save_tokenizer
 CARD_FILE = "README.md"
 DRAWINGS_FILE = "drawings.png"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-WEIGHTS_INDEX = "model.safetensors.index.json"
 # Copied as they are; what else the repository holds is made anew.
 COPIED = ("config.json", "generation_config.json", WEIGHTS_INDEX, CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -84,12 +84,16 @@ def stage_model(options: PushOptions, folder: Path) -> Staged:
         InputError: The folder isn't a trained model, or its figures are of other weights.
     """
     source = Path(options.model_dir)
-    weights = _check_model_folder(source)
+    weights = check_model_folder(source)
     staged = Staged("model", options.repo_id, folder)
     folder.mkdir(parents=True)
     for name in [*COPIED, *weights]:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    # Before anything is loaded, which would tell less clearly what is wrong.
+    present = [source / name for name in (*COPIED, *weights, *TOKENIZER_FILES) if (source / name).is_file()]
+    if problems := [problem for file in present for problem in file_problems(file.name, file)]:
+        raise InputError(f"--model_dir {source} is damaged: {'; '.join(problems)}")
     # Saved anew, since every other save leaves a class name that older versions refuse.
     save_tokenizer(load_tokenizer(source), folder)
     if (folder / PROCESSOR_CONFIG).is_file():
@@ -119,7 +123,7 @@ def is_ours(kind: str, path: str) -> bool:
     return path in ("app.py", "requirements.txt", "model_id.txt", CARD_FILE)
 
 
-def _check_model_folder(source: Path) -> list[str]:
+def check_model_folder(source: Path) -> list[str]:
     """The names of the weight files.
 
     Raises:
@@ -136,6 +140,8 @@ def _check_model_folder(source: Path) -> list[str]:
         pickled = next(source.glob("pytorch_model*.bin"), None)
         what = f"only {pickled.name}, a pickle, which isn't published" if pickled else "no model.safetensors"
         raise InputError(f"--model_dir {source} holds {what}; save the model with safetensors first")
+    if not (source / "tokenizer_config.json").is_file():
+        raise InputError(f"--model_dir {source} holds no tokenizer; push the folder that train.py wrote")
     return weights
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import get_token
 from imagelm.errors import HubError, InputError
 from imagelm.files import whole_folder, write_json
 from imagelm.hub.checks import check_staged
-from imagelm.hub.content import Staged, stage_model
+from imagelm.hub.content import Staged, check_model_folder, stage_model
 from imagelm.hub.dataset_repo import stage_dataset
 from imagelm.hub.options import PushOptions
 from imagelm.hub.space import stage_space
@@ -36,6 +36,7 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
         InputError: Something in the folders or the options is wrong; nothing was sent.
         HubError: The Hub couldn't be reached or refused; the message says what to do.
     """
+    check_model_folder(Path(options.model_dir))
     if options.preview is not None:
         _preview(options, say)
         return
