@@ -284,8 +284,8 @@ def _limits(facts: CardFacts, codec) -> list[str]:
         metric = facts.selection.get("metric", "").removeprefix("eval_")
         chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them a little"
         limits.append(
-            f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}; the interval "
-            "covers the draw of the held-out rows, not another seed."
+            f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}; the "
+            "interval covers the draw of the held-out rows, not another seed."
         )
         high = results["eval_cls_accuracy_interval"][1]
         if high < max(results.get("majority_accuracy", 0), results.get("bag_of_tokens_accuracy", 0)):
