@@ -37,8 +37,8 @@ their own, as on the Hub's CDN: `/resolve/` redirects to `/objects/`.
 The client tries six times over 23 s when the network stays down (LFS, most of the API) and gives up within 1 s by Xet.
 `create_commit` never sends a commit again, `upload_folder` does.
 
-Its parts: `store` (disk), `access` (tokens), `app` (one request), `repos`, `cards`, `tree`, `discussions`, `extras`
-(the API), `uploads` and `commits` (to a commit), `files`, `storage`, `lfs`, `xet` and `xet_format` (contents),
+Its parts: `store` (disk), `access` (tokens), `app` (one request), `routes`, `repos`, `cards`, `tree`, `discussions` and
+`extras` (the API), `uploads` and `commits` (to a commit), `files`, `storage`, `lfs`, `xet` and `xet_format` (contents),
 `faults`, and `local` (all).
 """
 

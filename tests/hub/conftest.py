@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from tests.hub import ALICE, LocalHub
+from tests.hub.pushing import CONTENT, THING, push
 
 
 @pytest.fixture
@@ -31,3 +32,10 @@ def either_api(request: pytest.FixtureRequest, api: HfApi, monkeypatch: pytest.M
     """Alice's client by git LFS, and by Xet."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
     return api
+
+
+@pytest.fixture
+def thing(api: HfApi) -> str:
+    """The commit of a model repository with `CONTENT`."""
+    api.create_repo(THING)
+    return push(api, CONTENT).oid

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -173,6 +174,8 @@ class WatchedApp:
         self.log.append(request)
         try:
             await self._serve(request, scope, receive, send)
+        except ClientDisconnect:
+            request.cut = True
         except Cut as cut:
             request.cut = True
             close(self.connections[scope["client"]], cut.reset)

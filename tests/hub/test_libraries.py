@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
 from tests.hub import LocalHub
+from tests.hub.pushing import push
 
 DATASET = """
 from datasets import Dataset, DatasetDict, load_dataset
@@ -17,21 +25,7 @@ assert load_dataset("alice/data", "other", revision="dev", split="train[:3]")["t
 assert list(load_dataset("alice/data", split="test", streaming=True)) == [{"tokens": "x"}]
 """
 
-PUSH = """
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "<unk>": 3}, unk_token="<unk>"))
-words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").push_to_hub("alice/model")
-config = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=1)
-torch.manual_seed(0)
-GPT2LMHeadModel(config).push_to_hub("alice/model")
-torch.manual_seed(1)
-GPT2LMHeadModel(config).push_to_hub("alice/model", create_pr=True)
-
-from huggingface_hub import HfApi
-code = '''
+CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from .part import SIZE
@@ -43,16 +37,8 @@ class Own(PreTrainedModel):
         super().__init__(config)
         self.layer = torch.nn.Linear(SIZE, SIZE)
         self.post_init()
-'''
-config = '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Own"}}'
-api = HfApi()
-api.create_repo("alice/own")
-for path, text in {"own.py": code, "part.py": "SIZE = 3", "config.json": config}.items():
-    api.upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id="alice/own")
-from safetensors.torch import save
-weights = save({"layer.weight": torch.eye(3), "layer.bias": torch.zeros(3)}, {"format": "pt"})
-api.upload_file(path_or_fileobj=weights, path_in_repo="model.safetensors", repo_id="alice/own")
 """
+OWN = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Own"}}
 
 LOAD = """
 import torch
@@ -76,7 +62,19 @@ def test_a_dataset_is_pushed_loaded_and_streamed(hub: LocalHub, tmp_path: Path):
     assert hub.repo("alice/data", "dataset").meta["private"]
 
 
-def test_a_model_and_its_code_are_pushed_and_loaded_from_a_cold_cache(hub: LocalHub, tmp_path: Path):
-    for name, code in (("push", PUSH), ("load", LOAD)):
-        done = hub.client(code, home=tmp_path / name)
-        assert done.returncode == 0, done.stderr
+def test_a_model_and_its_code_are_loaded_from_a_cold_cache(hub: LocalHub, api: HfApi, tmp_path: Path):
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "<unk>": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    config = GPT2Config(vocab_size=4, n_embd=8, n_layer=1, n_head=1, n_positions=16, bos_token_id=0, eos_token_id=1)
+    api.create_repo("alice/model")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / f"{seed}")
+        PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path / f"{seed}")
+        api.upload_folder(repo_id="alice/model", folder_path=tmp_path / f"{seed}", create_pr=seed == 1)
+    weights = save({"layer.weight": torch.eye(3), "layer.bias": torch.zeros(3)}, {"format": "pt"})
+    files = {"own.py": CODE, "part.py": "SIZE = 3", "config.json": json.dumps(OWN)}
+    api.create_repo("alice/own")
+    push(api, {path: text.encode() for path, text in files.items()} | {"model.safetensors": weights}, "alice/own")
+    done = hub.client(LOAD, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
