@@ -82,7 +82,11 @@ class Folder(Files):
 
     def __init__(self, root: Path) -> None:
         classes = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
-        found = [_picture_files(folder, root) for folder in classes]
+        found, links = [], []
+        for folder in classes:
+            files, unfollowed = _picture_files(folder, root)
+            found.append(files)
+            links += unfollowed
         loose = sorted((entry for entry in root.iterdir() if _is_picture_file(entry, root)), key=natural_key)
         if not any(found):
             if not loose:
@@ -98,8 +102,9 @@ class Folder(Files):
         self.class_names = [printable(folder.name) for folder in classes]
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
         if loose:
-            example = printable(loose[0].name)
-            self.notes.append(f"{root}: {len(loose)} files outside the class folders aren't used ({example}, …)")
+            self.notes.append(f"{root}: not used, as it lies outside the class folders: {_shown(loose, root)}")
+        if links:
+            self.notes.append(f"{root}: not followed, as it is a link to a folder: {_shown(links, root)}")
         if empty:
             self.notes.append(f"{root}: no picture in {', '.join(empty)}, so there is no such class")
 
@@ -225,6 +230,8 @@ class TableOfPictures:
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes a picture file; of an animated one the first frame."""
+    if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
+        return BadImage("not a regular file")
     try:
         # By a handle: given a name, Pillow 13 maps TIFF files into memory and turns them wrongly by their EXIF note.
         with warnings.catch_warnings(), open(file, "rb") if isinstance(file, Path) else file as stream:
@@ -264,13 +271,18 @@ def _is_visible(path: Path, root: Path) -> bool:
 
 
 def _is_picture_file(path: Path, root: Path) -> bool:
-    """Whether a file, or a link that leads nowhere, stands for a picture."""
-    is_file = path.is_file() or (path.is_symlink() and not path.exists())
-    return is_file and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
+    """Whether a file stands for a picture; one that can't be read (a pipe, a link that leads nowhere) is named later."""
+    return not path.is_dir() and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
 
 
-def _picture_files(folder: Path, root: Path) -> list[Path]:
-    """All files of a class, in natural order.
+def _shown(paths: Sequence[Path], root: Path) -> str:
+    """The first of several paths by name, and how many more there are."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{printable(paths[0].relative_to(root))}{more}"
+
+
+def _picture_files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
+    """All files of a class in natural order, and links to folders, which could lead to another class or in a circle.
 
     Raises:
         InputError: A folder can't be listed: its pictures would be missing without a word.
@@ -279,8 +291,13 @@ def _picture_files(folder: Path, root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"--images {root}: {printable(error.filename)} can't be read: {error.strerror}") from error
 
-    files = [Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted((file for file in files if _is_picture_file(file, root)), key=natural_key)
+    files, links = [], []
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        files += [Path(where, name) for name in names]
+        links += [Path(where, name) for name in folders if Path(where, name).is_symlink()]
+    files = [file for file in files if _is_picture_file(file, root)]
+    links = [link for link in links if _is_visible(link, root)]
+    return sorted(files, key=natural_key), sorted(links, key=natural_key)
 
 
 def is_saved_dataset(path: Path) -> bool:

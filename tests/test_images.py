@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -100,9 +101,28 @@ def test_an_empty_class_and_loose_files_are_noted(tmp_path):
     assert source.class_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert source.notes == [
-        f"{tmp_path}: 1 files outside the class folders aren't used (notes.txt, …)",
+        f"{tmp_path}: not used, as it lies outside the class folders: notes.txt",
         f"{tmp_path}: no picture in bird, so there is no such class",
     ]
+
+
+def test_a_link_to_a_folder_inside_a_class_is_named_and_not_followed(tmp_path):
+    cats_and_dogs(tmp_path, per_class=2)
+    (tmp_path / "cat/all").symlink_to("..")  # its dogs would become cats
+    (tmp_path / "cat/more").symlink_to("../dog")
+    (tmp_path / "dog/.cache").symlink_to("../cat")
+    source = open_images([str(tmp_path)])
+    assert len(source) == 4
+    assert source.notes == [f"{tmp_path}: not followed, as it is a link to a folder: cat/all and 1 more"]
+
+
+def test_a_pipe_among_pictures_is_named_and_not_waited_for(tmp_path):
+    cats_and_dogs(tmp_path, per_class=2)
+    os.mkfifo(tmp_path / "cat/camera.png")
+    source = open_images([str(tmp_path)])
+    places = [source.place(i) for i in range(len(source))]
+    number = places.index(f"{tmp_path}/cat/camera.png")
+    assert source.load(number, number + 1)[0] == BadImage("not a regular file")
 
 
 def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
