@@ -9,7 +9,9 @@ import glob
 import io
 import os
 import re
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +118,7 @@ class Arrays:
         self.path, self.notes = path, []
         self.names = self._load(None)
         image_key = _choose(image_key, IMAGE_KEYS, self.names, f"--images {path}", "--image_column")
-        self.images = self._load(image_key)
+        self.images = self._load(image_key, mapped=True)
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
             raise InputError(
@@ -131,9 +133,17 @@ class Arrays:
                 raise InputError(f"{path}: {shape[0]} images, but {label_key!r} has shape {labels.shape}")
             self.labels, self.class_names = _number(labels, self)
 
-    def _load(self, name: str | None) -> np.ndarray | list[str]:
-        """An array, or the names of all; others are never opened."""
+    def _load(self, name: str | None, mapped: bool = False) -> np.ndarray | list[str]:
+        """An array, or the names of all; others are never opened.
+
+        Args:
+            name: Of the array; None for the names.
+            mapped: Unpack it to a temporary file that is read piece by piece as it's used, and gone with the array.
+        """
         try:
+            if mapped:
+                with zipfile.ZipFile(self.path) as archive, tempfile.TemporaryDirectory() as folder:
+                    return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
             with np.load(self.path, allow_pickle=False) as archive:
                 return list(archive.files) if name is None else archive[name]
         except (OSError, ValueError, EOFError, KeyError) as error:
@@ -271,7 +281,7 @@ def _is_visible(path: Path, root: Path) -> bool:
 
 
 def _is_picture_file(path: Path, root: Path) -> bool:
-    """Whether a file stands for a picture; one that can't be read (a pipe, a link that leads nowhere) is named later."""
+    """Whether something is to be read as a picture; a pipe, or a link that leads nowhere, is named when it's read."""
     return not path.is_dir() and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -309,6 +310,23 @@ def test_an_npz_file_is_read_by_the_usual_names_of_its_arrays(tmp_path, images, 
     arrays = {images: pictures if channels else pictures[..., 0], labels: numbers, "other": np.zeros(3)}
     np.savez(tmp_path / "x.npz", **arrays)
     check_source(open_images([str(tmp_path / "x.npz")]), pictures, ["4", "30", "100"], [1, 0, 0, 2, 1, 0, 2])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_pictures_of_an_npz_file_are_never_all_in_memory(tmp_path, save):
+    pictures = np.zeros((64, 1024, 1024), np.uint8)
+    pictures[:, 0, 0] = np.arange(64)
+    save(tmp_path / "x.npz", image=pictures, label=np.arange(64) % 2)
+    del pictures
+    tracemalloc.start()
+    try:
+        source = open_images([str(tmp_path / "x.npz")])
+        seen = [np.asarray(picture)[0, 0] for _, part in batches(source) for picture in part]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == list(range(64))
+    assert peak < 16 << 20  # of 64 MiB
 
 
 @pytest.mark.parametrize(
