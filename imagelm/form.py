@@ -40,7 +40,13 @@ def settle_form(about: ImageOptions, codec: Codec | None, found: Survey, sides: 
         asked = parse_size(about.image_size)
         height, width = asked or max(sizes, key=lambda size: (sizes[size], size))
         size = _divisible(height, width, about, asked is not None, notes)
-        channels = {"grey": 1, "rgb": 3, "auto": 3 if found.coloured[training].any() else 1}[about.channels]
+        coloured = int(found.coloured[training].sum())
+        channels = {"grey": 1, "rgb": 3, "auto": 3 if coloured else 1}[about.channels]
+        if about.channels == "auto" and 0 < coloured < training.sum() / 2:
+            notes.append(
+                f"{coloured} of {training.sum()} training pictures are coloured, so all are read as RGB; "
+                "--channels grey makes them grey"
+            )
         form = {"image_size": size, "channels": channels, "fit": about.fit, "background": about.background}
     height, width = form["image_size"]
     readable = found.sizes[found.readable]

@@ -70,7 +70,7 @@ class JsonlRows:
                 )
             yield batch
 
-    def statistics(self) -> dict:
+    def statistics(self, used: np.ndarray) -> dict:
         """The codec's form, where there is one."""
         if self.codec is None:
             return {}
