@@ -382,6 +382,15 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
             prepare_pictures(tmp_path / "no", tmp_path / "b", codec=str(tmp_path / name))
 
 
+def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for(tmp_path, lossless):
+    cats_and_dogs(tmp_path / "in", per_class=4)
+    nowhere = f"--codec: {tmp_path}/none is no folder here, and as a Hub id: {tmp_path}/none holds no codec.json"
+    file = lossless / "codec.json"
+    for codec, said in ((tmp_path / "none", nowhere), (file, f"--codec {file} is a file; name its folder")):
+        with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+            prepare_pictures(tmp_path / "out", tmp_path / "in", codec=str(codec))
+
+
 @pytest.mark.parametrize("features", ["x,y,Gx,Gy", "x,y,R"])
 def test_a_unified_codebook_that_cannot_be_drawn_is_refused_or_made_without_pictures(tmp_path, features):
     cats_and_dogs(tmp_path / "in", per_class=5)
