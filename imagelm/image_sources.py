@@ -18,7 +18,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from imagelm.errors import InputError
 
@@ -262,6 +262,13 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
         return BadImage(f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
         return BadImage(f"can't be decoded: {type(error).__name__}: {error}")
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of a picture as people see it, whichever way the camera was held."""
+    width, height = image.size
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
 
 
 def printable(name: object) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from imagelm.dataset import load_prepared
 from imagelm.errors import InputError
-from imagelm.image_sources import BadImage, natural_key, read_image
+from imagelm.image_sources import BadImage, natural_key, read_image, upright_size
 from imagelm.images import batches, open_images, train_and_test
 from imagelm.options import parse_size
 from imagelm.published.codec_imagelm import flatten, read_pixels
@@ -678,6 +678,15 @@ def test_bad_pictures_stop_the_command_with_code_2_where_asked(wild, tmp_path):
     assert all(str(root / name) in done.stderr for name in bad)
     assert f"{len(bad)} bad rows (unreadable_image {len(bad)})" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (3, 5)), (3, (3, 5)), (6, (5, 3)), (8, (5, 3))])
+def test_the_size_of_a_picture_is_that_of_the_upright_one(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("L", (5, 3)).save(tmp_path / "x.jpg", exif=exif)
+    picture = read_image(tmp_path / "x.jpg")
+    assert upright_size(picture) == size == flatten(picture, 0).size[::-1]
 
 
 def test_pictures_with_damaged_exif_data_are_read(tmp_path):
