@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -581,3 +582,18 @@ def test_a_dry_run_never_replaces_other_files(folder: Path, options: PushOptions
     with pytest.raises(InputError, match="holds other files"):
         push(replace(options, dry_run=str(tmp_path / "photos")), say=lambda line: None)
     assert (tmp_path / "photos/cat.png").read_bytes() == b"mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_full_disk_is_told_and_leaves_nothing(pictured: Path, tmp_path: Path):
+    (tmp_path / "small").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", tmp_path / "small"], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine doesn't let a small disk be mounted")
+    try:
+        done = run(*push_words(pictured), "--dry_run", tmp_path / "small/preview")
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr and "Traceback" not in done.stderr
+        assert list((tmp_path / "small").iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path / "small"], check=True)
