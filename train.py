@@ -17,7 +17,7 @@ from imagelm.errors import run_script
 # Stand before the recipe and the command line, which win.
 DEFAULTS = [
     *("--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2", "--logging_steps", "10"),
-    *("--metric_for_best_model", BEST_METRIC),
+    *("--metric_for_best_model", BEST_METRIC, "--hub_strategy", "end"),
 ]
 
 
@@ -41,12 +41,21 @@ def main() -> None:
     )
     from imagelm.evaluation import evaluate_folder, leak_proof_rows
     from imagelm.files import write_json
+    from imagelm.hub.training import PushWhileTraining, check_hub, publish_run
     from imagelm.launch import parse_launch
     from imagelm.model import build_model, name_classes, prove_no_leak
     from imagelm.processor import make_processor
     from imagelm.record import RunRecord
     from imagelm.report import summary, write_report
-    from imagelm.runs import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, identity, settle_together
+    from imagelm.runs import (
+        BEST_FOLDER,
+        FINAL_FOLDER,
+        REPORT_FOLDER,
+        RESULTS_FILE,
+        identity,
+        keep_records,
+        settle_together,
+    )
     from imagelm.stopping import StopOnSignal
     from imagelm.tokenizer import grammar_of, load_tokenizer
     from imagelm.training import ImageTrainer, KeepBest, read_selection, save_folder
@@ -86,10 +95,16 @@ def main() -> None:
     settled = settle_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
     if settled.finished:
         say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
+        if launch.hub and is_main:
+            publish_run(launch.hub, output / BEST_FOLDER)
         return
     checkpoint = settled.checkpoint
     say("\n".join([*settled.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
     record = RunRecord(output, this, launch, stats, is_main, started, settled.is_new)
+
+    # Hub: whether a push could succeed is known before hours of training
+    if launch.hub and is_main:
+        say(check_hub(launch.hub))
 
     # Baselines
     baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
@@ -104,6 +119,8 @@ def main() -> None:
     record.spikes = trainer.finite_steps.spikes.told
     for callback in (keep_best, record, PartialResume(checkpoint, settled.missing)):
         trainer.add_callback(callback)
+    if launch.hub and launch.hub.each_save:
+        trainer.add_callback(PushWhileTraining(trainer, launch.hub))
     say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
@@ -128,7 +145,11 @@ def main() -> None:
         run = record.update(ended="finished")
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
+        for name in results:
+            keep_records(output / name, run, stats, trainer.state.log_history)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")
+        if launch.hub:
+            publish_run(launch.hub, output / BEST_FOLDER)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "save_strategy, save_steps": "when to save a checkpoint (default here: each epoch)",
     "metric_for_best_model": f"which figure chooses best_model (default here: {BEST_METRIC})",
     "resume_from_checkpoint": "a checkpoint (default: the newest whole one in --output_dir)",
+    "push_to_hub, hub_model_id": "publish best_model at the end (--hub_strategy every_save: also at each save)",
     "seed": "of weights and dropout",
     "data_seed": "of the rows' order (default: --seed)",
     "full_determinism": "bitwise the same run again, also on a GPU; slower there",

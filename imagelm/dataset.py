@@ -68,8 +68,8 @@ class RowSource(Protocol):
     def place(self, file: str, line: int) -> str:
         """Where a row stands, for people."""
 
-    def statistics(self) -> dict:
-        """What this source adds to `stats.json`."""
+    def statistics(self, used: np.ndarray) -> dict:
+        """What this source adds to `stats.json`; `used` are the lines of the rows that stay."""
 
 
 def prepare(options: PrepareOptions, command: str) -> dict:

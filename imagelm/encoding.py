@@ -106,8 +106,18 @@ class ImageRows:
                 images = np.stack([read_pixels(pictures[i], **self.form) for i in used])
                 yield self._rows(images, start + used)
 
-    def statistics(self) -> dict:
-        """What pictures and codec add to `stats.json`; draws the codec into the output folder."""
+    def statistics(self, used: np.ndarray) -> dict:
+        """What pictures and codec add to `stats.json`; draws the codec into the output folder.
+
+        Args:
+            used: Numbers of the pictures whose rows stay, perhaps several times.
+        """
+        different = len(np.unique(self.found.digests[self.sides != LEFT_OUT]))
+        if (alike := different - len(np.unique(used))) > 0:
+            self.notes.append(
+                f"{alike} of {different} different pictures have the tokens of another one and were dropped; a larger "
+                "codebook or smaller patches tell more of them apart"
+            )
         reconstruction = None
         if self.codec.can_decode:
             numbers = self._choose(TEST, NUM_QUALITY_IMAGES)

@@ -58,6 +58,10 @@ REMEDIES = {
 }
 
 
+class HubError(RuntimeError):
+    """The Hub can't be reached or doesn't do what was asked; the message says what stands there and what to do."""
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and ends the process with exit code 0, 1 or 2; 130 or 143 after SIGINT or SIGTERM.
 
@@ -81,7 +85,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except OSError as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
-    except (LeakError, DivergedError, StorageError) as error:
+    except (LeakError, DivergedError, StorageError, HubError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILURE)
     except StoppedError as stopped:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from imagelm.arguments import RunArguments
-from imagelm.model import load_model, prove_no_leak
+from imagelm.model import load_model, prove_no_leak, weights_sha256
 from imagelm.report import accuracy_interval
 from imagelm.tokenizer import grammar_of
 from imagelm.training import ImageTrainer
@@ -29,7 +29,7 @@ def evaluate_folder(
 
     Returns:
         Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the 95 % interval of the
-        CLS-slot accuracy, and the leak proof.
+        CLS-slot accuracy, the leak proof, the SHA-256 of the weights, and a row as an example.
 
     Raises:
         LeakError: The class logits depend on what comes after `<CLS>`.
@@ -41,6 +41,8 @@ def evaluate_folder(
     results.pop("eval_model_preparation_time", None)
     results["eval_samples"] = len(test)
     results["eval_dtype"] = "float32"
+    results["weights_sha256"] = weights_sha256(folder)
+    results["example_row"] = tokenizer.decode(test[0]["input_ids"])
     results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(test))
     results |= {f"eval_{name.removeprefix('cls_')}": value for name, value in trainer.metrics.details.items()}
     rows = leak_proof_rows(test)

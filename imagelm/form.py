@@ -40,18 +40,35 @@ def settle_form(about: ImageOptions, codec: Codec | None, found: Survey, sides: 
         asked = parse_size(about.image_size)
         height, width = asked or max(sizes, key=lambda size: (sizes[size], size))
         size = _divisible(height, width, about, asked is not None, notes)
-        channels = {"grey": 1, "rgb": 3, "auto": 3 if found.coloured[training].any() else 1}[about.channels]
+        coloured = int(found.coloured[training].sum())
+        channels = {"grey": 1, "rgb": 3, "auto": 3 if coloured else 1}[about.channels]
+        if about.channels == "auto" and 0 < coloured < training.sum() / 2:
+            notes.append(
+                f"{coloured} of {training.sum()} training pictures are coloured, so all are read as RGB; "
+                "--channels grey makes them grey"
+            )
         form = {"image_size": size, "channels": channels, "fit": about.fit, "background": about.background}
-    height, width = form["image_size"]
-    readable = found.sizes[found.readable]
-    if others := int((readable != (height, width)).any(1).sum()):
-        done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
-        notes.append(f"{others} of {len(readable)} pictures aren't {height}×{width} pixels and are {done}")
+    notes += notes_on_form(form, found.sizes[found.readable], found.num_animated)
     if form["channels"] == 1 and (coloured := int(found.coloured.sum())):
         notes.append(f"{coloured} coloured pictures become grey")
-    if found.num_animated:
-        notes.append(f"{found.num_animated} pictures have several frames; the first one is taken")
     return form, notes
+
+
+def notes_on_form(form: dict, sizes: np.ndarray, num_animated: int) -> list[str]:
+    """What becomes of pictures of another size, and of several frames.
+
+    Args:
+        form: `image_size` and `fit`, as in a codec's config.
+        sizes: Height and width of each picture; shape (pictures, 2).
+        num_animated: Pictures of several frames.
+    """
+    (height, width), notes = form["image_size"], []
+    if others := int((sizes != (height, width)).any(1).sum()):
+        done = "resized" if form["fit"] == "resize" else "padded (larger ones shrunk first)"
+        notes.append(f"{others} of {len(sizes)} pictures aren't {height}×{width} pixels and are {done}")
+    if num_animated:
+        notes.append(f"{num_animated} pictures have several frames; the first one is taken")
+    return notes
 
 
 def _divisible(height: int, width: int, about: ImageOptions, asked: bool, notes: list[str]) -> list[int]:

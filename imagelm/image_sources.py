@@ -9,14 +9,16 @@ import glob
 import io
 import os
 import re
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from imagelm.errors import InputError
 from imagelm.untrusted import check_archive_size, check_saved_dataset, is_inside
@@ -84,7 +86,11 @@ class Folder(Files):
 
     def __init__(self, root: Path) -> None:
         classes = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
-        found = [_picture_files(folder, root) for folder in classes]
+        found, links = [], []
+        for folder in classes:
+            files, unfollowed = _picture_files(folder, root)
+            found.append(files)
+            links += unfollowed
         loose = sorted((entry for entry in root.iterdir() if _is_picture_file(entry, root)), key=natural_key)
         if not any(found):
             if not loose:
@@ -100,8 +106,9 @@ class Folder(Files):
         self.class_names = [printable(folder.name) for folder in classes]
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
         if loose:
-            example = printable(loose[0].name)
-            self.notes.append(f"{root}: {len(loose)} files outside the class folders aren't used ({example}, …)")
+            self.notes.append(f"{root}: not used, as it lies outside the class folders: {_shown(loose, root)}")
+        if links:
+            self.notes.append(f"{root}: not followed, as it is a link to a folder: {_shown(links, root)}")
         if empty:
             self.notes.append(f"{root}: no picture in {', '.join(empty)}, so there is no such class")
 
@@ -113,7 +120,7 @@ class Arrays:
         self.path, self.notes = path, []
         self.names = self._load(None)
         image_key = _choose(image_key, IMAGE_KEYS, self.names, f"--images {path}", "--image_column")
-        self.images = self._load(image_key)
+        self.images = self._load(image_key, mapped=True)
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
             raise InputError(
@@ -128,11 +135,19 @@ class Arrays:
                 raise InputError(f"{path}: {shape[0]} images, but {label_key!r} has shape {labels.shape}")
             self.labels, self.class_names = _number(labels, self)
 
-    def _load(self, name: str | None) -> np.ndarray | list[str]:
-        """An array, or the names of all; others are never opened."""
+    def _load(self, name: str | None, mapped: bool = False) -> np.ndarray | list[str]:
+        """An array, or the names of all; others are never opened.
+
+        Args:
+            name: Of the array; None for the names.
+            mapped: Unpack it to a temporary file that is read piece by piece as it's used, and gone with the array.
+        """
         try:
             if name is not None:
-                check_archive_size(self.path, name)
+                check_archive_size(self.path, name, on_disk=mapped)
+            if mapped:
+                with zipfile.ZipFile(self.path) as archive, tempfile.TemporaryDirectory() as folder:
+                    return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
             with np.load(self.path, allow_pickle=False) as archive:
                 return list(archive.files) if name is None else archive[name]
         except InputError:
@@ -235,6 +250,8 @@ class TableOfPictures:
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes a picture file; of an animated one the first frame."""
+    if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
+        return BadImage("not a regular file")
     try:
         # By a handle: given a name, Pillow 13 maps TIFF files into memory and turns them wrongly by their EXIF note.
         with warnings.catch_warnings(), open(file, "rb") if isinstance(file, Path) else file as stream:
@@ -263,6 +280,13 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of a picture as people see it, whichever way the camera was held."""
+    width, height = image.size
+    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
+
+
 def printable(name: object) -> str:
     """A file's name as text that can be written anywhere; bytes that aren't UTF-8 show as `\\xff`."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -280,13 +304,18 @@ def _is_visible(path: Path, root: Path) -> bool:
 
 
 def _is_picture_file(path: Path, root: Path) -> bool:
-    """Whether a file, or a link that leads nowhere, stands for a picture."""
-    is_file = path.is_file() or (path.is_symlink() and not path.exists())
-    return is_file and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
+    """Whether something is to be read as a picture; a pipe, or a link that leads nowhere, is named when it's read."""
+    return not path.is_dir() and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
 
 
-def _picture_files(folder: Path, root: Path) -> list[Path]:
-    """All files of a class, in natural order.
+def _shown(paths: Sequence[Path], root: Path) -> str:
+    """The first of several paths by name, and how many more there are."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{printable(paths[0].relative_to(root))}{more}"
+
+
+def _picture_files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
+    """All files of a class in natural order, and links to folders, which could lead to another class or in a circle.
 
     Raises:
         InputError: A folder can't be listed: its pictures would be missing without a word.
@@ -295,8 +324,13 @@ def _picture_files(folder: Path, root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise InputError(f"--images {root}: {printable(error.filename)} can't be read: {error.strerror}") from error
 
-    files = [Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names]
-    return sorted((file for file in files if _is_picture_file(file, root)), key=natural_key)
+    files, links = [], []
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        files += [Path(where, name) for name in names]
+        links += [Path(where, name) for name in folders if Path(where, name).is_symlink()]
+    files = [file for file in files if _is_picture_file(file, root)]
+    links = [link for link in links if _is_visible(link, root)]
+    return sorted(files, key=natural_key), sorted(links, key=natural_key)
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
 from imagelm.errors import InputError
 from imagelm.files import check_folder_name
+from imagelm.hub.options import RunPush
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.precision import MIXED_PRECISION_VARIABLE, settle_mixed_precision, settle_threads
 
@@ -31,10 +33,10 @@ LONGEST_EAGER_ROW = 256
 UNWANTED_ARGUMENTS = {
     "load_best_model_at_end": (bool, "best_model is kept beside final_model anyway"),
     "label_smoothing_factor": (bool, "a smoothed loss has no perplexity"),
-    "push_to_hub": (bool, "publish the finished folder once training is done"),
     "bf16_full_eval": (bool, "figures are reported in fp32"),
     "fp16_full_eval": (bool, "figures are reported in fp32"),
     "prediction_loss_only": (bool, "a loss alone tells no accuracy"),
+    "hub_always_push": (bool, "each push waits for the one before it"),
     "batch_eval_metrics": (bool, "logits are reduced on the device already"),
     "eval_do_concat_batches": (operator.not_, "figures are sums over the whole split"),
     "enable_jit_checkpoint": (bool, "SIGTERM saves a checkpoint anyway"),
@@ -49,6 +51,7 @@ class Launch:
     """Everything a run was told, and what was decided for it.
 
     Attributes:
+        hub: How to publish the run; None where it isn't asked for.
         notes: What was decided, a line each, for the log.
     """
 
@@ -56,6 +59,7 @@ class Launch:
     model: ModelArguments
     run: RunArguments
     args: TrainingArguments
+    hub: RunPush | None
     num_threads: int
     notes: list[str]
 
@@ -109,7 +113,30 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
     logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
     args.logging_nan_inf_filter = False  # such a step is never taken; the filter would cost a wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
-    return Launch(data, model, run, args, settle_threads(run.num_threads), [note for note in notes if note])
+    hub = _take_over_push(args)
+    return Launch(data, model, run, args, hub, settle_threads(run.num_threads), [note for note in notes if note])
+
+
+def _take_over_push(args: TrainingArguments) -> RunPush | None:
+    """What the arguments ask of the Hub, taken away from Trainer: it would publish pickles and a card of its own.
+
+    Raises:
+        InputError: The repository's name can't be one, or optimizer states should be published.
+    """
+    if not args.push_to_hub:
+        return None
+    if args.hub_strategy not in ("end", "every_save"):
+        raise InputError(
+            f"--hub_strategy {args.hub_strategy.value}: a checkpoint to resume from holds pickles, which aren't "
+            "published; choose end or every_save"
+        )
+    repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
+    hub = RunPush(
+        repo_id, args.hub_token, bool(args.hub_private_repo), args.hub_revision, args.hub_strategy == "every_save"
+    )
+    hub.options(Path(args.output_dir))  # checks the name
+    args.push_to_hub, args.hub_token = False, None
+    return hub
 
 
 class _Parser(HfArgumentParser):

@@ -6,6 +6,7 @@ tokenizer, positions from the data's longest row, and whatever doesn't fit is re
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -82,6 +83,19 @@ def load_model(folder: str | Path) -> PreTrainedModel:
         raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
     mend_loss_scale(model)
     return model
+
+
+def weights_sha256(folder: Path) -> str:
+    """Identifies the weights of a saved model: SHA-256 over its safetensors files in the order of their names.
+
+    For a model of one file it is the file's own, as the Hub shows it.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("model*.safetensors")):
+        with open(file, "rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:

@@ -46,7 +46,12 @@ def add_processor(folder: Path, processor: ImageLMProcessor) -> None:
     """Adds codec, processor and pipeline to a folder with a saved model."""
     processor.codec.save(folder)
     write_json(folder / PROCESSOR_CONFIG, processor.to_dict())
-    for name in CODE_FILES:
-        shutil.copyfile(Path(published.__file__).parent / name, folder / name)
+    copy_code(folder)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", config | {"custom_pipelines": {PIPELINE_TASK: PIPELINE}})
+
+
+def copy_code(folder: Path) -> None:
+    """Puts the code that reads pictures into a folder."""
+    for name in CODE_FILES:
+        shutil.copyfile(Path(published.__file__).parent / name, folder / name)

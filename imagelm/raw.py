@@ -71,7 +71,7 @@ class JsonlRows:
                 )
             yield batch
 
-    def statistics(self) -> dict:
+    def statistics(self, used: np.ndarray) -> dict:
         """The codec's form, where there is one."""
         if self.codec is None:
             return {}
@@ -113,10 +113,13 @@ def open_codec(folder: str) -> Codec:
     Raises:
         InputError: There is none.
     """
+    if Path(folder).is_file():
+        raise InputError(f"--codec {folder} is a file; name its folder")
     try:
         return load_codec(folder)
     except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"--codec: {error}") from error
+        missing = "" if Path(folder).is_dir() else f"{folder} is no folder here, and as a Hub id: "
+        raise InputError(f"--codec: {missing}{error}") from error
 
 
 def _codec(folder: str | None, codebook_size: int) -> Codec | None:

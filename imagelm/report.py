@@ -18,12 +18,13 @@ from scipy.stats import binomtest
 from imagelm.files import table_cell, whole_folder, write_text
 
 REPORT_FILE = "training_report.md"
+CONFUSION_FILE = "confusion_matrix.png"
 PLOTS = {
     "loss.png": "Loss",
     "perplexity.png": "Perplexity",
     "accuracy.png": "Accuracy",
     "learning_rate.png": "Learning rate",
-    "confusion_matrix.png": "Confusion matrix",
+    CONFUSION_FILE: "Confusion matrix",
 }
 TRAIN_COLOR, TEST_COLOR, SLOT_COLOR, BASELINE_COLOR = "#4c72b0", "#c44e52", "#2a8c55", "#777777"
 MAX_ANNOTATED_CLASSES = 20
@@ -46,6 +47,22 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
         run: `run.json`.
         stats: The dataset's `stats.json`.
     """
+    with whole_folder(folder) as staging:
+        write_plots(staging, results, history)
+        write_text(staging / REPORT_FILE, _report(results, final, run, stats))
+
+
+def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, str]:
+    """Draws all plots into a folder.
+
+    Args:
+        folder: Where to.
+        results: `eval_results.json` of the model.
+        history: Trainer's log history; without it only the confusion matrix is drawn.
+
+    Returns:
+        Figure → file name.
+    """
     curves = _curves(history)
     plots = {
         "loss.png": _plot_loss,
@@ -53,12 +70,12 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
         "accuracy.png": _plot_accuracy,
         "learning_rate.png": _plot_learning_rate,
     }
+    drawn = plots if history else {}
+    for name, plot in drawn.items():
+        _save(folder / name, plot, curves, results)
     matrix = np.array(results["eval_confusion_matrix"])
-    with whole_folder(folder) as staging:
-        for name, plot in plots.items():
-            _save(staging / name, plot, curves, results)
-        _save(staging / "confusion_matrix.png", _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
-        write_text(staging / REPORT_FILE, _report(results, final, run, stats))
+    _save(folder / CONFUSION_FILE, _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
+    return {Path(name).stem: name for name in (*drawn, CONFUSION_FILE)}
 
 
 def summary(results: dict, run: dict, report: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -21,8 +22,9 @@ from transformers import PretrainedConfig, TrainingArguments
 
 from imagelm.arguments import ModelArguments, RunArguments
 from imagelm.checkpoints import CHECKPOINT_PATTERN, checkpoints, choose_checkpoint, identity_of, intact_part
+from imagelm.dataset import STATS_FILE
 from imagelm.errors import InputError, StorageError, describe
-from imagelm.files import remove_leftovers
+from imagelm.files import remove_leftovers, write_json
 from imagelm.guards import DIVERGED_FILE
 from imagelm.record import RUN_FILE, read_record
 
@@ -30,6 +32,8 @@ BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
 RESULTS_FILE = "eval_results.json"
 OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
+# What a model's folder holds beside the model, so that it can be told of wherever the folder goes.
+HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
 # The fields of TrainingArguments that determine the weights; the others say where, how often and how loudly.
 DECISIVE_ARGUMENTS = (
     "adam_beta1",
@@ -200,6 +204,17 @@ def discard(output: Path) -> None:
             shutil.rmtree(entry)
     for name in (DIVERGED_FILE, RUN_FILE):
         (output / name).unlink(missing_ok=True)
+
+
+def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
+    """Puts run, data statistics and log history into a model's folder, where the model card finds them."""
+    # JSON has no infinite numbers, as a norm of gradients may be in fp16.
+    finite = [
+        {name: value for name, value in log.items() if not isinstance(value, float) or math.isfinite(value)}
+        for log in history
+    ]
+    for name, content in ((RUN_FILE, run), (STATS_FILE, stats), (HISTORY_FILE, finite)):
+        write_json(folder / name, content)
 
 
 def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, notes: list[str]) -> Settled | None:

@@ -1,8 +1,8 @@
 """`vocab.json` → a `PreTrainedTokenizerFast` whose ids are the file's.
 
-One idea: the published tokenizer is a standard class that every `transformers` reads. Two things are mended on the way
-out: transformers 5 writes a class name that 4.x refuses, and `GPT2Tokenizer`, which the predecessor's users call, needs
-its own two files beside.
+One idea: the published tokenizer is a standard class that every `transformers` reads. Some things are mended on the way
+out: transformers 5 writes a class name that 4.x refuses, 4.x would feed GPT-2 type ids, and `GPT2Tokenizer`, which the
+predecessor's users call, needs its own two files beside.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokens = grammar_of(tokenizer).tokens
     config = read_json(folder / TOKENIZER_CONFIG)
     config["tokenizer_class"] = PORTABLE_CLASS
+    # 4.x would add token_type_ids, which GPT-2 takes for tokens and adds their embeddings: wrong logits without a word.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    for name in ("is_local", "local_files_only"):  # how it was loaded here, which nobody else needs
+        config.pop(name, None)
     config["added_tokens_decoder"] = {str(i): {"content": t, **_added_token(t)} for i, t in enumerate(tokens)}
     write_json(folder / TOKENIZER_CONFIG, config)
     write_json(folder / VOCABULARY_FILE, {token: i for i, token in enumerate(tokens)})

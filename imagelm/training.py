@@ -41,12 +41,12 @@ from imagelm.model import save_model
 from imagelm.optimizer import MuonWithAdamW
 from imagelm.processor import add_processor
 from imagelm.published.processing_imagelm import ImageLMProcessor
+from imagelm.runs import TRAINING_ARGUMENTS_FILE
 from imagelm.sequence import IGNORE_INDEX, Grammar
 from imagelm.storage import told_as_storage_error
 from imagelm.tokenizer import grammar_of, save_tokenizer
 
 SELECTION_FILE = "selection.json"  # why this model is the best one
-TRAINING_ARGUMENTS_FILE = "training_args.json"
 
 
 class RowCollator(DataCollatorForLanguageModeling):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -42,16 +44,22 @@ def check_saved_dataset(folder: Path, option: str) -> None:
             )
 
 
-def check_archive_size(path: Path, name: str) -> None:
-    """Refuses an array of an NPZ file that the memory can't hold; nothing is unpacked for it.
+def check_archive_size(path: Path, name: str, on_disk: bool) -> None:
+    """Refuses an array of an NPZ file that there is no room for; nothing is unpacked for it.
+
+    Args:
+        path: The archive.
+        name: The array.
+        on_disk: Whether it's to be unpacked into a temporary file, not into the memory.
 
     Raises:
-        InputError: It can't.
+        InputError: It's too large.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with zipfile.ZipFile(path) as archive:
         size = max((entry.file_size for entry in archive.infolist() if entry.filename == f"{name}.npy"), default=0)
-    if size > memory:
-        raise InputError(
-            f"--images {path}: array {name!r} unpacks to {size:,} bytes, this machine has {memory:,}; split it up"
-        )
+    if on_disk:
+        room, where = shutil.disk_usage(tempfile.gettempdir()).free, f"{tempfile.gettempdir()} has room for"
+    else:
+        room, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory is"
+    if size > room:
+        raise InputError(f"--images {path}: array {name!r} unpacks to {size:,} bytes, {where} {room:,}; split it up")

@@ -13,6 +13,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="imagelm-tests-")
 os.environ |= {
     "HF_HOME": _HOME.name,
     "HF_HUB_OFFLINE": "1",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLCONFIGDIR": _HOME.name,
@@ -128,3 +129,12 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train(home / "data", home / "out", "--num_train_epochs", "3")
     assert done.returncode == 0, done.stderr
     return home
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    """A Hub on loopback with no repositories yet."""
+    from tests.hub import LocalHub
+
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub

@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.cluster import KMeans
 
@@ -22,7 +23,7 @@ from imagelm.dataset import check_disjoint, load_prepared, load_stats, prepare
 from imagelm.errors import InputError
 from imagelm.images import batches, open_images
 from imagelm.options import ImageOptions, PrepareOptions, make_options
-from imagelm.published.codec_imagelm import load_codec
+from imagelm.published.codec_imagelm import PatchCodec, load_codec
 from imagelm.statistics import summary
 from tests.conftest import ROOT, SHARED, run
 from tests.pictures import (
@@ -302,7 +303,7 @@ def test_the_commonest_size_is_taken_and_the_others_are_counted(tmp_path):
     to_image(random_pictures(1, (30, 30), seed=2)[0]).save(tmp_path / "in/cat/large.png")
     to_image(random_pictures(1, (3, 5), seed=3)[0]).save(tmp_path / "in/dog/small.png")
     for fit, done in (("resize", "resized"), ("pad", "padded (larger ones shrunk first)")):
-        _, stats = prepare_pictures(tmp_path / fit, tmp_path / "in", fit=fit, codebook_size=4)
+        _, stats = prepare_pictures(tmp_path / fit, tmp_path / "in", fit=fit, codebook_size=16)
         assert form_of(tmp_path / fit)["image_size"] == [8, 12]
         assert stats["images"]["notes"] == [f"2 of 12 pictures aren't 8×12 pixels and are {done}"]
         assert stats["codec"]["grid"] == [2, 3]
@@ -341,10 +342,15 @@ def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
     to_image(random_pictures(1, channels=3, seed=9)[0]).save(mixed / "cat/colour.png")
     cases = [(grey, "auto", 1), (grey, "rgb", 3), (mixed, "auto", 3), (mixed, "grey", 1)]
     for i, (folder, channels, expected) in enumerate(cases):
-        _, stats = prepare_pictures(tmp_path / f"out{i}", folder, channels=channels, codebook_size=4)
+        _, stats = prepare_pictures(tmp_path / f"out{i}", folder, channels=channels, codebook_size=16)
         assert form_of(tmp_path / f"out{i}")["channels"] == expected
-        said = ["1 coloured pictures become grey"] if (folder, channels) == (mixed, "grey") else []
-        assert stats["images"]["notes"] == said
+        said = {
+            (mixed, "grey"): ["1 coloured pictures become grey"],
+            (mixed, "auto"): [
+                "1 of 8 training pictures are coloured, so all are read as RGB; --channels grey makes them grey"
+            ],
+        }
+        assert stats["images"]["notes"] == said.get((folder, channels), [])
 
 
 def test_transparent_pictures_lie_over_the_background_that_is_named(tmp_path):
@@ -366,7 +372,7 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
         tmp_path / "second/codec/codec.safetensors"
     ).read_bytes()
     assert form_of(tmp_path / "first") == form_of(tmp_path / "second")
-    assert stats["images"]["notes"] == [
+    assert stats["images"]["notes"][:2] == [
         "12 of 12 pictures aren't 8×8 pixels and are padded (larger ones shrunk first)",
         "12 coloured pictures become grey",
     ]
@@ -374,6 +380,15 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
     for name in ("nowhere", "a"):
         with pytest.raises(InputError, match=rf"--codec: .*{name} holds no codec\.json"):
             prepare_pictures(tmp_path / "no", tmp_path / "b", codec=str(tmp_path / name))
+
+
+def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for(tmp_path, lossless):
+    cats_and_dogs(tmp_path / "in", per_class=4)
+    nowhere = f"--codec: {tmp_path}/none is no folder here, and as a Hub id: {tmp_path}/none holds no codec.json"
+    file = lossless / "codec.json"
+    for codec, said in ((tmp_path / "none", nowhere), (file, f"--codec {file} is a file; name its folder")):
+        with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+            prepare_pictures(tmp_path / "out", tmp_path / "in", codec=str(codec))
 
 
 @pytest.mark.parametrize("features", ["x,y,Gx,Gy", "x,y,R"])
@@ -653,6 +668,25 @@ def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
     assert "dog/again.png" not in sources and "dog/again.png" not in {s.split(":")[1] for s in data["test"]["source"]}
     assert set(sources.values()) == {4}
     assert stats["label_conflicts"]["total"] == 1
+
+
+def test_different_pictures_that_the_codebook_makes_equal_are_counted(tmp_path):
+    black = np.zeros((8, 8, 8, 1), np.uint8)
+    black[:, 0] = np.diag(np.full(8, 40))[..., None]  # a grey pixel each, which no entry keeps
+    folder = class_folder(tmp_path / "in", {"cat": black[:4], "dog": black[4:], "cow": random_pictures(8)})
+    entries = torch.tensor([0, 85, 170, 255], dtype=torch.uint8)[:, None].repeat(1, 4)
+    PatchCodec({"image_size": [8, 8], "channels": 1, "patch_size": 2}, {"codebook": entries}).save(tmp_path / "codec")
+    _, stats = prepare_pictures(tmp_path / "out", folder, codec=str(tmp_path / "codec"), split_by="hash")
+    assert stats["duplicates_dropped"] == 7
+    assert any(note.startswith("7 of 16 different pictures have the tokens") for note in stats["images"]["notes"])
+
+
+def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp_path):
+    pictures = random_pictures(6)
+    folder = class_folder(tmp_path / "in", {"cat": pictures[[0, 1, 2, 0]], "dog": pictures[3:]})
+    _, stats = prepare_pictures(tmp_path / "out", folder, codebook_size=8)
+    assert stats["duplicates_dropped"] == 1
+    assert not any("different pictures" in note for note in stats["images"]["notes"])
 
 
 def test_a_class_folder_without_pictures_is_no_class(tmp_path):

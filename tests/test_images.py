@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from PIL import Image
 
 from imagelm.dataset import load_prepared
 from imagelm.errors import InputError
-from imagelm.image_sources import BadImage, natural_key, read_image
+from imagelm.image_sources import BadImage, natural_key, read_image, upright_size
 from imagelm.images import batches, open_images, train_and_test
 from imagelm.options import parse_size
 from imagelm.published.codec_imagelm import flatten, read_pixels
@@ -100,9 +102,28 @@ def test_an_empty_class_and_loose_files_are_noted(tmp_path):
     assert source.class_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert source.notes == [
-        f"{tmp_path}: 1 files outside the class folders aren't used (notes.txt, …)",
+        f"{tmp_path}: not used, as it lies outside the class folders: notes.txt",
         f"{tmp_path}: no picture in bird, so there is no such class",
     ]
+
+
+def test_a_link_to_a_folder_inside_a_class_is_named_and_not_followed(tmp_path):
+    cats_and_dogs(tmp_path, per_class=2)
+    (tmp_path / "cat/all").symlink_to("..")  # its dogs would become cats
+    (tmp_path / "cat/more").symlink_to("../dog")
+    (tmp_path / "dog/.cache").symlink_to("../cat")
+    source = open_images([str(tmp_path)])
+    assert len(source) == 4
+    assert source.notes == [f"{tmp_path}: not followed, as it is a link to a folder: cat/all and 1 more"]
+
+
+def test_a_pipe_among_pictures_is_named_and_not_waited_for(tmp_path):
+    cats_and_dogs(tmp_path, per_class=2)
+    os.mkfifo(tmp_path / "cat/camera.png")
+    source = open_images([str(tmp_path)])
+    places = [source.place(i) for i in range(len(source))]
+    number = places.index(f"{tmp_path}/cat/camera.png")
+    assert source.load(number, number + 1)[0] == BadImage("not a regular file")
 
 
 def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
@@ -289,6 +310,23 @@ def test_an_npz_file_is_read_by_the_usual_names_of_its_arrays(tmp_path, images, 
     arrays = {images: pictures if channels else pictures[..., 0], labels: numbers, "other": np.zeros(3)}
     np.savez(tmp_path / "x.npz", **arrays)
     check_source(open_images([str(tmp_path / "x.npz")]), pictures, ["4", "30", "100"], [1, 0, 0, 2, 1, 0, 2])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_pictures_of_an_npz_file_are_never_all_in_memory(tmp_path, save):
+    pictures = np.zeros((64, 1024, 1024), np.uint8)
+    pictures[:, 0, 0] = np.arange(64)
+    save(tmp_path / "x.npz", image=pictures, label=np.arange(64) % 2)
+    del pictures
+    tracemalloc.start()
+    try:
+        source = open_images([str(tmp_path / "x.npz")])
+        seen = [np.asarray(picture)[0, 0] for _, part in batches(source) for picture in part]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == list(range(64))
+    assert peak < 16 << 20  # of 64 MiB
 
 
 @pytest.mark.parametrize(
@@ -640,6 +678,15 @@ def test_bad_pictures_stop_the_command_with_code_2_where_asked(wild, tmp_path):
     assert all(str(root / name) in done.stderr for name in bad)
     assert f"{len(bad)} bad rows (unreadable_image {len(bad)})" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (3, 5)), (3, (3, 5)), (6, (5, 3)), (8, (5, 3))])
+def test_the_size_of_a_picture_is_that_of_the_upright_one(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("L", (5, 3)).save(tmp_path / "x.jpg", exif=exif)
+    picture = read_image(tmp_path / "x.jpg")
+    assert upright_size(picture) == size == flatten(picture, 0).size[::-1]
 
 
 def test_pictures_with_damaged_exif_data_are_read(tmp_path):

@@ -292,6 +292,17 @@ def test_a_damaged_picture_is_named_and_the_others_are_answered_as_without_it(ar
         infer(*words, "--images", tmp_path / "photos/owl/1.png")
 
 
+def test_pictures_of_another_size_and_of_several_frames_are_counted(artist, photos, tmp_path, infer):
+    shutil.copytree(photos, tmp_path / "photos")
+    Image.new("L", (5, 9)).save(tmp_path / "photos/cat/long.png")
+    frames = [Image.new("L", (8, 8), grey) for grey in (0, 255)]
+    frames[0].save(tmp_path / "photos/owl/film.gif", save_all=True, append_images=frames[1:])
+    printed = infer("--mode", "classify", "--model", artist, "--images", tmp_path / "photos")
+    assert "1 of 11 pictures aren't 8×8 pixels and are resized" in printed
+    assert "1 pictures have several frames; the first one is taken" in printed
+    assert "8×8 pixels" not in infer("--mode", "classify", "--model", artist, "--images", photos)
+
+
 # next_token, continue, generate
 
 

@@ -12,6 +12,7 @@ from imagelm.launch import parse_launch
 from tests.conftest import CLASSES, ROOT, run
 from train import DEFAULTS
 
+SCRIPTS = ("prepare_dataset.py", "train.py", "inference.py", "push_to_hub.py")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -72,6 +73,18 @@ def test_every_inference_command_runs(pictured, tmp_path, command):
     assert done.returncode == 0, done.stderr
 
 
+def test_both_commands_to_publish_put_the_repositories_together(pictured, tmp_path):
+    lines = [line.strip() for line in README.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("python push_to_hub.py")]
+    paths = {"outputs/photos/best_model": pictured / "out/best_model", "data/photos": pictured / "data"}
+    assert ["--dry_run" in words for words in commands] == [True, False]
+    for words in commands:
+        words = [str(paths.get(word, word)) for word in words if word != "--dry_run"]
+        done = run(*words[1:], "--num_drawings", "0", "--dry_run", tmp_path / "preview")
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "preview").iterdir()} == {"model", "dataset", "space", "uploads.json"}
+
+
 def test_the_training_command_parses():
     command = "accelerate launch --config_file accelerate_config.yaml train.py --dataset_dir data/mine"
     words = shlex.split(indented(command).splitlines()[0])
@@ -80,7 +93,8 @@ def test_the_training_command_parses():
 
 
 def test_every_option_that_is_named_exists():
-    helps = "".join(run(script, "--help").stdout for script in ("prepare_dataset.py", "train.py", "inference.py"))
+    helps = "".join(run(script, "--help").stdout for script in SCRIPTS)
+    helps += run("train.py", "--help_all").stdout
     named = set(re.findall(r"--[a-z_]+", README)) - {"--multi_gpu", "--num_processes", "--config_file"}  # accelerate's
     assert len(named) > 10
     assert [name for name in sorted(named) if name not in helps] == []

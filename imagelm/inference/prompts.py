@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from imagelm.dataset import TOKENIZER_FOLDER, load_codec_of, load_prepared
 from imagelm.errors import InputError
-from imagelm.image_sources import printable
+from imagelm.form import notes_on_form
+from imagelm.image_sources import NUM_FRAMES, printable, upright_size
 from imagelm.images import BadImage, ImageSource, batches, open_images
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.options import InputOptions
@@ -282,10 +283,16 @@ def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
     prompts = Prompts([], source, list(source.notes))
     classes = [] if source.labels is None else _labels(source.class_names, loaded, prompts.notes)
     count, problems = min(len(source), options.num_rows or len(source)), []
+    sizes, num_animated = [], 0
     for start, pictures in batches(source):
         if start >= count:
             break
-        found = [_pixels(picture, loaded) for picture in pictures[: count - start]]
+        found = []
+        for picture in pictures[: count - start]:
+            found.append(_pixels(picture, loaded))
+            if not isinstance(found[-1], BadImage):
+                sizes.append(upright_size(picture))
+                num_animated += NUM_FRAMES in picture.info
         problems += [(source.place(start + i), p.reason) for i, p in enumerate(found) if isinstance(p, BadImage)]
         numbers = [start + i for i, pixels in enumerate(found) if not isinstance(pixels, BadImage)]
         if not numbers:
@@ -296,6 +303,7 @@ def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
             prompts.rows.append(Row(body, 0, label, printable(source.place(i)), i))
     if problems and not prompts.rows:
         refuse(problems)
+    prompts.notes += notes_on_form(loaded.codec.config, np.array(sizes), num_animated)
     # A damaged file among many pictures is everyday life; it is named, and costs the others nothing.
     prompts.notes += [f"left out: {place}: {reason}" for place, reason in problems]
     return prompts

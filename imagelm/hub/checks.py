@@ -1,0 +1,79 @@
+"""What is checked before anything leaves: are the files whole, does the model load, is there anything private?
+
+One idea: all problems of all repositories are found at once, and while there is one, nothing is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+from safetensors import SafetensorError
+
+from imagelm.errors import InputError
+from imagelm.hub.content import CARD_FILE, Staged
+from imagelm.hub.privacy import find_private
+from imagelm.hub.wholeness import file_problems
+from imagelm.inference.loading import load_for_inference
+from imagelm.inference.options import ModelOptions
+from imagelm.published.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
+from imagelm.sequence import CLS, IMG, IMG_END
+
+MAX_SHOWN = 20
+CARDS = {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}
+
+
+def check_staged(staged: list[Staged], own_token: str | None) -> None:
+    """Refuses repositories that must not be published as they are.
+
+    Args:
+        staged: All of them.
+        own_token: The Hub token in use; it may stand in no file.
+
+    Raises:
+        InputError: With every problem found, up to `MAX_SHOWN`.
+    """
+    problems = [f"{one.kind} {problem}" for one in staged for problem in _problems(one, own_token)]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:MAX_SHOWN])
+        more = f"\n  and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise InputError(
+            f"nothing was uploaded, as {len(problems)} problem(s) were found:\n{shown}{more}\n"
+            "Mend them, or take them out of the folder"
+        )
+
+
+def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
+    broken = False
+    for name, file in staged.files.items():
+        for problem in file_problems(name, file):
+            broken = True
+            yield problem
+        yield from find_private(name, file, own_token)
+    try:
+        CARDS[staged.kind](staged.files[CARD_FILE].read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError) as error:
+        yield f"{CARD_FILE}: its metadata isn't valid: {error}"
+    if staged.kind == "model" and not broken:
+        yield from _loading_problems(staged)
+
+
+def _loading_problems(staged: Staged) -> Iterator[str]:
+    """Loads the folder as its users will, and asks it one question."""
+    try:
+        loaded = load_for_inference(ModelOptions(model=str(staged.folder)))
+        if (staged.folder / PROCESSOR_CONFIG).is_file():
+            processor = ImageLMProcessor.from_pretrained(staged.folder)
+            height, width = processor.codec.image_size
+            input_ids = processor(images=np.zeros((height, width), dtype=np.uint8))["input_ids"]
+        else:
+            tokens = [IMG, loaded.grammar.tokens[loaded.grammar.code_ids[0]], IMG_END, CLS]
+            input_ids = torch.tensor([[loaded.grammar.id(token) for token in tokens]])
+        with torch.no_grad():
+            logits = loaded.model(input_ids=input_ids).logits
+        if not logits.isfinite().all():
+            yield "doesn't answer: its logits aren't finite"
+    except (InputError, ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+        yield f"doesn't load: {str(error).splitlines()[0]}"

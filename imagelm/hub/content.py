@@ -1,0 +1,186 @@
+"""What a model repository holds: a list of files, and nothing outside it.
+
+One idea: a folder is built by naming what goes in. Pickles, optimizer states and whatever else lies in a trained
+folder stay where they are because they aren't named, not because they are recognized.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry
+
+from imagelm.errors import InputError
+from imagelm.files import write_json, write_text
+from imagelm.hub.card import EVAL_RESULTS_FOLDER, CardFacts, model_card
+from imagelm.hub.options import PushOptions
+from imagelm.hub.privacy import without_paths
+from imagelm.hub.wholeness import WEIGHTS_INDEX, file_problems
+from imagelm.inference.generation import draw_images
+from imagelm.inference.loading import load_for_inference
+from imagelm.inference.options import ClassOptions, DrawOptions, ModelOptions
+from imagelm.inference.views import drawn_picture
+from imagelm.pictures import save_png
+from imagelm.processor import CODE_FILES, copy_code
+from imagelm.published.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
+from imagelm.published.processing_imagelm import PROCESSOR_CONFIG
+from imagelm.report import PLOTS, write_plots
+from imagelm.runs import RESULTS_FILE
+from imagelm.tokenizer import load_tokenizer, save_tokenizer
+
+CARD_FILE = "README.md"
+DRAWINGS_FILE = "drawings.png"
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# Copied as they are; what else the repository holds is made anew.
+COPIED = ("config.json", "generation_config.json", WEIGHTS_INDEX, CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+# Why a file that lies in many trained folders stays there.
+REASONS = {
+    re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz)"): "may hold a pickle, which runs code when it is loaded",
+    re.compile(r"(optimizer|scheduler|rng_state|scaler).*"): "a state of training",
+    re.compile(
+        r"(training_args|trainer_state|run|stats|log_history|selection)\.json"
+    ): "the card tells what matters of it",
+    re.compile(r".*\.py"): "no code of this project",
+}
+
+
+@dataclass
+class Staged:
+    """A repository's content, put together.
+
+    Attributes:
+        kind: "dataset", "model" or "space".
+        repo_id: `USER/NAME`.
+        folder: All that goes out, and nothing else.
+        notes: What was left out or changed on the way, a line each.
+    """
+
+    kind: str
+    repo_id: str
+    folder: Path
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Path in the repository → file, sorted."""
+        found = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path for path in found}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def stage_model(options: PushOptions, folder: Path) -> Staged:
+    """Puts a model repository together.
+
+    Raises:
+        InputError: The folder isn't a trained model, or its figures are of other weights.
+    """
+    source = Path(options.model_dir)
+    weights = check_model_folder(source)
+    staged = Staged("model", options.repo_id, folder)
+    folder.mkdir(parents=True)
+    for name in [*COPIED, *weights]:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    # Before anything is loaded, which would tell less clearly what is wrong.
+    present = [source / name for name in (*COPIED, *weights, *TOKENIZER_FILES) if (source / name).is_file()]
+    if problems := [problem for file in present for problem in file_problems(file.name, file)]:
+        raise InputError(f"--model_dir {source} is damaged: {'; '.join(problems)}")
+    # Saved anew, since every other save leaves a class name that older versions refuse.
+    save_tokenizer(load_tokenizer(source), folder)
+    if (folder / PROCESSOR_CONFIG).is_file():
+        copy_code(folder)
+    facts = CardFacts(options, source, folder)
+    if facts.results:
+        write_json(folder / RESULTS_FILE, facts.results)
+        _write_eval_results(folder, options, facts)
+        facts.plots = write_plots(folder, facts.results, facts.history)
+    if (folder / CODEC_CONFIG).is_file() and options.num_drawings:
+        facts.drawings = _draw(folder, options.num_drawings)
+    card, hidden = without_paths(model_card(facts))
+    write_text(folder / CARD_FILE, card)
+    staged.notes = _left_out(source, staged.files, source) + facts.notes
+    if hidden:
+        staged.notes.append(f"{CARD_FILE}: {hidden} paths of this machine were shortened to their last part")
+    return staged
+
+
+def is_ours(kind: str, path: str) -> bool:
+    """Whether a file in a repository is one that a push writes, so that the next push may delete it."""
+    if kind == "model":
+        own = {*COPIED, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
+        return path in own or bool(WEIGHTS.fullmatch(path)) or path.startswith(f"{EVAL_RESULTS_FOLDER}/")
+    if kind == "dataset":
+        return bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet|(tokenizer|codec)/[^/]+", path))
+    return path in ("app.py", "requirements.txt", "model_id.txt", CARD_FILE)
+
+
+def check_model_folder(source: Path) -> list[str]:
+    """The names of the weight files.
+
+    Raises:
+        InputError: Something that a model is made of is missing.
+    """
+    if not source.is_dir():
+        raise InputError(f"--model_dir {source}: no such folder; train.py writes one to …/best_model")
+    if not (source / "config.json").is_file():
+        inner = sorted(source.glob("*/config.json"))
+        remedy = f"--model_dir {inner[0].parent} does" if inner else "name a folder that train.py wrote (…/best_model)"
+        raise InputError(f"--model_dir {source} holds no config.json; {remedy}")
+    weights = sorted(path.name for path in source.iterdir() if WEIGHTS.fullmatch(path.name))
+    if not weights:
+        pickled = next(source.glob("pytorch_model*.bin"), None)
+        what = f"only {pickled.name}, a pickle, which isn't published" if pickled else "no model.safetensors"
+        raise InputError(f"--model_dir {source} holds {what}; save the model with safetensors first")
+    if not (source / "tokenizer_config.json").is_file():
+        raise InputError(f"--model_dir {source} holds no tokenizer; push the folder that train.py wrote")
+    return weights
+
+
+def _left_out(source: Path, files: dict[str, Path], shown: Path) -> list[str]:
+    """A line for each entry of the trained folder that doesn't go out."""
+    lines = []
+    for path in sorted(source.iterdir()):
+        if path.name in files:
+            continue
+        reason = next((why for pattern, why in REASONS.items() if pattern.fullmatch(path.name)), "not of a model")
+        lines.append(f"left out: {shown.name}/{path.name}{'/' if path.is_dir() else ''} ({reason})")
+    return lines
+
+
+def _write_eval_results(folder: Path, options: PushOptions, facts: CardFacts) -> None:
+    """The figures in the Hub's own format beside `model-index`; it needs a dataset on the Hub to point at."""
+    if options.dataset_repo_id is None:
+        return
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    entry = EvalResultEntry(
+        dataset_id=options.dataset_repo_id,
+        task_id="default",
+        value=facts.results["eval_cls_accuracy"],
+        notes=f"CLS-slot accuracy on {facts.results['eval_samples']} held-out rows",
+    )
+    (folder / EVAL_RESULTS_FOLDER).mkdir()
+    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    write_text(folder / EVAL_RESULTS_FOLDER / "held_out.yaml", text)
+
+
+def _draw(folder: Path, count: int) -> str | None:
+    """Draws images with the staged model; the name of the picture, or None where the codec can't draw."""
+    loaded = load_for_inference(ModelOptions(model=str(folder)))
+    if not loaded.codec.can_decode:
+        return None
+    drawings, _ = draw_images(loaded, DrawOptions(), ClassOptions(num_samples=count), None, count)
+    picture = drawn_picture(loaded, drawings)
+    if picture is None:
+        return None
+    save_png(picture, folder / DRAWINGS_FILE)
+    return DRAWINGS_FILE

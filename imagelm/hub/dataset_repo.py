@@ -1,0 +1,99 @@
+"""A dataset repository: Parquet shards, card, statistics, and the tokenizer and codec that belong to the rows.
+
+One idea: what `load_dataset` gives is what trained the model, column by column and in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from imagelm.dataset import STATS_FILE, TOKENIZER_FOLDER, load_prepared, load_stats
+from imagelm.files import write_json, write_text
+from imagelm.hub.content import CARD_FILE, Staged
+from imagelm.hub.options import PushOptions
+from imagelm.hub.privacy import without_paths
+from imagelm.raw import CODEC_FOLDER
+from imagelm.statistics import dataset_card
+
+SHARD_BYTES = 500_000_000
+BATCH_ROWS = 1_000  # rows a row group: what the Hub's viewer reads at once
+
+
+def stage_dataset(options: PushOptions, folder: Path) -> Staged:
+    """Puts a dataset repository together, in constant memory.
+
+    Raises:
+        InputError: `--dataset_dir` isn't a prepared dataset.
+    """
+    source = Path(options.dataset_dir)
+    dataset, stats = load_prepared(source), load_stats(source)
+    staged = Staged("dataset", options.dataset_repo_id, folder)
+    (folder / "data").mkdir(parents=True)
+    disable_progress_bars()
+    for name, rows in dataset.items():
+        _write_shards(rows, folder / "data", name)
+    enable_progress_bars()
+    for inner in (TOKENIZER_FOLDER, CODEC_FOLDER):
+        if (source / inner).is_dir():
+            shutil.copytree(source / inner, folder / inner)
+    for picture in source.glob("*.png"):
+        shutil.copyfile(picture, folder / picture.name)
+    stats, hidden = without_paths(stats)
+    write_json(folder / STATS_FILE, stats)
+    write_text(folder / CARD_FILE, _card(options, stats, dataset, folder / "data"))
+    if hidden:
+        staged.notes.append(f"{STATS_FILE}: {hidden} paths of this machine were shortened to their last part")
+    staged.notes += [f"left out: {source.name}/{name} (may name files of this machine)" for name in _private(source)]
+    return staged
+
+
+def _write_shards(rows: Dataset, folder: Path, split: str) -> None:
+    count = max(1, math.ceil((rows.data.nbytes or 0) / SHARD_BYTES))
+    for shard in range(count):
+        part = rows.shard(count, shard, contiguous=True)
+        part.to_parquet(str(folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"), batch_size=BATCH_ROWS)
+
+
+def _card(options: PushOptions, stats: dict, dataset: DatasetDict, shards: Path) -> str:
+    """The card that `prepare_dataset.py` writes, with what the Hub needs to find the shards."""
+    card = DatasetCard(dataset_card(stats))
+    features = dataset["train"].features._to_yaml_list()
+    card.data = DatasetCardData(
+        **card.data.to_dict()
+        | {
+            "pretty_name": options.dataset_repo_id.split("/")[-1],
+            "license": options.license,
+            "configs": [
+                {
+                    "config_name": "default",
+                    "data_files": [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")],
+                }
+            ],
+            "dataset_info": {
+                "features": features,
+                "splits": [
+                    {"name": split, "num_bytes": rows.data.nbytes, "num_examples": len(rows)}
+                    for split, rows in dataset.items()
+                ],
+                "download_size": sum(file.stat().st_size for file in shards.glob("*.parquet")),
+                "dataset_size": sum(rows.data.nbytes for rows in dataset.values()),
+            },
+        }
+    )
+    usage = (
+        "\n## Use it\n\n```python\nfrom datasets import load_dataset\n\n"
+        f'rows = load_dataset("{options.dataset_repo_id}")\n'
+        'print(rows["train"][0])\n```\n\n'
+        f"The model that was trained on it: [{options.repo_id}](https://huggingface.co/{options.repo_id}). "
+        f"`{STATS_FILE}` holds all statistics.\n"
+    )
+    return f"{card.content.rstrip()}\n{usage}"
+
+
+def _private(source: Path) -> list[str]:
+    return [name for name in ("bad_rows.jsonl", "raw") if (source / name).exists()]

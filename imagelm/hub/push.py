@@ -1,0 +1,119 @@
+"""The whole way: put together, check, send; or only show what would be sent."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import get_token
+
+from imagelm.errors import HubError, InputError
+from imagelm.files import whole_folder, write_json
+from imagelm.hub.checks import check_staged
+from imagelm.hub.content import Staged, check_model_folder, stage_model
+from imagelm.hub.dataset_repo import stage_dataset
+from imagelm.hub.options import PushOptions
+from imagelm.hub.space import stage_space
+from imagelm.hub.upload import check_access, look_at, send, validate_cards
+
+MANIFEST_FILE = "uploads.json"
+STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
+
+
+def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
+    """Publishes a trained folder, and its data and a demo where asked.
+
+    Everything is checked before anything is sent; each repository gets one commit or none.
+
+    Args:
+        options: What to publish, and where.
+        say: Prints a line.
+
+    Raises:
+        InputError: Something in the folders or the options is wrong; nothing was sent.
+        HubError: The Hub couldn't be reached or refused; the message says what to do.
+    """
+    check_model_folder(Path(options.model_dir))
+    if options.preview is not None:
+        _preview(options, say)
+        return
+    api = HfApi(token=options.token)
+    user = check_access(api, options)
+    say(f"logged in as {user}")
+    with tempfile.TemporaryDirectory(prefix="imagelm-push-") as home:
+        staged = _stage(_with_namespaces(options, user), Path(home))
+        check_staged(staged, options.token or get_token())
+        for one in staged:
+            _tell(one, say)
+        targets = [look_at(api, one.kind, one.repo_id, options) for one in staged]
+        validate_cards(staged)
+        for one, target in zip(staged, targets, strict=True):
+            sent = send(api, one, target, options)
+            if sent.num_sent or sent.num_deleted:
+                deleted = f", {sent.num_deleted} old ones deleted" if sent.num_deleted else ""
+                size = _size(sent.num_bytes)
+                say(f"{one.kind}: {sent.num_sent} files sent ({size}), {sent.num_same} unchanged{deleted}")
+            else:
+                say(f"{one.kind}: all {sent.num_same} files are there already, nothing was sent")
+            say(f"  {sent.url}")
+
+
+def _preview(options: PushOptions, say: Callable[[str], None]) -> None:
+    """Writes what would be uploaded into a folder; needs no network."""
+    folder = options.preview
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise InputError(f"--dry_run {folder} holds other files; name a folder that doesn't exist yet")
+    with whole_folder(folder) as home:
+        staged = _stage(options, home)
+        check_staged(staged, options.token or get_token())
+        listing = {
+            one.kind: {"repo_id": one.repo_id, "files": {name: file.stat().st_size for name, file in one.files.items()}}
+            for one in staged
+        }
+        write_json(home / MANIFEST_FILE, listing)
+        for one in staged:
+            _tell(one, say)
+            for name, file in one.files.items():
+                say(f"  {_size(file.stat().st_size):>9}  {name}")
+    say(f"nothing was uploaded; see {folder}")
+
+
+def _stage(options: PushOptions, home: Path) -> list[Staged]:
+    try:
+        return [STAGERS[kind](options, home / kind) for kind in options.repositories]
+    except OSError as error:
+        raise HubError(
+            f"can't put the upload together in {home}: {error.strerror or error}; TMPDIR names another place"
+        ) from error
+
+
+def _with_namespaces(options: PushOptions, user: str) -> PushOptions:
+    """A name alone is a repository of the user's own."""
+
+    def whole(name: str | None) -> str | None:
+        return f"{user}/{name}" if name and "/" not in name else name
+
+    return replace(
+        options,
+        repo_id=whole(options.repo_id),
+        dataset_repo_id=whole(options.dataset_repo_id),
+        space_repo_id=whole(options.space_repo_id),
+    )
+
+
+def _tell(staged: Staged, say: Callable[[str], None]) -> None:
+    say(f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(staged.size)}")
+    for note in staged.notes:
+        say(f"  {note}")
+
+
+def _size(num_bytes: int) -> str:
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
