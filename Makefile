@@ -4,7 +4,7 @@ SEED ?= 42
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format audit clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -27,6 +27,11 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	ruff check --fix .
 	ruff format .
+
+# Asks a service on the internet which of the pinned versions have known vulnerabilities.
+audit: $(VENV)/installed-dev
+	pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	pip-audit -r requirements.txt
 
 clean:
 	rm -rf $(VENV) data outputs
