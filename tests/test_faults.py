@@ -18,12 +18,13 @@ import torch
 from transformers import TrainingArguments
 
 from imagelm.checkpoints import MARK_FILE, examine, seal
-from imagelm.dataset import load_prepared
-from imagelm.errors import InputError, StorageError
-from imagelm.runs import settle_output
+from imagelm.dataset import load_prepared, prepare
+from imagelm.errors import InputError, StorageError, describe
+from imagelm.options import PrepareOptions
+from imagelm.runs import lock_output, settle_output
 from imagelm.tokenizer import load_tokenizer
 from imagelm.training import save_folder
-from tests.conftest import ROOT, TINY, run, train
+from tests.conftest import ROOT, TINY, train
 from tests.faults import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
 from tests.test_training import make_trainer
 
@@ -255,7 +256,15 @@ def test_sigterm_and_ctrl_c_save_and_end_with_their_code_and_the_run_goes_on_bit
         assert all(leg[clock] > 0 for leg in record["legs"])
 
 
-def test_two_runs_cannot_write_into_one_folder(prepared, tmp_path):
+def test_two_runs_cannot_write_into_one_folder(tmp_path):
+    lock_output(tmp_path / "out")
+    with pytest.raises(InputError, match="another run is writing into it"):
+        lock_output(tmp_path / "out")
+    lock_output(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_second_command_in_the_folder_of_a_run_is_refused(prepared, tmp_path):
     process = start(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
     wait_for((tmp_path / "out/checkpoint-10").is_dir, process)
     done = train(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
@@ -297,7 +306,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepa
         assert f"resuming from {output}/checkpoint-{kept[-1]}" in out
 
 
-def test_a_folder_that_becomes_read_only_ends_the_run_and_one_that_is_ends_it_at_once(prepared, tmp_path):
+def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
     with mounted(tmp_path / "small", "size=8m") as small:
         output = small / "out"
         process = start(prepared, output, *RUN, "--max_steps", 100_000)
@@ -309,15 +318,21 @@ def test_a_folder_that_becomes_read_only_ends_the_run_and_one_that_is_ends_it_at
         assert "Read-only file system" in err
         assert "choose a folder that can be written to" in err
         assert "Traceback" not in err
-        done = train(prepared, small / "new", *RUN)
-        assert done.returncode == 1
-        assert "Read-only file system" in done.stderr
-        assert "Traceback" not in done.stderr
         remount(small, "rw")
         assert examine(output / f"checkpoint-{steps(output)[-1]}").is_whole
         assert settle(output).checkpoint == str(output / f"checkpoint-{steps(output)[-1]}")
 
 
+@pytest.mark.slow
+def test_a_folder_that_is_read_only_ends_a_run_at_once(prepared, tmp_path):
+    with mounted(tmp_path / "small", "size=8m,ro") as small:
+        done = train(prepared, small / "new", *RUN)
+        assert done.returncode == 1
+        assert "Read-only file system" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_file_size_limit_is_told_like_a_full_disk(prepared, tmp_path):
     """What `ulimit -f` sets; a quota gives the same kind of error from the same calls."""
     done = subprocess.run(
@@ -344,16 +359,14 @@ def test_a_file_size_limit_is_told_like_a_full_disk(prepared, tmp_path):
 
 
 def test_preparing_on_a_full_disk_leaves_the_earlier_dataset_as_it_was(prepared, tmp_path, vocab_file):
-    rows = prepared.parent / "rows.jsonl"
+    options = {"data_files": [str(prepared.parent / "rows.jsonl")], "vocab_file": str(vocab_file)}
     with mounted(tmp_path / "small", "size=1m") as small:
-        words = ("prepare_dataset.py", "--data_files", rows, "--vocab_file", vocab_file, "--output_dir", small / "data")
-        assert run(*words).returncode == 0
+        prepare(PrepareOptions(output_dir=str(small / "data"), **options), command="test")
         before = {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()}
         (small / "ballast").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
-        done = run(*words, "--overwrite")
-        assert done.returncode == 1, done.stderr
-        assert "No space left on device" in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(OSError, match="No space left on device") as error:
+            prepare(PrepareOptions(output_dir=str(small / "data"), overwrite=True, **options), command="test")
+        assert "free some space" in describe(error.value)
         assert {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()} == before
         assert sorted(entry.name for entry in small.iterdir()) == ["ballast", "data"]
 
