@@ -232,6 +232,13 @@ def test_a_learned_codec_draws_images_of_the_right_shape_and_gets_better_with_tr
     assert (codec.config["fit"], codec.config["background"]) == ("pad", 9)
 
 
+def test_a_learned_codebook_of_more_entries_than_patches_is_refused():
+    from imagelm.learned_codec import fit_learned_codec
+
+    with pytest.raises(InputError, match="have 12 patches of 4×4 pixels, fewer than --codebook_size 13"):
+        fit_learned_codec(random_pictures(3), 4, 13, seed=0, steps=1)
+
+
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_a_learned_codec_refuses_a_patch_size_that_is_no_power_of_two(size):
     from imagelm.learned_codec import fit_learned_codec
