@@ -24,7 +24,7 @@ from tests.test_processes import LAUNCH
 pytestmark = pytest.mark.slow
 NUM_KILLS = 50
 SAVE_STEPS = 5
-RUN = ("--max_steps", 3000, "--save_strategy", "steps", "--save_steps", SAVE_STEPS, "--eval_strategy", "steps")
+RUN = ("--max_steps", 2000, "--save_strategy", "steps", "--save_steps", SAVE_STEPS, "--eval_strategy", "steps")
 RUN = (*RUN, "--eval_steps", 50, "--save_total_limit", 2, "--config_overrides", DROPOUT, "--logging_steps", 50)
 TWO = (*LAUNCH, "--mixed_precision", "no", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0)
 
@@ -42,15 +42,15 @@ class Watched:
         descriptor = self.process.stderr.fileno()
         while part := os.read(descriptor, 65536):
             self.text = (self.text + part.decode(errors="replace"))[-65536:]
-            if found := re.findall(r"(\d+)/3000 \[", self.text):
+            if found := re.findall(r"(\d+)/2000 \[", self.text):
                 self.step = int(found[-1])
 
     def _listen(self) -> None:
         for line in self.process.stdout:
             self.said += line
 
-    def wait_for(self, text: str) -> None:
-        wait_for(lambda: text in self.said, self.process)
+    def wait_for_step(self, step: int) -> None:
+        wait_for(lambda: self.step >= step and "computing in" in self.said, self.process)
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -73,8 +73,9 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     while kills < NUM_KILLS:
         watched = Watched(start(prepared, output, *words, **quick))
         if rng.random() < 0.8:
-            watched.wait_for("computing in")
-            time.sleep(rng.uniform(0, 1.2))
+            goal = shown + rng.randrange(40)
+            watched.wait_for_step(goal)
+            time.sleep(rng.uniform(0, 0.1))  # a step takes about 20 ms, a checkpoint 60
         else:  # anywhere from the first import on
             time.sleep(rng.uniform(0, 10))
         assert watched.process.poll() is None, "the run ended before the kills did"
