@@ -28,7 +28,7 @@ from imagelm.hub.options import PushOptions
 from imagelm.hub.push import push
 from imagelm.hub.upload import look_at, send
 from tests.conftest import CLASSES, ROOT, run
-from tests.hub import ALICE, ALICE_READS, BOB, LocalHub
+from tests.hub import ALICE, ALICE_ALONE, ALICE_READS, BOB, LocalHub
 from tests.hub.conftest import api, either_api, lfs, online  # noqa: F401 (fixtures)
 
 MODEL, ROWS, DEMO = "alice/animals", "alice/animal-rows", "alice/animals-demo"
@@ -286,6 +286,27 @@ def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushOptio
     assert any("/discussions/1" in line for line in lines)
 
 
+def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options: PushOptions):
+    push(options, say=lambda line: None)
+    theirs = replace(options, create_pr=True, license="mit", token=BOB.secret)
+    for _ in range(2):
+        lines = []
+        push(theirs, say=lines.append)
+        assert lines[-1].endswith("/discussions/1")
+    push(replace(theirs, license="apache-2.0"), say=lines.append)
+    assert lines[-1].endswith("/discussions/2")
+    assert len(here.repo(MODEL).history()) == 2
+
+
+@pytest.mark.parametrize(("more", "words"), [({}, "needs a repository"), ({"revision": "nope"}, "has no branch nope")])
+def test_a_pull_request_needs_something_to_be_opened_on(here: LocalHub, options, api, more: dict, words: str):  # noqa: F811
+    if more:
+        api.create_repo(MODEL)
+    with pytest.raises(InputError, match=words):
+        push(replace(options, create_pr=True, **more), say=lambda line: None)
+    assert here.exists(MODEL) == bool(more)
+
+
 def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options: PushOptions):
     push(replace(options, private=True), say=lambda line: None)
     assert here.repo(MODEL).meta["private"] is True
@@ -417,6 +438,7 @@ def test_without_a_token_nothing_is_asked_but_the_message_is_clear(here: LocalHu
         ({"token": BOB.secret}, "bob has no namespace 'alice'"),
         ({"token": "hf_" + "x" * 34}, "the token isn't valid"),
         ({"repo_id": "nobody/thing"}, "alice has no namespace 'nobody', only acme, alice"),
+        ({"token": ALICE_ALONE.secret, "repo_id": "acme/x"}, "fine-grained token .* has no right to write there"),
     ],
 )
 def test_who_may_not_write_is_told_before_anything_is_put_together(here: LocalHub, options, change: dict, words: str):
@@ -438,6 +460,28 @@ def test_a_tag_never_moves(here: LocalHub, options: PushOptions):
     with pytest.raises(InputError, match="has a tag v1 already"):
         push(replace(options, tag="v1", license="mit"), say=lambda line: None)
     assert len(here.repo(MODEL).history()) == 2
+
+
+def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositories(here, options, pictured: Path):
+    both = replace(options, dataset_dir=str(pictured / "data"), dataset_repo_id=ROWS, tag="v1")
+    here.faults.answer(500, f"/api/models/{MODEL}/commit/", times=None)
+    with pytest.raises(HubError, match=f"model {MODEL}: the Hub failed"):
+        push(both, say=lambda line: None)
+    here.faults.clear()
+    assert "v1" in here.repo(ROWS, "dataset").refs["tags"] and "v1" not in here.repo(MODEL).refs["tags"]
+    for _ in range(2):
+        push(both, say=lambda line: None)
+    assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main")
+    assert len(here.repo(ROWS, "dataset").history()) == 2
+
+
+def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushOptions):
+    here.faults.answer(500, "/tag/", times=None)
+    with pytest.raises(HubError):
+        push(replace(options, tag="v1"), say=lambda line: None)
+    here.faults.clear()
+    push(replace(options, tag="v1"), say=lambda line: None)
+    assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main") and len(here.repo(MODEL).history()) == 2
 
 
 def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
@@ -565,6 +609,9 @@ def test_a_saved_again_tokenizer_class_is_mended(folder: Path, tmp_path: Path):
         (["--model_dir", "nowhere"], "no such folder"),
         (["--repo_id", "a/b/c"], "is no repository"),
         (["--repo_id", "me/na me"], "is no repository"),
+        (["--repo_id", "me/x.git"], "is no repository"),
+        (["--revision", "refs/pr/1"], "can't be a name in git"),
+        (["--tag", "version 1"], "can't be a name in git"),
         (["--dataset_repo_id", "me/x"], "needs --dataset_dir"),
         (["--tag", "v1", "--create_pr"], "leave out one of the two"),
         (["--license", "My Own!"], "is no identifier"),

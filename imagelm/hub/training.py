@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from imagelm.errors import HubError, InputError
+from imagelm.hub.access import check_access
 from imagelm.hub.options import RunPush
 from imagelm.hub.push import push
-from imagelm.hub.upload import check_access
 from imagelm.training import ImageTrainer, save_folder
 
 
