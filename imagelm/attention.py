@@ -2,8 +2,8 @@
 
 One idea: the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and has no fast
 path for dropout. Products over chunks of query rows run at the full rate, and each chunk leaves out the keys behind its
-last row, which are masked in any case. transformers calls it by the name `CAUSAL_PRODUCT`; whatever is no plain
-causal pass over whole rows (a cache, padding on the left, a window) goes to sdpa.
+last row, which are masked in any case. A single query, as in drawing with a cache, is one chunk. transformers calls it
+by the name `CAUSAL_PRODUCT`; whatever has another mask (padding on the left, a window) goes to sdpa.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -53,7 +53,7 @@ def causal_product(
         Shape (rows, length, heads, head size), and None for the probabilities.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    whole = query.shape[2] == key.shape[2] and query.shape[2] > 1
+    whole = query.shape[2] in (1, key.shape[2])
     if (
         attention_mask is not None
         or not (causal and whole)
@@ -74,12 +74,15 @@ def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tens
     """softmax(query · keyᵀ + causal mask) · value, with dropout on the probabilities.
 
     Args:
-        query: Scaled; shape (rows, heads, length, head size), as are the others.
+        query: Scaled; shape (rows, heads, length, head size), as are the others; a single query sees all keys.
         key: See `query`.
         value: See `query`.
         dropout: Share of the probabilities that is set to zero.
     """
     length = query.shape[2]
+    if length == 1:
+        shares = torch.matmul(query, key.transpose(-1, -2)).softmax(-1).to(value.dtype)
+        return torch.matmul(drop(shares, dropout) if dropout else shares, value)
     size = -(-length // max(1, round(length / CHUNK_ROWS)))
     outputs = []
     for start in range(0, length, size):
@@ -103,6 +106,13 @@ def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
         return False
     seen = attention_mask.bool()
     return bool(seen[:, 0].all()) and not bool((seen[:, 1:] & ~seen[:, :-1]).any())
+
+
+def use_in(model: PreTrainedModel) -> None:
+    """Has a model that is loaded compute its attention so, where its architecture has a place for it."""
+    if model._supports_attention_backend:
+        register()
+        model.set_attn_implementation(CAUSAL_PRODUCT)
 
 
 @functools.cache
