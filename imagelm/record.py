@@ -86,6 +86,7 @@ class RunRecord(TrainerCallback):
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             **_git(),
             "hardware": hardware(args.device, identity["world_size"], launch.num_threads),
+            "computing": launch.computing,
             "legs": [*earlier.get("legs", []), self.leg],
         }
         self.earlier_spikes = earlier.get("loss_spikes", [])
