@@ -183,6 +183,7 @@ def write_record(
     record = {
         "command": command,
         "identity": this,
+        "base_model": _hub_id(this["started_from"]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "git_commit": _git_commit(),
         "hardware": hardware(device, this["world_size"], num_threads),
@@ -190,6 +191,11 @@ def write_record(
     }
     write_json(output / RUN_FILE, record)
     return record
+
+
+def _hub_id(name: str | None) -> str | None:
+    """A checkpoint's id on the Hub; None for a folder, which nobody else could find, and for no checkpoint."""
+    return name if name and not Path(name).exists() else None
 
 
 def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
