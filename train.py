@@ -93,7 +93,8 @@ def main() -> None:
     lengths, batch = stats["lengths"], (args.per_device_train_batch_size, max_length)
     flops = training_flops(model, launch.num_training_tokens(len(dataset["train"]), lengths["mean"]))
     batch = batch if lengths["min"] == lengths["max"] else None
-    form = accelerate_training(model, args.device, launch.run.compile, flops, batch)
+    choice = "off" if args.torch_compile else launch.run.compile  # which compiles the whole model
+    form = accelerate_training(model, args.device, choice, flops, batch)
 
     # Output folder: a new run, or one to go on with
     this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)

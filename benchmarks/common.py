@@ -84,7 +84,10 @@ def ratios(results: dict[str, list[dict]], key: str, ours: str) -> dict[str, flo
 
 
 def peak_gflops(dtype: str, threads: int) -> float:
-    """The best rate of a matrix product on this machine now, GFLOP/s of wall time, over some shapes."""
+    """The best rate of a matrix product on this machine now, GFLOP per second of CPU time, over some shapes.
+
+    Per CPU second, so that what else runs here doesn't lower it; of several threads it's the rate of one core.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -93,9 +96,9 @@ def peak_gflops(dtype: str, threads: int) -> float:
         first, second = (torch.randn(size).to(getattr(torch, dtype)) for size in ((m, k), (k, n)))
         seconds = []
         for _ in range(15):
-            started = time.perf_counter()
+            started = time.process_time()
             first @ second
-            seconds.append(time.perf_counter() - started)
+            seconds.append(time.process_time() - started)
         best = max(best, 2 * m * k * n / statistics.median(seconds) / 1e9)
     return best
 

@@ -23,6 +23,7 @@ BATCH_SIZES = {54: 32, 201: 8, 789: 2}
 CONTESTANTS = ROOT / "benchmarks" / "contestants"
 NUM_FIRST_STEPS = 4
 LAYERS, WIDTH = 6, 384
+LAUNCHER = ("accelerate", "launch", "--config_file", "accelerate_config.yaml")
 
 
 def main() -> None:
@@ -43,39 +44,18 @@ def main() -> None:
 
 def compare(arguments, length: int, home: Path) -> dict:
     batch_size, data = BATCH_SIZES.get(length, max(1, 1608 // length)), home / f"data{length}"
-    rows = random_rows(home / f"raw{length}", 2000, length)
-    words = ["--data_files", str(rows), "--vocab_file", str(rows.parent / "vocab.json"), "--output_dir", str(data)]
-    run([sys.executable, "prepare_dataset.py", *words], 1)
-
-    def contest(script: str, *words: str, launcher: tuple[str, ...] = (sys.executable,)):
-        def go() -> dict:
-            times = home / "times.json"
-            timed = ["benchmarks/timed.py", "--steps", str(arguments.steps), "--times", str(times), script, *words]
-            run([*launcher, *timed], arguments.threads)
-            found = json.loads(times.read_text())
-            ends = found["ends"][NUM_FIRST_STEPS:]
-            wall, cpu = ([1000 * (b[i] - a[i]) for a, b in pairwise(ends)] for i in (0, 1))
-            return {
-                "ms_a_step": statistics.median(wall),
-                "cpu_ms_a_step": statistics.median(cpu),
-                "first_step_s": found["ends"][0][0],
-                "peak_resident_mib": found["peak_resident_mib"],
-            }
-
-        return go
-
+    prepare(home / f"raw{length}", data, 2000, length)
     dropout = arguments.dropout
     shape = ["--dataset_dir", str(data), "--length", str(length), "--batch_size", str(batch_size)]
     shape += ["--dropout", str(dropout), "--threads", str(arguments.threads)]
-    launcher = ("accelerate", "launch", "--config_file", "accelerate_config.yaml")
     sizes = f"num_hidden_layers={LAYERS},num_attention_heads=8,hidden_size={WIDTH}"
-    ours = [
-        *("--dataset_dir", str(data), "--output_dir", str(home / "out"), "--overwrite", "--disable_tqdm", "true"),
-        *("--config_overrides", f"{sizes},resid_pdrop={dropout},embd_pdrop={dropout},attn_pdrop={dropout}"),
-        *("--per_device_train_batch_size", str(batch_size), "--num_train_epochs", "1000"),
-        *("--num_threads", str(arguments.threads), "--use_cpu"),
-    ]
-    contestants = {"train.py": contest("train.py", *ours, launcher=launcher)}
+    rates = f"resid_pdrop={dropout},embd_pdrop={dropout},attn_pdrop={dropout}"
+
+    def contest(script: str, *words: str, launcher: tuple[str, ...] = (sys.executable,)):
+        return lambda: timed_steps(script, words, launcher, arguments.steps, arguments.threads, home)
+
+    ours = train_words(data, home / "out", batch_size, arguments.threads, f"{sizes},{rates}")
+    contestants = {"train.py": contest("train.py", *ours, launcher=LAUNCHER)}
     contestants["stock Trainer"] = contest(str(CONTESTANTS / "stock_trainer.py"), *shape)
     loop = str(CONTESTANTS / "own_loop.py")
     if arguments.nanogpt:
@@ -100,7 +80,39 @@ def compare(arguments, length: int, home: Path) -> dict:
         "cpu_ratios": ratios(results, "cpu_ms_a_step", "train.py"),
         "model_gflop_a_step": round(flops / 1e9, 1),
         "peak_gflops_before_and_after": [round(peak, 1) for peak in peaks],
-        "share_of_peak": round(flops / 1e6 / median(results["train.py"], "ms_a_step") / max(peaks), 3),
+        "share_of_peak": round(flops / 1e6 / median(results["train.py"], "cpu_ms_a_step") / max(peaks), 3),
+    }
+
+
+def prepare(raw: Path, data: Path, num_rows: int, length: int) -> None:
+    """Random rows of one length, prepared."""
+    rows = random_rows(raw, num_rows, length)
+    words = ["--data_files", str(rows), "--vocab_file", str(raw / "vocab.json"), "--output_dir", str(data)]
+    run([sys.executable, "prepare_dataset.py", *words], 1)
+
+
+def train_words(data: Path, output: Path, batch_size: int, threads: int, overrides: str) -> list[str]:
+    """The arguments of train.py for a long run."""
+    return [
+        *("--dataset_dir", str(data), "--output_dir", str(output), "--overwrite", "--disable_tqdm", "true"),
+        *("--config_overrides", overrides, "--per_device_train_batch_size", str(batch_size)),
+        *("--num_train_epochs", "1000", "--num_threads", str(threads), "--use_cpu"),
+    ]
+
+
+def timed_steps(script: str, words: tuple[str, ...], launcher: tuple[str, ...], steps: int, threads: int, home: Path):
+    """Milliseconds a step of a script, the first ones left out; seconds to the end of the first; peak memory."""
+    times = home / "times.json"
+    timed = ["benchmarks/timed.py", "--steps", str(steps), "--times", str(times), script, *words]
+    run([*launcher, *timed], threads)
+    found = json.loads(times.read_text())
+    ends = found["ends"][NUM_FIRST_STEPS:]
+    wall, cpu = ([1000 * (after[i] - before[i]) for before, after in pairwise(ends)] for i in (0, 1))
+    return {
+        "ms_a_step": statistics.median(wall),
+        "cpu_ms_a_step": statistics.median(cpu),
+        "first_step_s": found["ends"][0][0],
+        "peak_resident_mib": found["peak_resident_mib"],
     }
 
 
