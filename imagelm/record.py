@@ -44,8 +44,8 @@ class RunRecord(TrainerCallback):
         is_new: Whether no earlier leg counts.
 
     Attributes:
-        content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git commit, hardware, legs,
-            durations in seconds, loss spikes.
+        content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
+            commit, hardware, legs, durations in seconds, loss spikes.
         spikes: Of this leg; whoever finds them puts them here.
     """
 
