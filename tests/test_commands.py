@@ -286,6 +286,7 @@ def test_a_checkpoint_is_fine_tuned_and_refused_for_another_vocabulary(prepared,
     before = json.loads((trained / "best_model/eval_results.json").read_text())["eval_loss"]
     after = json.loads((tmp_path / "tuned/final_model/eval_results.json").read_text())["eval_loss"]
     assert abs(after - before) < 0.5  # it began where the other ended, not at random
+    assert json.loads((tmp_path / "tuned/run.json").read_text())["base_model"] is None  # a folder, nobody else's
     other = tmp_path / "other"
     shutil.copytree(trained / "best_model", other)
     swapped = dict(grammar.vocabulary)
