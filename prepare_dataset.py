@@ -58,7 +58,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--patch_size", type=int, default=4, metavar="P", help="pixels a token and side (patch, learned; default: 4)")
     add("--codebook_size", type=int, default=500, metavar="K", help="number of entries (default: 500)")
     add("--codec", metavar="F", help="use this codec instead of fitting one: the D/codec of other images, or a model")
-    text = "unified: what a pixel is described by, of x,y,t,R,G,B,A,Gx,Gy (default: x,y,R,G,B,Gx,Gy)"
+    text = "unified: what a pixel is described by, of x,y,t,R,G,B,A,Gx,Gy (default: x,y,R,G,B,Gx,Gy); t, the number of "
+    text += "the picture's file, comes from a column or array t, or is the picture's index within its class"
     add("--features", default="x,y,R,G,B,Gx,Gy", metavar="X,Y", help=text)
     text = "unified: standardize (default) divides each feature by its standard deviation"
     add("--feature_scaling", choices=("standardize", "none"), default="standardize", help=text)

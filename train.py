@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from imagelm.arguments import BEST_METRIC, short_help
@@ -29,6 +30,7 @@ def main() -> None:
     # Imported late, so that --help answers at once.
     from transformers import enable_full_determinism, set_seed
 
+    from imagelm.acceleration import accelerate_training, training_flops
     from imagelm.baselines import baseline_accuracies
     from imagelm.checkpoints import PartialResume
     from imagelm.dataset import (
@@ -83,12 +85,16 @@ def main() -> None:
     # Model
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
     max_length = stats["max_length"]
-    attention = launch.attention(max_length)
-    model = build_model(launch.model, tokenizer, max_length, attention)
+    model = build_model(launch.model, tokenizer, max_length, launch.attention())
     name_classes(model, stats["class_names"])
     rows = leak_proof_rows(dataset["test"])
     prove_no_leak(model, grammar, rows, args.seed)
     say(f"model: {model.config.model_type}, {model.num_parameters():,} parameters, {max_length} positions")
+    lengths, batch = stats["lengths"], (args.per_device_train_batch_size, max_length)
+    flops = training_flops(model, launch.num_training_tokens(len(dataset["train"]), lengths["mean"]))
+    batch = batch if lengths["min"] == lengths["max"] else None
+    choice = "off" if args.torch_compile else launch.run.compile  # which compiles the whole model
+    form = accelerate_training(model, args.device, choice, flops, batch)
 
     # Output folder: a new run, or one to go on with
     this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)
@@ -100,6 +106,7 @@ def main() -> None:
         return
     checkpoint = settled.checkpoint
     say("\n".join([*settled.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
+    launch.computing = {"mixed_precision": args.mixed_precision, **asdict(form)}
     record = RunRecord(output, this, launch, stats, is_main, started, settled.is_new)
 
     # Hub: whether a push could succeed is known before hours of training
@@ -121,7 +128,8 @@ def main() -> None:
         trainer.add_callback(callback)
     if launch.hub and launch.hub.each_save:
         trainer.add_callback(PushWhileTraining(trainer, launch.hub))
-    say("\n".join([*launch.notes, f"computing in {trainer.dtype_name}"]))
+    threads = f"{launch.num_threads} thread{'s' if launch.num_threads > 1 else ''}"
+    say("\n".join([*launch.notes, f"computing in {trainer.dtype_name} with {threads}, {form.note()}"]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)

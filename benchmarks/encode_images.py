@@ -34,7 +34,7 @@ from imagelm.errors import run_script
 from imagelm.files import write_json
 from imagelm.images import open_images
 from imagelm.published.codec_imagelm import PatchCodec, cut_patches, load_codec
-from imagelm.runs import hardware
+from imagelm.record import hardware
 
 ROOT = Path(__file__).parent.parent
 

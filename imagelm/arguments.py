@@ -86,8 +86,16 @@ class RunArguments:
     attention: str = field(
         default="auto",
         metadata={
-            "help": "how attention is computed; auto: eager for short rows on a CPU, else sdpa",
-            "choices": ["auto", "eager", "sdpa"],
+            "help": "how attention is computed; auto: causal_product (in chunks of rows) on a CPU, else sdpa",
+            "choices": ["auto", "eager", "sdpa", "causal_product"],
+        },
+    )
+    compile: str = field(
+        default="auto",
+        metadata={
+            "help": "compile the model's blocks; auto: on a CPU with a C++ compiler, where rows are of one length and "
+            "the run is long enough to earn the half minute back",
+            "choices": ["auto", "on", "off"],
         },
     )
     num_threads: int = field(default=0, metadata={"help": "CPU threads a process (0: share the cores)"})

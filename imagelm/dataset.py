@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import datasets
 import numpy as np
@@ -18,12 +19,9 @@ import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from tqdm import tqdm
 
-from imagelm.augmentation import parse_augmentation
-from imagelm.augmented_rows import AugmentedRows
 from imagelm.errors import InputError
 from imagelm.files import check_output_free, read_json, whole_folder, write_json, write_text
 from imagelm.options import PrepareOptions
-from imagelm.published.codec_imagelm import Codec, load_codec
 from imagelm.raw import CODEC_FOLDER, RAW_FOLDER, JsonlRows, RawWriter
 from imagelm.records import SPLITS, ProblemLog, RowBatch
 from imagelm.sequence import NUM_FRAME_TOKENS, NUM_TAIL_TOKENS, Grammar
@@ -36,8 +34,12 @@ from imagelm.splits import (
     find_duplicates,
 )
 from imagelm.statistics import dataset_card, describe
-from imagelm.tokenizer import build_tokenizer, save_tokenizer
+from imagelm.tokenizer import write_tokenizer
 from imagelm.untrusted import check_saved_dataset
+
+if TYPE_CHECKING:
+    from imagelm.augmented_rows import AugmentedRows
+    from imagelm.published.codec_imagelm import Codec
 
 STATS_FILE = "stats.json"
 BAD_ROWS_FILE = "bad_rows.jsonl"
@@ -101,7 +103,7 @@ def prepare(options: PrepareOptions, command: str) -> dict:
         sides = _assign(options, table, source, duplicates)
         _second_pass(staging, source, sides, table)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
-        save_tokenizer(build_tokenizer(source.grammar, max_length), staging / TOKENIZER_FOLDER)
+        write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
         stats = describe(asdict(options), command, source, table, duplicates, sides)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
@@ -144,6 +146,8 @@ def load_codec_of(folder: str | Path) -> Codec | None:
     codec = Path(folder) / CODEC_FOLDER
     if not codec.is_dir():
         return None
+    from imagelm.published.codec_imagelm import load_codec  # late: rows of tokens need no torch
+
     try:
         return load_codec(codec)
     except (FileNotFoundError, ValueError) as error:
@@ -164,6 +168,9 @@ def augmented(
         raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
     if "t" in codec.config.get("features", ()):
         raise InputError("--augment: this codec uses t, the number of an image's file, which a variant doesn't have")
+    from imagelm.augmentation import parse_augmentation  # late, as above
+    from imagelm.augmented_rows import AugmentedRows
+
     return AugmentedRows(train, codec, grammar, parse_augmentation(recipe), seed)
 
 
@@ -246,9 +253,9 @@ def _cut(batch: RowBatch, max_body: int, side: str, table: RowTable) -> RowBatch
 def _note(batch: RowBatch, table: RowTable) -> None:
     """Adds a batch to the table."""
     # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
-    bodies = np.ascontiguousarray(batch.bodies, dtype="<u4")
-    ends = np.cumsum(batch.lengths)
-    digests = [xxhash.xxh3_128_digest(bodies[end - n : end]) for end, n in zip(ends, batch.lengths, strict=True)]
+    bodies = memoryview(np.ascontiguousarray(batch.bodies, dtype="<u4")).cast("B")
+    ends = [0, *(4 * np.cumsum(batch.lengths)).tolist()]
+    digests = [xxhash.xxh3_128_digest(bodies[start:end]) for start, end in pairwise(ends)]
     groups = [
         own if source is None else xxhash.xxh3_128_digest(source.encode())
         for own, source in zip(digests, batch.sources, strict=True)

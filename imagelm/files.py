@@ -94,8 +94,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def table_cell(text: str) -> str:
-    """Text as it may stand in a cell of a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Text as it may stand in a cell of a Markdown table: one line that reads as it is, whatever it holds."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\|`*~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
 
 
 @contextmanager

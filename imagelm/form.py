@@ -15,6 +15,9 @@ from imagelm.published.codec_imagelm import Codec
 from imagelm.splits import TRAIN
 from imagelm.survey import Survey
 
+MAX_TOKENS = 1 << 16
+MAX_PIXELS = 1 << 26
+
 
 def settle_form(about: ImageOptions, codec: Codec | None, found: Survey, sides: np.ndarray) -> tuple[dict, list[str]]:
     """What all images become.
@@ -40,6 +43,7 @@ def settle_form(about: ImageOptions, codec: Codec | None, found: Survey, sides: 
         asked = parse_size(about.image_size)
         height, width = asked or max(sizes, key=lambda size: (sizes[size], size))
         size = _divisible(height, width, about, asked is not None, notes)
+        _check_not_too_large(size, about)
         coloured = int(found.coloured[training].sum())
         channels = {"grey": 1, "rgb": 3, "auto": 3 if coloured else 1}[about.channels]
         if about.channels == "auto" and 0 < coloured < training.sum() / 2:
@@ -82,3 +86,14 @@ def _divisible(height: int, width: int, about: ImageOptions, asked: bool, notes:
             raise InputError(f"--image_size: {wrong}; give {rounded[0]}x{rounded[1]}, or another --patch_size")
         notes.append(f"{wrong}: images are made {rounded[0]}×{rounded[1]}")
     return rounded
+
+
+def _check_not_too_large(size: list[int], about: ImageOptions) -> None:
+    """Refuses what would fill the memory, or make rows that no transformer is trained on, before it's tried."""
+    pixels, side = size[0] * size[1], 1 if about.codebook == "unified" else about.patch_size
+    if pixels > MAX_PIXELS or pixels // side**2 > MAX_TOKENS:
+        raise InputError(
+            f"an image of {size[0]}×{size[1]} pixels would take {pixels // side**2:,} tokens; at most {MAX_TOKENS:,} "
+            f"tokens and {MAX_PIXELS:,} pixels are possible, and a few hundred tokens are usual; "
+            "give a smaller --image_size" + ("" if about.codebook == "unified" else ", or larger patches")
+        )

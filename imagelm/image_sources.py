@@ -145,6 +145,9 @@ class Arrays:
         try:
             if name is not None:
                 check_archive_size(self.path, name, on_disk=mapped)
+            with open(self.path, "rb") as file:
+                if not zipfile.is_zipfile(file):  # numpy would take it for a pickle
+                    raise ValueError("it is no NPZ file (a zip of arrays), or damaged")
             if mapped:
                 with zipfile.ZipFile(self.path) as archive, tempfile.TemporaryDirectory() as folder:
                     return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
@@ -358,6 +361,8 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
         raise
     except Exception as error:  # the library raises its own, pyarrow's, OSError, ConnectionError, ValueError, …
         reason = str(error).strip().split("\n")[0]
+        if Path(name).exists():
+            raise InputError(f"--images {name} can't be read: {reason}") from error
         raise InputError(f"--images {name}: no file or folder, and no dataset that can be loaded ({reason})") from error
 
 

@@ -12,7 +12,7 @@ import operator
 import os
 import shlex
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,14 +20,12 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import logging
 
 from imagelm.arguments import OWN_ARGUMENTS, DataArguments, ModelArguments, RunArguments, expand_config
+from imagelm.attention import CAUSAL_PRODUCT
 from imagelm.errors import InputError
 from imagelm.files import check_folder_name
 from imagelm.hub.options import RunPush
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.precision import MIXED_PRECISION_VARIABLE, settle_mixed_precision, settle_threads
-
-# Beyond this length eager attention's full square costs more than what the fused CPU kernel loses at small heads.
-LONGEST_EAGER_ROW = 256
 
 # What a training argument may not be, and why: each would make a figure untrue or leave it out.
 UNWANTED_ARGUMENTS = {
@@ -53,6 +51,7 @@ class Launch:
     Attributes:
         hub: How to publish the run; None where it isn't asked for.
         notes: What was decided, a line each, for the log.
+        computing: How the model computes (`imagelm.acceleration.Form`), for the run's record.
     """
 
     data: DataArguments
@@ -62,6 +61,7 @@ class Launch:
     hub: RunPush | None
     num_threads: int
     notes: list[str]
+    computing: dict[str, object] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -73,14 +73,21 @@ class Launch:
         several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
         return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *words])
 
-    def attention(self, max_length: int) -> str | None:
-        """transformers' `attn_implementation` for rows of at most `max_length` tokens on this device.
+    def attention(self) -> str | None:
+        """transformers' `attn_implementation` on this device, where the architecture has it.
 
         None leaves the choice to the architecture: sdpa where it has it.
         """
         if self.run.attention != "auto":
             return self.run.attention
-        return "eager" if self.args.device.type == "cpu" and max_length <= LONGEST_EAGER_ROW else None
+        return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
+
+    def num_training_tokens(self, num_rows: int, mean_length: float) -> float:
+        """Tokens that a process reads in training."""
+        if self.args.max_steps > 0:
+            steps = self.args.max_steps * self.args.gradient_accumulation_steps
+            return steps * self.args.per_device_train_batch_size * mean_length
+        return self.args.num_train_epochs * num_rows * mean_length / self.args.world_size
 
 
 def parse_launch(words: list[str], defaults: list[str]) -> Launch:

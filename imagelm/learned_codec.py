@@ -48,12 +48,18 @@ def fit_learned_codec(
         config: Further entries of the codec's config, such as `fit`.
 
     Raises:
-        InputError: `patch_size` is no power of 2.
+        InputError: `patch_size` is no power of 2, or the images have fewer patches than `codebook_size`.
         DivergedError: The loss isn't finite.
     """
     if patch_size < 2 or patch_size & (patch_size - 1):
         raise InputError(f"--patch_size {patch_size}: a learned codebook needs a power of 2 from 2 on")
     height, width, channels = images.shape[1:]
+    num_patches = len(images) * (height // patch_size) * (width // patch_size)
+    if num_patches < codebook_size:
+        raise InputError(
+            f"the training images have {num_patches} patches of {patch_size}×{patch_size} pixels, fewer than "
+            f"--codebook_size {codebook_size}; choose a smaller codebook"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder = Autoencoder(channels, patch_size, HIDDEN, NUM_BLOCKS, CODE_SIZE).to(device)

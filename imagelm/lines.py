@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from imagelm.errors import InputError
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 2 << 20
 MAX_LINE_BYTES = 64 << 20  # 8 million tokens; of a longer line only so much is kept
 ZSTD_INPUT_BYTES = 4096  # its densest blocks unpack to 128 KiB from 4 bytes: at most 128 MiB at once
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

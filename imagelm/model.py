@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from imagelm.arguments import ModelArguments
+from imagelm.attention import CAUSAL_PRODUCT, register
 from imagelm.errors import DivergedError, InputError, LeakError
 from imagelm.sequence import CLS, Grammar
 
@@ -200,12 +201,21 @@ def _from_scratch(
             raise ValueError(
                 f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads"
             )
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=_usable(attention, config))
     # Configs check themselves, each in its own way.
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         raise InputError(
             f"no {blank.model_type} model can be built like this: {error}; see --config_overrides"
         ) from error
+
+
+def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
+    """The attention, or None where it's ours and the architecture has no place for it."""
+    if attention != CAUSAL_PRODUCT:
+        return attention
+    register()
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return attention if getattr(architecture, "_supports_attention_backend", False) else None
 
 
 def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
@@ -257,6 +267,7 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, obj
 def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
+        attention = _usable(attention, AutoConfig.from_pretrained(name, trust_remote_code=False))
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )

@@ -17,7 +17,6 @@ from imagelm.errors import InputError
 from imagelm.files import read_input, write_json
 from imagelm.lines import expand_files
 from imagelm.options import PrepareOptions
-from imagelm.published.codec_imagelm import Codec, load_codec
 from imagelm.records import SPLITS, ProblemLog, RowBatch, read_rows
 from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, load_vocabulary
 from imagelm.splits import split_in_words
@@ -25,6 +24,7 @@ from imagelm.tokenizer import VOCABULARY_FILE
 
 if TYPE_CHECKING:
     from imagelm.dataset import RowSource
+    from imagelm.published.codec_imagelm import Codec
 
 RAW_FOLDER = "raw"
 RAW_ROWS_FILE = "rows.jsonl"
@@ -115,6 +115,8 @@ def open_codec(folder: str) -> Codec:
     """
     if Path(folder).is_file():
         raise InputError(f"--codec {folder} is a file; name its folder")
+    from imagelm.published.codec_imagelm import load_codec  # late: rows of tokens need no torch
+
     try:
         return load_codec(folder)
     except (FileNotFoundError, ValueError) as error:

@@ -44,8 +44,8 @@ class RunRecord(TrainerCallback):
         is_new: Whether no earlier leg counts.
 
     Attributes:
-        content: What `run.json` holds: identity, command, config, seeds, data, versions, git commit, hardware, legs,
-            durations in seconds, loss spikes.
+        content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
+            commit, hardware, legs, durations in seconds, loss spikes.
         spikes: Of this leg; whoever finds them puts them here.
     """
 
@@ -70,6 +70,7 @@ class RunRecord(TrainerCallback):
         self.content = {
             "command": launch.command,
             "identity": identity,
+            "base_model": _hub_id(identity["started_from"]),
             "config": args.to_dict()
             | {name: dataclasses.asdict(part) for name, part in _parts(launch).items()},  # tokens are masked by to_dict
             "seeds": {
@@ -86,6 +87,7 @@ class RunRecord(TrainerCallback):
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             **_git(),
             "hardware": hardware(args.device, identity["world_size"], launch.num_threads),
+            "computing": launch.computing,
             "legs": [*earlier.get("legs", []), self.leg],
         }
         self.earlier_spikes = earlier.get("loss_spikes", [])
@@ -172,6 +174,11 @@ def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict
         "num_cpus": os.cpu_count(),
         "platform": platform.platform(),
     }
+
+
+def _hub_id(name: str | None) -> str | None:
+    """A checkpoint's id on the Hub; None for a folder, which nobody else could find, and for no checkpoint."""
+    return name if name and not Path(name).exists() else None
 
 
 def _parts(launch: Launch) -> dict[str, object]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from imagelm.errors import InputError
 from imagelm.records import SPLITS, ProblemLog
@@ -75,7 +74,7 @@ class RowTable:
     @property
     def has_sources(self) -> bool:
         """Whether any row names its source image."""
-        return bool((self.groups != self.digests).any())
+        return any(bool((self.groups[half] != self.digests[half]).any()) for half in DIGEST_DTYPE.names)
 
     def place(self, row: int) -> str:
         """Where a row stands, such as `file:line`."""
@@ -114,7 +113,7 @@ def find_duplicates(digests: np.ndarray, labels: np.ndarray, splits: np.ndarray)
         splits: Side of each row, `NO_SPLIT` where the file doesn't say; shape (rows,).
     """
     order = np.argsort(splits != TEST, kind="stable")
-    _, first, inverse = np.unique(digests[order], return_index=True, return_inverse=True)
+    first, inverse = _unique(digests[order])
     kept_twin = np.empty(len(order), dtype=np.int64)
     kept_twin[order] = order[first][inverse]
     keep = kept_twin == np.arange(len(order))
@@ -133,7 +132,7 @@ def drop_variants_of_dropped(duplicates: Duplicates, groups: np.ndarray, digests
         digests: Digest of each row's own image; the same.
     """
     named = np.flatnonzero(groups != digests)
-    _, first, source = np.unique(groups[named], return_index=True, return_inverse=True)
+    first, source = _unique(groups[named])
     is_original = np.ones(len(groups), dtype=bool)
     is_original[named] = False
     is_original[named[first]] = True
@@ -169,7 +168,7 @@ def assign_splits(
         InputError: A side would be empty, a class is too small to be stratified, or a source image stands on both
             sides.
     """
-    _, first, group_of_row = np.unique(groups, return_index=True, return_inverse=True)
+    first, group_of_row = _unique(groups)
     if split_by == "field":
         sides = file_splits
         _check_groups_whole(sides, group_of_row)
@@ -185,6 +184,17 @@ def assign_splits(
         if not (sides == side).any():
             raise InputError(f"the {name} split is empty ({len(sides)} rows, --split_by {split_by}); give more rows")
     return sides.astype(np.int8)
+
+
+def _unique(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique`'s index of the first of each, and inverse; its comparison of two fields at a time is slow."""
+    order = np.lexsort((digests["low"], digests["high"]))
+    high, low = digests["high"][order], digests["low"][order]
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    inverse = np.empty(len(order), dtype=np.int64)
+    inverse[order] = np.cumsum(is_new) - 1
+    return order[is_new], inverse
 
 
 def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> np.ndarray:
@@ -203,10 +213,33 @@ def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: li
             f"{len(labels) - num_test} training rows, fewer than the {len(present)} classes; "
             "add images or change --test_size"
         )
+    generator = np.random.RandomState(seed)
+    num_train_of = _share_out(counts[present], len(labels) - num_test, generator)
+    num_test_of = _share_out(counts[present] - num_train_of, num_test, generator)
     sides = np.full(len(labels), TRAIN)
-    _, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
-    sides[test] = TEST
+    for label, skipped, taken in zip(present, num_train_of, num_test_of, strict=True):
+        rows = np.flatnonzero(labels == label)
+        sides[rows[generator.permutation(len(rows))[skipped : skipped + taken]]] = TEST
     return sides
+
+
+def _share_out(counts: np.ndarray, num_draws: int, generator: np.random.RandomState) -> np.ndarray:
+    """How many draws each class gets: its share, the rest to the largest remainders, ties at random.
+
+    Draw for draw what scikit-learn's `StratifiedShuffleSplit` does, whose import takes longer than 100,000 rows.
+    """
+    exact = counts / counts.sum() * num_draws
+    shares = np.floor(exact)
+    rest = int(num_draws - shares.sum())
+    remainders = exact - shares
+    for value in np.unique(remainders)[::-1] if rest > 0 else ():
+        tied = np.flatnonzero(remainders == value)
+        chosen = generator.choice(tied, size=min(len(tied), rest), replace=False)
+        shares[chosen] += 1
+        rest -= len(chosen)
+        if rest == 0:
+            break
+    return shares.astype(int)
 
 
 def _check_groups_whole(sides: np.ndarray, group_of_row: np.ndarray) -> None:

@@ -8,13 +8,16 @@ predecessor's users call, needs its own two files beside.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from imagelm.errors import InputError
 from imagelm.files import read_json, write_json, write_text
 from imagelm.sequence import CLS, EOS, IMG, PAD, SPECIAL_TOKENS, UNK, Grammar
+
+if TYPE_CHECKING:  # transformers brings torch along, which writing a tokenizer doesn't need
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.json"
@@ -32,22 +35,25 @@ def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFas
         grammar: The vocabulary with its roles.
         max_length: Longest row, in tokens; becomes `model_max_length`.
     """
-    backend = Tokenizer(models.WordLevel(grammar.vocabulary, unk_token=UNK))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_tokens([AddedToken(token, **_added_token(token)) for token in grammar.tokens])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=IMG,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNK,
-        cls_token=CLS,
-        model_max_length=max_length,
-        padding_side="right",
-        # The tail is what a row is for; `prepare_dataset.py` has cut already, this guards later callers.
-        truncation_side="left",
-        clean_up_tokenization_spaces=False,
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=_backend(grammar), **_settings(max_length))
+
+
+def write_tokenizer(grammar: Grammar, max_length: int, folder: Path) -> None:
+    """Writes the files that `save_tokenizer` would write of `build_tokenizer`, without loading transformers.
+
+    Args:
+        grammar: The vocabulary with its roles.
+        max_length: Longest row, in tokens.
+        folder: Folder to make.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _backend(grammar).save(str(folder / "tokenizer.json"))
+    settings = dict(
+        sorted({"backend": "tokenizers", "tokenizer_class": PORTABLE_CLASS, **_settings(max_length)}.items())
     )
+    _write_files(settings, grammar.tokens, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -56,8 +62,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     Call it last: every later `save_pretrained` by the library writes its own class name again.
     """
     tokenizer.save_pretrained(folder)
-    tokens = grammar_of(tokenizer).tokens
-    config = read_json(folder / TOKENIZER_CONFIG)
+    _write_files(read_json(folder / TOKENIZER_CONFIG), grammar_of(tokenizer).tokens, folder)
+
+
+def _backend(grammar: Grammar) -> Tokenizer:
+    backend = Tokenizer(models.WordLevel(grammar.vocabulary, unk_token=UNK))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_tokens([AddedToken(token, **_added_token(token)) for token in grammar.tokens])
+    backend.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+    return backend
+
+
+def _settings(max_length: int) -> dict[str, object]:
+    return {
+        "bos_token": IMG,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "unk_token": UNK,
+        "cls_token": CLS,
+        "model_max_length": max_length,
+        "padding_side": "right",
+        # The tail is what a row is for; `prepare_dataset.py` has cut already, this guards later callers.
+        "truncation_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_files(config: dict[str, object], tokens: list[str], folder: Path) -> None:
     config["tokenizer_class"] = PORTABLE_CLASS
     # 4.x would add token_type_ids, which GPT-2 takes for tokens and adds their embeddings: wrong logits without a word.
     config["model_input_names"] = ["input_ids", "attention_mask"]
@@ -75,6 +106,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         InputError: There is none.
     """
+    from transformers import AutoTokenizer
+
     folder = Path(folder)
     if not (folder / TOKENIZER_CONFIG).is_file():
         raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with prepare_dataset.py first")

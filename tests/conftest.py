@@ -17,6 +17,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "MPLCONFIGDIR": _HOME.name,
+    "TORCHINDUCTOR_CACHE_DIR": f"{_HOME.name}/inductor",
 }
 
 import json

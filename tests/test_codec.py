@@ -15,7 +15,14 @@ from sklearn.cluster import KMeans
 
 from imagelm.codec import DEFAULT_FEATURES, fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.errors import InputError
-from imagelm.published.codec_imagelm import Codec, LearnedCodec, PatchCodec, UnifiedCodec, load_codec
+from imagelm.published.codec_imagelm import (
+    Codec,
+    LearnedCodec,
+    PatchCodec,
+    UnifiedCodec,
+    load_codec,
+    nearest_patches,
+)
 from imagelm.quality import draw_codec, measure_reconstruction
 from tests.conftest import SHARED, run
 from tests.pictures import random_pictures, smooth_pictures
@@ -232,6 +239,13 @@ def test_a_learned_codec_draws_images_of_the_right_shape_and_gets_better_with_tr
     assert (codec.config["fit"], codec.config["background"]) == ("pad", 9)
 
 
+def test_a_learned_codebook_of_more_entries_than_patches_is_refused():
+    from imagelm.learned_codec import fit_learned_codec
+
+    with pytest.raises(InputError, match="have 12 patches of 4×4 pixels, fewer than --codebook_size 13"):
+        fit_learned_codec(random_pictures(3), 4, 13, seed=0, steps=1)
+
+
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_a_learned_codec_refuses_a_patch_size_that_is_no_power_of_two(size):
     from imagelm.learned_codec import fit_learned_codec
@@ -348,7 +362,7 @@ def test_a_csv_that_is_no_table_of_centroids_is_refused(tmp_path, text, said):
     file.write_text(text)
     with pytest.raises(InputError, match=said):
         read_unified_codebook(file, (2, 2), 1)
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="No such file"):
         read_unified_codebook(tmp_path / "none.csv", (2, 2), 1)
 
 
@@ -493,3 +507,15 @@ def test_a_learned_codec_may_have_any_number_of_steps(steps):
     from imagelm.learned_codec import fit_learned_codec
 
     assert fit_learned_codec(random_pictures(4), 4, 4, seed=0, steps=steps).codebook_size == 4
+
+
+@pytest.mark.parametrize("dimensions", [4, 12, 16, 48, 192])
+def test_the_quick_search_is_brute_force_also_among_plain_patches_and_ties(dimensions):
+    rng = np.random.default_rng(dimensions)
+    codebook = rng.integers(0, 256, (70, dimensions), dtype=np.uint8)
+    codebook[40:50] = codebook[:10]  # equal entries: the first one wins
+    patches = rng.integers(0, 256, (900, dimensions), dtype=np.uint8)
+    patches[300:] = rng.integers(0, 256, (600, 1), dtype=np.uint8)
+    patches[500:600] = codebook[rng.integers(0, 70, 100)]
+    distances = ((patches[:, None].astype(np.int64) - codebook[None].astype(np.int64)) ** 2).sum(-1)
+    assert np.array_equal(nearest_patches(patches, codebook.astype(np.float64) - 128), distances.argmin(1))

@@ -46,6 +46,12 @@ def test_help_names_every_option_without_loading_torch(script):
     assert [name for name in names.split() if name not in done.stdout] == []
 
 
+@pytest.mark.parametrize("benchmark", sorted(file.stem for file in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_benchmark_finds_what_it_needs_of_the_library(benchmark):
+    done = run("-m", f"benchmarks.{benchmark}", "--help")
+    assert done.returncode == 0 and "--output" in done.stdout, done.stderr
+
+
 def test_the_full_help_lists_every_training_argument():
     done = run("train.py", "--help_all")
     assert done.returncode == 0

@@ -8,11 +8,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
 from imagelm.dataset import check_disjoint, load_prepared, prepare
 from imagelm.errors import InputError
 from imagelm.options import PrepareOptions
+from imagelm.splits import TEST, _stratified
 from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
 
 
@@ -39,6 +41,31 @@ def test_rows_come_out_as_they_went_in(tmp_path, grammar, vocab_file):
         assert split.features["input_ids"].feature.dtype == "uint16"
     assert stats["lengths"]["max"] == stats["max_length"] == max(len(row["tokens"].split()) for row in rows)
     assert AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer").model_max_length == stats["max_length"]
+
+
+@pytest.mark.parametrize("counts", [(50, 50), (7, 13, 19), (2, 3, 2), (101, 3, 57, 8), (33, 33, 34)])
+@pytest.mark.parametrize("test_size", [0.2, 0.37, 0.5])
+def test_the_stratified_draw_is_scikit_learns(counts, test_size):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    if int(np.ceil(test_size * len(labels))) < len(counts):
+        pytest.skip("fewer test rows than classes, which both refuse")
+    for seed in range(5):
+        _, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
+        sides = _stratified(labels, test_size, seed, [str(label) for label in range(len(counts))])
+        assert np.array_equal(np.flatnonzero(sides == TEST), np.sort(test))
+
+
+def test_preparing_rows_loads_no_torch(vocab_file, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", random_rows(30, seed=0))
+    words = (
+        f"'--data_files', {str(rows)!r}, '--vocab_file', {str(vocab_file)!r}, '--output_dir', {str(tmp_path / 'd')!r}"
+    )
+    code = f"import runpy, sys; sys.argv = ['prepare_dataset.py', {words}]; "
+    code += "runpy.run_path('prepare_dataset.py', run_name='__main__')"
+    done = run("-X", "importtime", "-c", code)
+    assert "written" in done.stdout
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "datasets" in loaded and not {"torch", "transformers", "sklearn"} & loaded
 
 
 @pytest.mark.parametrize(("side", "body"), [("left", "<Z_004> <Z_005> <Z_006>"), ("right", "<Z_001> <Z_002> <Z_003>")])

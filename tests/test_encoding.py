@@ -324,6 +324,21 @@ def test_a_size_that_cant_be_cut_is_rounded_and_said_or_refused_where_it_was_ask
     assert form_of(tmp_path / "asked")["image_size"] == [12, 4]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": "100000"}, "100000×100000 pixels would take 625,000,000 tokens"),
+        ({"image_size": "16000", "patch_size": 1000}, "16000×16000 pixels would take 256 tokens"),
+        ({"image_size": "300", "codebook": "unified"}, "would take 90,000 tokens; .* give a smaller --image_size$"),
+    ],
+)
+def test_images_that_would_fill_the_memory_are_refused_before_it_is_tried(tmp_path, options, said):
+    cats_and_dogs(tmp_path / "in", per_class=5)
+    with pytest.raises(InputError, match=said):
+        prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
 def test_padded_pictures_stand_in_the_middle_of_the_background(tmp_path):
     pictures = few_levels(12)
     class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})

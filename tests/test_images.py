@@ -165,9 +165,9 @@ def test_names_that_lead_nowhere_are_refused(tmp_path):
         "none.parquet": "none.parquet: no such file",
         "empty": "holds no files",
         "hollow": "holds no files",
-        "broken.npz": "broken.npz",
-        "text.npz": "text.npz can't be read",
-        "broken.parquet": "broken.parquet",
+        "broken.npz": "broken.npz can't be read: it is no NPZ file",
+        "text.npz": "text.npz can't be read: it is no NPZ file",
+        "broken.parquet": "broken.parquet can't be read: ",
     }
     for name, said in cases.items():
         with pytest.raises(InputError, match=f"--images .*{said}"):

@@ -16,19 +16,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants, parse_eval_result_entries
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from imagelm.dataset import load_prepared
 from imagelm.errors import HubError, InputError
-from imagelm.hub.checks import check_staged
 from imagelm.hub.content import Staged, stage_model
 from imagelm.hub.options import PushOptions
 from imagelm.hub.push import push
 from imagelm.hub.upload import look_at, send
 from tests.conftest import CLASSES, ROOT, run
-from tests.hub import ALICE, ALICE_READS, BOB, LocalHub
+from tests.hub import ALICE, ALICE_ALONE, ALICE_READS, BOB, LocalHub
 from tests.hub.conftest import api, either_api, lfs, online  # noqa: F401 (fixtures)
 
 MODEL, ROWS, DEMO = "alice/animals", "alice/animal-rows", "alice/animals-demo"
@@ -194,6 +193,17 @@ def test_the_cards_snippets_run_as_they_stand_and_print_what_they_say(published:
     assert answer.strip() == re.search(r"# (<CLS_\d>)$", from_tokens.strip()).group(1)
 
 
+def test_the_cards_figures_are_read_back_by_the_library(published: Published, pictured: Path):
+    data = ModelCard(published.cold["card"]).data
+    results = json.loads((pictured / "out/best_model/eval_results.json").read_text())
+    values = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values["CLS-slot accuracy"] == pytest.approx(results["eval_cls_accuracy"], abs=1e-6)
+    assert values["Perplexity, image tokens"] == pytest.approx(results["eval_image_perplexity"], abs=1e-6)
+    assert {result.dataset_type for result in data.eval_results} == {ROWS} and data.model_name == "animals"
+    entries = parse_eval_result_entries(yaml.safe_load(published.hub.repo(MODEL).read(".eval_results/held_out.yaml")))
+    assert [(entry.dataset_id, entry.value) for entry in entries] == [(ROWS, results["eval_cls_accuracy"])]
+
+
 def test_the_pipeline_is_found_by_the_card_alone(published: Published):
     assert published.cold["task"] == "image-classification"
     assert {entry["label"] for entry in published.cold["pipeline"]} == set(CLASSES)
@@ -284,6 +294,27 @@ def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushOptio
     push(replace(options, create_pr=True, license="mit"), say=lines.append)
     assert here.repo(MODEL).refs["branches"]["main"] == main
     assert any("/discussions/1" in line for line in lines)
+
+
+def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options: PushOptions):
+    push(options, say=lambda line: None)
+    theirs = replace(options, create_pr=True, license="mit", token=BOB.secret)
+    for _ in range(2):
+        lines = []
+        push(theirs, say=lines.append)
+        assert lines[-1].endswith("/discussions/1")
+    push(replace(theirs, license="apache-2.0"), say=lines.append)
+    assert lines[-1].endswith("/discussions/2")
+    assert len(here.repo(MODEL).history()) == 2
+
+
+@pytest.mark.parametrize(("more", "words"), [({}, "needs a repository"), ({"revision": "nope"}, "has no branch nope")])
+def test_a_pull_request_needs_something_to_be_opened_on(here: LocalHub, options, api, more: dict, words: str):  # noqa: F811
+    if more:
+        api.create_repo(MODEL)
+    with pytest.raises(InputError, match=words):
+        push(replace(options, create_pr=True, **more), say=lambda line: None)
+    assert here.exists(MODEL) == bool(more)
 
 
 def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options: PushOptions):
@@ -417,6 +448,7 @@ def test_without_a_token_nothing_is_asked_but_the_message_is_clear(here: LocalHu
         ({"token": BOB.secret}, "bob has no namespace 'alice'"),
         ({"token": "hf_" + "x" * 34}, "the token isn't valid"),
         ({"repo_id": "nobody/thing"}, "alice has no namespace 'nobody', only acme, alice"),
+        ({"token": ALICE_ALONE.secret, "repo_id": "acme/x"}, "fine-grained token .* has no right to write there"),
     ],
 )
 def test_who_may_not_write_is_told_before_anything_is_put_together(here: LocalHub, options, change: dict, words: str):
@@ -440,6 +472,28 @@ def test_a_tag_never_moves(here: LocalHub, options: PushOptions):
     assert len(here.repo(MODEL).history()) == 2
 
 
+def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositories(here, options, pictured: Path):
+    both = replace(options, dataset_dir=str(pictured / "data"), dataset_repo_id=ROWS, tag="v1")
+    here.faults.answer(500, f"/api/models/{MODEL}/commit/", times=None)
+    with pytest.raises(HubError, match=f"model {MODEL}: the Hub failed"):
+        push(both, say=lambda line: None)
+    here.faults.clear()
+    assert "v1" in here.repo(ROWS, "dataset").refs["tags"] and "v1" not in here.repo(MODEL).refs["tags"]
+    for _ in range(2):
+        push(both, say=lambda line: None)
+    assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main")
+    assert len(here.repo(ROWS, "dataset").history()) == 2
+
+
+def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushOptions):
+    here.faults.answer(500, "/tag/", times=None)
+    with pytest.raises(HubError):
+        push(replace(options, tag="v1"), say=lambda line: None)
+    here.faults.clear()
+    push(replace(options, tag="v1"), say=lambda line: None)
+    assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main") and len(here.repo(MODEL).history()) == 2
+
+
 def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
     environment = online_environment(published.hub, published.home / "home") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     done = run(*published.words, **environment)
@@ -447,116 +501,17 @@ def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
     assert "the connection to the Hub broke" in done.stderr and "Traceback" not in done.stderr
 
 
-# What must not leave
+# What is refused
 
 
-@pytest.fixture
-def folder(pictured: Path, tmp_path: Path) -> Path:
-    """A copy of the trained folder, to spoil."""
-    return Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
-
-
-def stage(folder: Path, tmp_path: Path, **more: object) -> Staged:
-    return stage_model(PushOptions(str(folder), MODEL, num_drawings=0, **more), tmp_path / "staged")
-
-
-def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: Path):
-    torch.save({"hub_token": ALICE.secret}, folder / "training_args.bin")
-    torch.save({}, folder / "optimizer.pt")
-    (folder / "evil.py").write_text("import os")
-    (folder / ".env").write_text(f"HF_TOKEN={ALICE.secret}")
-    (folder / "notes").mkdir()
-    staged = stage(folder, tmp_path)
-    check_staged([staged], ALICE.secret)
-    assert not {"training_args.bin", "optimizer.pt", "evil.py", ".env", "notes"} & set(staged.files)
-    said = "\n".join(staged.notes)
-    assert "left out: best_model/training_args.bin (may hold a pickle, which runs code when it is loaded)" in said
-    assert all(f"left out: best_model/{name}" in said for name in ("optimizer.pt", "evil.py", ".env", "notes/"))
-
-
-@pytest.mark.parametrize(
-    ("secret", "reason"),
-    [
-        (ALICE.secret, "a Hugging Face token"),
-        ("ghp_" + "a1" * 20, "a GitHub token"),
-        ("AKIA" + "A1B2C3D4" * 2, "an AWS access key"),
-        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
-        ("/home/alice/pictures/cat.png", "a path of a machine, '/home/alice/pictures/cat.png'"),
-        ("C:\\Users\\alice\\cat.png", "a path of a machine"),
-        ("file:///data/alice/x", "a path of a machine"),
-    ],
-)
-def test_what_is_private_in_a_file_is_refused_with_its_place(folder: Path, tmp_path: Path, secret: str, reason: str):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"note": f"see {secret}"}, indent=1))
-    with pytest.raises(InputError) as refused:
-        check_staged([stage(folder, tmp_path)], None)
-    assert re.search(r"model config\.json:\d+: ", str(refused.value)) and reason in str(refused.value)
-    if "token" in reason or "key" in reason:
-        assert secret not in str(refused.value)
-
-
-def test_the_token_in_use_is_found_whatever_its_form(folder: Path, tmp_path: Path):
-    (folder / "generation_config.json").write_text(json.dumps({"note": "my-own-hub-password"}))
-    with pytest.raises(InputError, match="the Hub token in use"):
-        check_staged([stage(folder, tmp_path)], "my-own-hub-password")
-
-
-def test_nothing_is_sent_of_a_folder_with_a_secret(here: LocalHub, folder: Path, options: PushOptions):
+def test_nothing_is_sent_of_a_folder_with_a_secret(
+    here: LocalHub, options: PushOptions, pictured: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
     (folder / "generation_config.json").write_text(json.dumps({"note": BOB.secret}))
     with pytest.raises(InputError, match="nothing was uploaded"):
         push(replace(options, model_dir=str(folder)), say=lambda line: None)
     assert not here.exists(MODEL)
-
-
-def test_paths_in_commands_are_shortened_and_said(folder: Path, tmp_path: Path, pictured: Path):
-    assert str(pictured) in (folder / "run.json").read_text()
-    staged = stage(folder, tmp_path)
-    card = (staged.folder / "README.md").read_text()
-    assert str(pictured) not in card and "--dataset_dir data --output_dir out" in card
-    check_staged([staged], None)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "codec.safetensors"])
-def test_a_file_that_is_cut_off_is_refused(folder: Path, tmp_path: Path, name: str):
-    whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[: len(whole) - 20])
-    with pytest.raises(InputError, match=f"is damaged: {re.escape(name)}: isn't whole"):
-        stage(folder, tmp_path)
-
-
-def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.transformer.ln_f.weight.data[0] = float("nan")
-    model.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"transformer\.ln_f\.weight holds values that aren't finite"):
-        stage(folder, tmp_path)
-
-
-def test_figures_of_other_weights_are_refused(folder: Path, tmp_path: Path):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    model.transformer.ln_f.weight.data += 0.1
-    model.save_pretrained(folder)
-    with pytest.raises(InputError, match="measured on other weights"):
-        stage(folder, tmp_path)
-
-
-def test_a_card_without_figures_makes_none_up(folder: Path, tmp_path: Path):
-    (folder / "eval_results.json").unlink()
-    staged = stage(folder, tmp_path)
-    check_staged([staged], None)
-    card = (staged.folder / "README.md").read_text()
-    metadata = yaml.safe_load(card.split("---")[1])
-    assert "## Results" not in card and "model-index" not in metadata and "confusion_matrix" not in card
-    assert any("the card shows no figures" in note for note in staged.notes)
-
-
-def test_a_saved_again_tokenizer_class_is_mended(folder: Path, tmp_path: Path):
-    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
-    assert "TokenizersBackend" in (folder / "tokenizer_config.json").read_text()
-    config = json.loads((stage(folder, tmp_path).folder / "tokenizer_config.json").read_text())
-    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 @pytest.mark.parametrize(
@@ -565,6 +520,9 @@ def test_a_saved_again_tokenizer_class_is_mended(folder: Path, tmp_path: Path):
         (["--model_dir", "nowhere"], "no such folder"),
         (["--repo_id", "a/b/c"], "is no repository"),
         (["--repo_id", "me/na me"], "is no repository"),
+        (["--repo_id", "me/x.git"], "is no repository"),
+        (["--revision", "refs/pr/1"], "can't be a name in git"),
+        (["--tag", "version 1"], "can't be a name in git"),
         (["--dataset_repo_id", "me/x"], "needs --dataset_dir"),
         (["--tag", "v1", "--create_pr"], "leave out one of the two"),
         (["--license", "My Own!"], "is no identifier"),
@@ -576,7 +534,7 @@ def test_wrong_options_end_with_code_2_and_one_line(pictured: Path, change: list
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_dry_run_never_replaces_other_files(folder: Path, options: PushOptions, tmp_path: Path):
+def test_a_dry_run_never_replaces_other_files(options: PushOptions, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="holds other files"):

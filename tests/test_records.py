@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from imagelm import lines
+from imagelm import lines, records
 from imagelm.errors import InputError
 from imagelm.lines import expand_files
 from imagelm.records import ProblemLog, read_rows
-from imagelm.sequence import Grammar
+from imagelm.sequence import Grammar, make_vocabulary
 from tests.conftest import random_rows, sentence, write_jsonl
 
 GOOD = {"tokens": sentence([1, 2, 3], 1), "label": 1}
@@ -202,3 +202,69 @@ def test_files_are_found_by_name_and_pattern_each_once(tmp_path):
         expand_files([str(tmp_path / "*.parquet")])
     with pytest.raises(InputError, match="is a folder"):
         expand_files([str(tmp_path)])
+
+
+def vocabulary(size: int) -> Grammar:
+    tokens = list(make_vocabulary(size, 3))
+    order = np.random.default_rng(3).permutation(len(tokens))
+    return Grammar({token: int(i) for token, i in zip(tokens, order, strict=True)})
+
+
+def same(first, second) -> bool:
+    arrays = ("bodies", "lengths", "labels", "splits", "lines")
+    equal = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
+    return equal and first.sources == second.sources and first.num_mended == second.num_mended
+
+
+@pytest.mark.parametrize("size", [30, 1_200, 10_500])
+def test_rows_decoded_as_bytes_are_those_split_into_words(size):
+    grammar, rng = vocabulary(size), np.random.default_rng(0)
+    width = max(3, len(str(size - 1)))
+    chunk = []
+    for i in range(300):
+        codes = " ".join(f"<Z_{code:0{width}d}>" for code in rng.integers(0, size, rng.integers(1, 400)))
+        tail = "<CLS>" if i % 7 == 0 else f"<CLS_{i % 3}>"
+        row = {"tokens": f"<IMG> {codes} </IMG> <CLS> {tail} <EOS>", "label": i % 3, "split": "test"}
+        chunk.append(json.dumps(row | ({"source": i} if i % 2 else {})).encode() + b"\n")
+    checker = records._Checker(grammar, ProblemLog(), need_split=True)
+    plain = checker._check_plain("f", 5, chunk)
+    assert plain is not None and same(plain, checker._check_any("f", 5, chunk))
+    assert not checker.problems.counts
+
+
+def test_what_is_decoded_as_bytes_is_never_what_the_words_would_refuse():
+    grammar, rng = vocabulary(30), random.Random(1)
+    good = json.dumps({"tokens": sentence([3, 14, 29, 0], 1), "label": 1}).encode()
+    taken = 0
+    for _ in range(20_000):
+        line = bytearray(good)
+        for _ in range(rng.randint(1, 2)):
+            at = rng.randrange(len(line))
+            line[at : at + rng.randint(0, 1)] = rng.choice(
+                [b"0", b"9", b":", b"<", b" ", b"Z", b"\xc3", b"p", b"\x13", b""]
+            )
+        checker = records._Checker(grammar, ProblemLog(), need_split=False)
+        plain = checker._check_plain("f", 1, [bytes(line)])
+        if plain is not None:
+            taken += 1
+            assert same(plain, checker._check_any("f", 1, [bytes(line)])) and not checker.problems.counts, line
+    assert taken > 100
+
+
+def test_a_key_that_stands_twice_is_left_to_the_slow_path():
+    checker = records._Checker(vocabulary(30), ProblemLog(), need_split=False)
+    text = sentence([1, 2], 1)
+    for line in (
+        f'{{"tokens": "{text}", "label": 0, "label": 1}}',
+        f'{{"tokens": "x", "tokens": "{text}", "label": 1}}',
+        f'{{"tokens": "{text}", "label": 1, "source": 1, "source": 2}}',
+    ):
+        assert checker._check_plain("f", 1, [line.encode()]) is None
+
+
+def test_a_code_that_the_vocabulary_lacks_is_not_decoded():
+    grammar = Grammar({t: i for i, t in enumerate(t for t in make_vocabulary(12, 2) if t != "<Z_005>")})
+    checker = records._Checker(grammar, ProblemLog(), need_split=False)
+    for code, known in ((4, True), (5, False), (12, False)):
+        line = json.dumps({"tokens": sentence([code], 0), "label": 0}).encode()
+        assert (checker._check_plain("f", 1, [line]) is not None) == known

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from imagelm.errors import InputError
 from imagelm.sequence import Grammar
-from imagelm.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer
+from imagelm.tokenizer import build_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 
 ROW = "<IMG> <Z_003> <Z_029> <Z_003> </IMG> <CLS> <CLS_2> <EOS>"
 
@@ -55,3 +55,10 @@ def test_the_vocabulary_file_is_saved_beside_in_the_order_of_ids(folder, grammar
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"prepare_dataset\.py"):
         load_tokenizer(tmp_path / "nothing")
+
+
+def test_what_is_written_without_transformers_is_what_it_would_save(folder, grammar: Grammar, tmp_path):
+    write_tokenizer(grammar, 20, tmp_path / "written")
+    saved = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    written = {file.name: file.read_bytes() for file in (tmp_path / "written").iterdir()}
+    assert written == saved

@@ -350,3 +350,6 @@ def test_any_class_name_may_stand_in_plots_and_tables(tmp_path):
     _save(tmp_path / "plot.png", _plot_confusion, matrix, names)
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert [table_cell(name) for name in names] == ["$x^$", "a\\|b\\\\c", "&lt;b>", "two lines"]
+    assert (
+        table_cell("*b* _i_ `c` [l](u) snake_case a&lt;") == "\\*b\\* \\_i\\_ \\`c\\` \\[l\\](u) snake_case a&amp;lt;"
+    )

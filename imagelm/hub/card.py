@@ -13,21 +13,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import imagelm
-from imagelm.dataset import STATS_FILE
 from imagelm.errors import InputError
-from imagelm.files import read_json, table_cell
-from imagelm.hub.options import PushOptions
-from imagelm.hub.privacy import without_paths
-from imagelm.model import weights_sha256
+from imagelm.files import table_cell
+from imagelm.hub.facts import CardFacts
 from imagelm.processor import CODE_FILES, PIPELINE_TASK
 from imagelm.published.codec_imagelm import CODEC_CONFIG, load_codec
-from imagelm.runs import HISTORY_FILE, RESULTS_FILE, RUN_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.sequence import CLS, class_token
 from imagelm.tokenizer import grammar_of
-from imagelm.training import SELECTION_FILE
 
 TEMPLATE = Path(imagelm.__file__).parent.parent / "model_card.md"
-EVAL_RESULTS_FOLDER = ".eval_results"
 # The oldest versions that were tried, by tests/test_old_transformers.py.
 OLDEST_TRANSFORMERS, OLDEST_FOR_PIPELINE = "4.41", "4.57"
 MAX_LISTED_CLASSES = 30
@@ -38,48 +32,6 @@ METRICS = (  # figure, its identifier on the Hub, its name
     ("eval_image_perplexity", "perplexity", "Perplexity, image tokens"),
     ("eval_next_token_accuracy", "accuracy", "Next-token accuracy"),
 )
-
-
-class CardFacts:
-    """All that a card may tell.
-
-    Args:
-        options: What the user asked for.
-        source: The trained folder with its records.
-        folder: The repository's folder, where model and tokenizer stand already.
-
-    Attributes:
-        results: `eval_results.json`, without paths; None where there is none.
-        plots: Figure → file name; filled by whoever draws them.
-        drawings: File with images that the model drew, or None.
-        notes: What the user should know, a line each.
-
-    Raises:
-        InputError: The figures were measured on other weights.
-    """
-
-    def __init__(self, options: PushOptions, source: Path, folder: Path) -> None:
-        self.options, self.folder, self.notes = options, folder, []
-        records = {
-            name: _record(source / name) for name in (RESULTS_FILE, RUN_FILE, STATS_FILE, TRAINING_ARGUMENTS_FILE)
-        }
-        (self.results, self.run, self.stats, self.arguments), _ = without_paths(list(records.values()))
-        self.history = _record(source / HISTORY_FILE) or []
-        self.selection = _record(source / SELECTION_FILE) or {}
-        self.sha256 = weights_sha256(folder)
-        if self.results is None:
-            self.notes.append(f"no {RESULTS_FILE} in {source.name}: the card shows no figures")
-        elif self.results.get("weights_sha256") != self.sha256:
-            raise InputError(
-                f"{source / RESULTS_FILE} was measured on other weights than those beside it, so its figures can't be "
-                "published; push the folder that train.py wrote, or delete the file to publish without figures"
-            )
-        if options.license is None:
-            self.notes.append(
-                "the card names no licence, so nobody may reuse the model; --license apache-2.0 names one"
-            )
-        self.plots: dict[str, str] = {}
-        self.drawings: str | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -100,13 +52,12 @@ def model_card(facts: CardFacts) -> str:
 def _metadata(facts: CardFacts) -> ModelCardData:
     options, results = facts.options, facts.results
     has_codec = (facts.folder / CODEC_CONFIG).is_file()
-    started_from = (facts.run or {}).get("identity", {}).get("started_from")
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINE_TASK if has_codec else "text-generation",
         license=options.license,
         datasets=[options.dataset_repo_id] if options.dataset_repo_id else None,
-        base_model=started_from if started_from and not Path(started_from).exists() else None,
+        base_model=(facts.run or {}).get("base_model"),
         metrics=["accuracy", "perplexity"],
         tags=["imagelm", "image-tokens", "image-classification", "image-generation", "causal-lm"],
         model_name=options.repo_id.split("/")[-1] if results else None,
@@ -162,6 +113,7 @@ def _values(facts: CardFacts) -> dict[str, object]:
         "plots": facts.plots,
         "drawings": facts.drawings,
         "data": facts.stats,
+        "lengths": _span(facts.stats["lengths"]) if facts.stats else None,
         "restored": _restored(facts.stats),
         "limits": _limits(facts, codec),
         **_question_and_answer(facts, model, tokenizer),
@@ -185,8 +137,9 @@ def _question_and_answer(facts: CardFacts, model, tokenizer) -> dict[str, object
 
 def _introduction(facts: CardFacts, model, codec, num_classes: int) -> str:
     seen = f"{_image_words(codec)} into {codec.num_tokens} tokens" if codec else "each image into tokens"
-    begun = (facts.run or {}).get("identity", {}).get("started_from")
-    trained = "fine-tuned" if begun else "trained from scratch"
+    trained = "trained"
+    if facts.run:
+        trained = "fine-tuned" if facts.run["identity"]["started_from"] else "trained from scratch"
     kind = type(model).__name__
     return (
         f"This model reads images as sentences: a codebook turns {seen}, and a small language model ({kind}, "
@@ -212,7 +165,12 @@ def _row_words(facts: CardFacts, codec) -> str:
         rows, columns = codec.grid
         return f"{rows} rows of {columns} codebook tokens, from left to right and from top to bottom"
     lengths = (facts.stats or {}).get("lengths")
-    return f"{lengths['min']} to {lengths['max']} tokens long" if lengths else "codebook tokens in reading order"
+    return f"{_span(lengths)} tokens long" if lengths else "codebook tokens in reading order"
+
+
+def _span(lengths: dict) -> str:
+    low, high = lengths["min"], lengths["max"]
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _restored(stats: dict | None) -> str | None:
@@ -281,14 +239,15 @@ def _limits(facts: CardFacts, codec) -> list[str]:
     """What the figures do not show."""
     results, limits = facts.results, []
     if results:
-        metric = facts.selection.get("metric", "").removeprefix("eval_")
-        chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them a little"
-        limits.append(
-            f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}; the "
-            "interval covers the draw of the held-out rows, not another seed."
-        )
+        if facts.selection:
+            metric = facts.selection.get("metric", "").removeprefix("eval_")
+            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them a little"
+            limits.append(
+                f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}."
+            )
+        limits.append("The interval covers the draw of the held-out rows, not another seed.")
         high = results["eval_cls_accuracy_interval"][1]
-        if high < max(results.get("majority_accuracy", 0), results.get("bag_of_tokens_accuracy", 0)):
+        if high < max(results["majority_accuracy"], results["bag_of_tokens_accuracy"]):
             limits.append("**The model is worse than a baseline above:** take it as an example of the format alone.")
     limits.append(
         "Perplexity and next-token accuracy are those of this codebook's tokens; models with another codebook, or "
@@ -310,10 +269,3 @@ def _dataset_name(facts: CardFacts) -> str:
         return facts.options.dataset_repo_id.split("/")[-1]
     output = (facts.stats or {}).get("options", {}).get("output_dir")
     return Path(output).name if output else "held-out rows"
-
-
-def _record(file: Path) -> object:
-    try:
-        return read_json(file) if file.is_file() else None
-    except ValueError as error:
-        raise InputError(f"{file} isn't whole: {error}; push the folder that train.py wrote") from error

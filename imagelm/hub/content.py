@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResultEntry
 
+from imagelm.dataset import STATS_FILE, TOKENIZER_FOLDER
 from imagelm.errors import InputError
-from imagelm.files import write_json, write_text
-from imagelm.hub.card import EVAL_RESULTS_FOLDER, CardFacts, model_card
+from imagelm.files import read_json, write_json, write_text
+from imagelm.hub.card import model_card
+from imagelm.hub.facts import CardFacts
 from imagelm.hub.options import PushOptions
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.wholeness import WEIGHTS_INDEX, file_problems
@@ -28,16 +30,27 @@ from imagelm.pictures import save_png
 from imagelm.processor import CODE_FILES, copy_code
 from imagelm.published.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.published.processing_imagelm import PROCESSOR_CONFIG
+from imagelm.quality import CODEBOOK_PICTURE, RECONSTRUCTION_PICTURE
+from imagelm.raw import CODEC_FOLDER
 from imagelm.report import PLOTS, write_plots
 from imagelm.runs import RESULTS_FILE
 from imagelm.tokenizer import load_tokenizer, save_tokenizer
 
 CARD_FILE = "README.md"
 DRAWINGS_FILE = "drawings.png"
+EVAL_RESULTS_FOLDER = ".eval_results"
+WHOLE_WEIGHTS = "model.safetensors"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Copied as they are; what else the repository holds is made anew.
-COPIED = ("config.json", "generation_config.json", WEIGHTS_INDEX, CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG)
+COPIED = ("config.json", "generation_config.json", CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+# Beside the shards of a dataset repository, copied from what prepare_dataset.py wrote.
+DATASET_COPIED = (
+    *(f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES),
+    *(f"{CODEC_FOLDER}/{name}" for name in (CODEC_CONFIG, CODEC_WEIGHTS)),
+    *(CODEBOOK_PICTURE, RECONSTRUCTION_PICTURE),
+)
+DATASET_FILES = (*DATASET_COPIED, STATS_FILE, CARD_FILE)
 # Why a file that lies in many trained folders stays there.
 REASONS = {
     re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz)"): "may hold a pickle, which runs code when it is loaded",
@@ -107,7 +120,7 @@ def stage_model(options: PushOptions, folder: Path) -> Staged:
         facts.drawings = _draw(folder, options.num_drawings)
     card, hidden = without_paths(model_card(facts))
     write_text(folder / CARD_FILE, card)
-    staged.notes = _left_out(source, staged.files, source) + facts.notes
+    staged.notes = _left_out(source, staged.files) + facts.notes
     if hidden:
         staged.notes.append(f"{CARD_FILE}: {hidden} paths of this machine were shortened to their last part")
     return staged
@@ -116,15 +129,15 @@ def stage_model(options: PushOptions, folder: Path) -> Staged:
 def is_ours(kind: str, path: str) -> bool:
     """Whether a file in a repository is one that a push writes, so that the next push may delete it."""
     if kind == "model":
-        own = {*COPIED, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
+        own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
         return path in own or bool(WEIGHTS.fullmatch(path)) or path.startswith(f"{EVAL_RESULTS_FOLDER}/")
     if kind == "dataset":
-        return bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet|(tokenizer|codec)/[^/]+", path))
+        return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))
     return path in ("app.py", "requirements.txt", "model_id.txt", CARD_FILE)
 
 
 def check_model_folder(source: Path) -> list[str]:
-    """The names of the weight files.
+    """The names of the weight files, with their index where there are several.
 
     Raises:
         InputError: Something that a model is made of is missing.
@@ -135,7 +148,7 @@ def check_model_folder(source: Path) -> list[str]:
         inner = sorted(source.glob("*/config.json"))
         remedy = f"--model_dir {inner[0].parent} does" if inner else "name a folder that train.py wrote (…/best_model)"
         raise InputError(f"--model_dir {source} holds no config.json; {remedy}")
-    weights = sorted(path.name for path in source.iterdir() if WEIGHTS.fullmatch(path.name))
+    weights = _weight_files(source)
     if not weights:
         pickled = next(source.glob("pytorch_model*.bin"), None)
         what = f"only {pickled.name}, a pickle, which isn't published" if pickled else "no model.safetensors"
@@ -145,19 +158,37 @@ def check_model_folder(source: Path) -> list[str]:
     return weights
 
 
-def _left_out(source: Path, files: dict[str, Path], shown: Path) -> list[str]:
+def _weight_files(source: Path) -> list[str]:
+    """What transformers loads: one file, or an index and its shards; others beside them are of an older save."""
+    if (source / WHOLE_WEIGHTS).is_file():
+        return [WHOLE_WEIGHTS]
+    if not (source / WEIGHTS_INDEX).is_file():
+        return []
+    try:
+        shards = sorted(set(read_json(source / WEIGHTS_INDEX)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"--model_dir {source} is damaged: {WEIGHTS_INDEX} isn't whole: {error}") from error
+    if strange := [name for name in shards if not WEIGHTS.fullmatch(name)]:
+        raise InputError(f"--model_dir {source}: {WEIGHTS_INDEX} names {strange[0]!r}, which is no file of weights")
+    return [WEIGHTS_INDEX, *shards]
+
+
+def _left_out(source: Path, files: dict[str, Path]) -> list[str]:
     """A line for each entry of the trained folder that doesn't go out."""
     lines = []
     for path in sorted(source.iterdir()):
         if path.name in files:
             continue
         reason = next((why for pattern, why in REASONS.items() if pattern.fullmatch(path.name)), "not of a model")
-        lines.append(f"left out: {shown.name}/{path.name}{'/' if path.is_dir() else ''} ({reason})")
+        lines.append(f"left out: {source.name}/{path.name}{'/' if path.is_dir() else ''} ({reason})")
     return lines
 
 
 def _write_eval_results(folder: Path, options: PushOptions, facts: CardFacts) -> None:
-    """The figures in the Hub's own format beside `model-index`; it needs a dataset on the Hub to point at."""
+    """The figure in the Hub's newer format, beside `model-index`; it needs a dataset on the Hub to point at.
+
+    The Hub shows it where that dataset is registered there as a benchmark, and leaves it alone elsewhere.
+    """
     if options.dataset_repo_id is None:
         return
     from huggingface_hub import eval_result_entries_to_yaml

@@ -14,13 +14,14 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from imagelm.dataset import STATS_FILE, TOKENIZER_FOLDER, load_prepared, load_stats
 from imagelm.files import write_json, write_text
-from imagelm.hub.content import CARD_FILE, Staged
+from imagelm.hub.content import CARD_FILE, DATASET_COPIED, Staged
 from imagelm.hub.options import PushOptions
 from imagelm.hub.privacy import without_paths
-from imagelm.raw import CODEC_FOLDER
+from imagelm.raw import CODEC_FOLDER, RAW_FOLDER
 from imagelm.statistics import dataset_card
 
 SHARD_BYTES = 500_000_000
+REASONS = dict.fromkeys(("bad_rows.jsonl", RAW_FOLDER), "may name files of this machine")
 BATCH_ROWS = 1_000  # rows a row group: what the Hub's viewer reads at once
 
 
@@ -38,17 +39,16 @@ def stage_dataset(options: PushOptions, folder: Path) -> Staged:
     for name, rows in dataset.items():
         _write_shards(rows, folder / "data", name)
     enable_progress_bars()
-    for inner in (TOKENIZER_FOLDER, CODEC_FOLDER):
-        if (source / inner).is_dir():
-            shutil.copytree(source / inner, folder / inner)
-    for picture in source.glob("*.png"):
-        shutil.copyfile(picture, folder / picture.name)
+    for name in DATASET_COPIED:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
     stats, hidden = without_paths(stats)
     write_json(folder / STATS_FILE, stats)
     write_text(folder / CARD_FILE, _card(options, stats, dataset, folder / "data"))
     if hidden:
         staged.notes.append(f"{STATS_FILE}: {hidden} paths of this machine were shortened to their last part")
-    staged.notes += [f"left out: {source.name}/{name} (may name files of this machine)" for name in _private(source)]
+    staged.notes += _left_out(source, dataset, staged.files)
     return staged
 
 
@@ -95,5 +95,10 @@ def _card(options: PushOptions, stats: dict, dataset: DatasetDict, shards: Path)
     return f"{card.content.rstrip()}\n{usage}"
 
 
-def _private(source: Path) -> list[str]:
-    return [name for name in ("bad_rows.jsonl", "raw") if (source / name).exists()]
+def _left_out(source: Path, dataset: DatasetDict, files: dict[str, Path]) -> list[str]:
+    """A line for each entry of the prepared folder that doesn't go out, neither as it is nor as Parquet."""
+    sent = {*(name.split("/")[0] for name in files), *dataset, "dataset_dict.json"}
+    inner = [path for folder in (TOKENIZER_FOLDER, CODEC_FOLDER) for path in (source / folder).glob("*")]
+    names = [path.name for path in source.iterdir() if path.name not in sent]
+    names += [name for path in inner if (name := path.relative_to(source).as_posix()) not in files]
+    return [f"left out: {source.name}/{name} ({REASONS.get(name, 'not of the dataset')})" for name in sorted(names)]

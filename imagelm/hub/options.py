@@ -13,6 +13,8 @@ from imagelm.errors import InputError
 
 KINDS = ("dataset", "model", "space")  # in the order in which they go out: each may name those before it
 REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,94}[A-Za-z0-9_]|[A-Za-z0-9_]")
+# What git takes for a branch or tag (git-check-ref-format); other refs, such as refs/pr/1, are the Hub's own.
+REF_NAME = re.compile(r"(?!refs/)(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[^-./\s~^:?*\[\\][^\s~^:?*\[\\]*(?<![./])")
 PREVIEW_FOLDER = "hub_preview"  # of --dry_run, beside the model's folder
 
 
@@ -88,7 +90,7 @@ class PushOptions:
     def __post_init__(self) -> None:
         for flag, name in self._named().items():
             parts = name.split("/")
-            if len(parts) > 2 or not all(REPO_NAME.fullmatch(part) for part in parts):
+            if len(parts) > 2 or not all(REPO_NAME.fullmatch(part) for part in parts) or name.endswith(".git"):
                 raise InputError(
                     f"{flag} {name!r} is no repository; give USER/NAME, of letters, digits, '-', '_' and '.', "
                     "96 characters at most"
@@ -97,6 +99,9 @@ class PushOptions:
             raise InputError("--dataset_repo_id needs --dataset_dir, the folder that prepare_dataset.py wrote")
         if self.create_pr and self.tag:
             raise InputError("--tag names a commit that stays; a pull request's doesn't yet: leave out one of the two")
+        for flag, ref in (("--revision", self.revision), ("--tag", self.tag)):
+            if ref is not None and not REF_NAME.fullmatch(ref):
+                raise InputError(f"{flag} {ref!r} can't be a name in git; give one such as main or v1.0")
         if self.num_drawings < 0:
             raise InputError(f"--num_drawings {self.num_drawings}: give 0 or more")
         if self.commit_message is not None and not self.commit_message.strip():

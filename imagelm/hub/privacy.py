@@ -6,29 +6,39 @@ that would go out is a reason to send nothing at all.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from PIL import Image
 
 SECRETS = {
-    "a Hugging Face token": re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}"),
-    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+    "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}"),
+    "a GitHub token": re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})"),
+    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
+    "an API key": re.compile(r"\bsk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}"),  # with a digit, so that words aren't one
     "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a Google API key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}"),
     "a Slack token": re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
+    "a password in an address": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'`<>]+:[^\s/@\"'`<>]+@"),
 }
-# Folders at the root of a file system, where people's files lie; and the forms of other systems.
-ROOTS = "bin|content|data|dev|etc|export|home|kaggle|media|mnt|opt|private|proc|root|run|scratch|srv|sys|tmp|usr|var"
-ROOTS += "|Users|Volumes|work|workspace|workspaces"
-POSIX_PATH = re.compile(rf"(?<![\w.<>/:~-])(?:file://)?/(?:{ROOTS})/[^\s\"'`<>|,;)\]]+")
+# Folders at the root of a file system, where people's files lie: those of this machine, and of the machines that a
+# model may have been trained on. Not any word after a slash: texts are full of these.
+ROOTS = "afs|app|bin|cluster|content|data|datasets|dev|efs|etc|export|fsx|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt"
+ROOTS += "|private|proc|projects?|root|run|scratch|shared?|srv|storage|sys|teamspace|tmp|usr|var|work|workspaces?"
+ROOTS += r"|Users|Volumes|(?:disk|raid|scratch|ssd|vol)\d+"
+ROOTS = "|".join([ROOTS, *sorted(re.escape(entry.name) for entry in Path("/").iterdir())])
+END = r"[^\s\"'`<>|,;)\]]"  # what a path goes on with
+POSIX_PATH = re.compile(rf"(?<![\w./~-])(?:file://)?/(?:{ROOTS})/{END}+")
+# ~/x, C:\x and \\server\x, also with backslashes doubled, as JSON and Markdown write them.
 OTHER_PATH = re.compile(
-    r"(?<![\w.<>/:-])(?:~/[^\s\"'`<>|,;)\]]+|[A-Za-z]:\\{1,2}[^\s\"'`<>|,;)\]]+|\\\\\w[^\s\"'`<>|,;)\]]+)"
+    rf"(?<![\w.<>/:-])(?:~/{END}+|[A-Za-z]:\\{{1,2}}\w{END}*|\\{{2,4}}\w[\w.$-]*\\{{1,2}}[\w$]{END}*)"
 )
+JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv", ".toml", ".cfg", ".html", ""}
 
 
@@ -61,15 +71,9 @@ def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
         file: The file.
         own_token: The token in use, which may have any form.
     """
-    if file.suffix == ".parquet":
-        texts = _parquet_texts(file)
-    elif file.suffix == ".safetensors":
-        texts = iter([("header", _safetensors_header(file))])
-    else:
-        content = file.read_bytes().decode("utf-8" if file.suffix in TEXT_ENDINGS else "latin-1", errors="replace")
-        texts = ((str(number), line) for number, line in enumerate(content.splitlines(), start=1))
-    is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".safetensors")
-    for place, text in texts:
+    # In other files only secrets are looked for: bytes may look like a path by chance.
+    is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors")
+    for place, text in _texts(file):
         for what, pattern in SECRETS.items():
             if pattern.search(text):
                 yield f"{name}:{place}: {what}"
@@ -84,16 +88,51 @@ def _last_part(path: str) -> str:
     return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
+def _texts(file: Path) -> Iterator[tuple[str, str]]:
+    """All texts in a file, each with its place."""
+    if file.suffix == ".parquet":
+        yield from _parquet_texts(file)
+    elif file.suffix == ".safetensors":
+        yield "header", _without_escapes(_safetensors_header(file))
+    elif file.suffix == ".png":
+        with Image.open(file) as picture:
+            picture.load()  # texts may stand behind the pixels
+            yield from ((str(name), value) for name, value in picture.info.items() if isinstance(value, str))
+    else:
+        content = file.read_bytes().decode("utf-8" if file.suffix in TEXT_ENDINGS else "latin-1", errors="replace")
+        for number, line in enumerate(content.splitlines(), start=1):
+            yield str(number), _without_escapes(line) if file.suffix == ".json" else line
+
+
+def _without_escapes(line: str) -> str:
+    """A line of JSON with its strings as they are meant: \\u002fhome is a path too, and C:\\\\ is C:\\."""
+    try:
+        return JSON_STRING.sub(lambda match: f'"{json.loads(match.group(), strict=False)}"', line)
+    except ValueError:  # no JSON: another check says so
+        return line
+
+
 def _parquet_texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Row and value of all texts in a table; the ids of tokens are numbers."""
+    """Schema, and row and value of all texts in a table, nested ones too; the ids of tokens are numbers."""
     table = pq.ParquetFile(file)
-    names = [field.name for field in table.schema_arrow if str(field.type) in ("string", "large_string")]
+    for name, value in (table.schema_arrow.metadata or {}).items():
+        yield f"schema, {name.decode()}", _without_escapes(value.decode("utf-8", errors="replace"))
+    leaves = [table.schema.column(number) for number in range(len(table.schema))]
+    names = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"]
     first = 0
     for batch in table.iter_batches(columns=names) if names else ():
-        for name in names:
-            for row, value in enumerate(batch[name].to_pylist(), start=first):
-                yield f"row {row}, {name}", value or ""
+        for column in batch.schema.names:
+            for row, value in enumerate(batch[column].to_pylist(), start=first):
+                yield from ((f"row {row}, {column}", text) for text in _strings(value))
         first += batch.num_rows
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _strings(entry)
 
 
 def _safetensors_header(file: Path) -> str:

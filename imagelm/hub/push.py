@@ -12,12 +12,13 @@ from huggingface_hub.utils import get_token
 
 from imagelm.errors import HubError, InputError
 from imagelm.files import whole_folder, write_json
+from imagelm.hub.access import check_access
 from imagelm.hub.checks import check_staged
 from imagelm.hub.content import Staged, check_model_folder, stage_model
 from imagelm.hub.dataset_repo import stage_dataset
 from imagelm.hub.options import PushOptions
 from imagelm.hub.space import stage_space
-from imagelm.hub.upload import check_access, look_at, send, validate_cards
+from imagelm.hub.upload import check_tag, look_at, send, validate_cards
 
 MANIFEST_FILE = "uploads.json"
 STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
@@ -49,6 +50,8 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
         for one in staged:
             _tell(one, say)
         targets = [look_at(api, one.kind, one.repo_id, options) for one in staged]
+        for one, target in zip(staged, targets, strict=True):
+            check_tag(one, target, options.tag)
         validate_cards(staged)
         for one, target in zip(staged, targets, strict=True):
             sent = send(api, one, target, options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from huggingface_hub import SpaceCard, SpaceCardData
 
 import imagelm
 from imagelm.errors import InputError
@@ -30,25 +33,31 @@ def stage_space(options: PushOptions, folder: Path) -> Staged:
     folder.mkdir(parents=True)
     shutil.copyfile(app, folder / app.name)
     write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
-    write_text(folder / "requirements.txt", "".join(f"{name}=={version(name)}\n" for name in LIBRARIES))
+    # Without what a local build adds to its version (2.13.0+cpu), which no index has.
+    pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
+    write_text(folder / "requirements.txt", "".join(pins))
     name = options.space_repo_id.split("/")[-1]
-    licence = f"license: {options.license}\n" if options.license else ""
+    metadata = SpaceCardData(
+        title=name,
+        sdk="gradio",
+        sdk_version=_gradio_version(),
+        python_version=".".join(platform.python_version_tuple()[:2]),
+        app_file=app.name,
+        models=[options.repo_id],
+        license=options.license,
+    )
     text = f"""---
-title: {name}
-sdk: gradio
-sdk_version: {_gradio_version()}
-app_file: {app.name}
-models:
-- {options.repo_id}
-{licence}---
+{metadata}
+---
 
 # {name}
 
 A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): which class an image has, what the
 rest of it may look like, and new images. The model reads and writes images as tokens; all of it runs here, on a CPU.
 """
-    write_text(folder / CARD_FILE, text)
-    return Staged("space", options.space_repo_id, folder)
+    write_text(folder / CARD_FILE, str(SpaceCard(text)))
+    notes = ["the model is private: give the Space a secret HF_TOKEN that may read it"] if options.private else []
+    return Staged("space", options.space_repo_id, folder, notes)
 
 
 def _gradio_version() -> str:

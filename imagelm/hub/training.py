@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from imagelm.errors import HubError, InputError
+from imagelm.hub.access import check_access
 from imagelm.hub.options import RunPush
 from imagelm.hub.push import push
-from imagelm.hub.upload import check_access
 from imagelm.training import ImageTrainer, save_folder
 
 
@@ -61,14 +62,18 @@ class PushWhileTraining(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         """Sends the model of this step; training goes on whatever becomes of it."""
         step = f"step {state.global_step} of {state.max_steps}"
-        with tempfile.TemporaryDirectory(prefix="imagelm-step-") as home:
-            folder = Path(home) / "model"
-            save_folder(self.trainer, folder, {"step": state.global_step})
-            if not state.is_world_process_zero:
-                return
-            options = self.hub.options(folder, num_drawings=0, commit_message=f"Weights of {step}")
-            try:
-                push(options, say=lambda text: None)
-                tqdm.write(f"pushed {step} to {self.hub.repo_id}")
-            except (HubError, InputError) as error:
-                tqdm.write(f"warning: {step} couldn't be pushed, training goes on: {error}")
+        try:
+            with tempfile.TemporaryDirectory(prefix="imagelm-step-") as home:
+                folder = Path(home) / "model"
+                try:
+                    save_folder(self.trainer, folder, {"step": state.global_step})
+                except (OSError, SafetensorError):  # such as a full disk
+                    # The other processes wait at the end of it.
+                    self.trainer.accelerator.wait_for_everyone()
+                    raise
+                if state.is_world_process_zero:
+                    options = self.hub.options(folder, num_drawings=0, commit_message=f"Weights of {step}")
+                    push(options, say=lambda text: None)
+                    tqdm.write(f"pushed {step} to {self.hub.repo_id}")
+        except (HubError, InputError, OSError, SafetensorError) as error:
+            tqdm.write(f"warning: {step} couldn't be pushed, training goes on: {error}")

@@ -98,6 +98,14 @@ def _last_logits(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], batch_size: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batches of row numbers with the logits at each row's last token; float32, shape (rows, vocabulary)."""
+    if loaded.onnx:
+        for rows in _batches_by_length(prompts, batch_size):
+            last = np.array([len(prompts[row]) - 1 for row in rows])
+            yield (
+                rows,
+                _finite(torch.from_numpy(loaded.onnx(_pad(loaded, [prompts[row] for row in rows]).numpy(), last))),
+            )
+        return
     selects = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     for rows in _batches_by_length(prompts, batch_size):
         inputs = _pad(loaded, [prompts[row] for row in rows])

@@ -28,7 +28,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from imagelm.acceleration import keep_memory
+from imagelm.attention import use_in
 from imagelm.errors import InputError
+from imagelm.export import OnnxSession
 from imagelm.inference.options import ModelOptions
 from imagelm.model import load_model
 from imagelm.precision import choose_device
@@ -57,6 +60,7 @@ class LoadedModel:
         grammar: Of the tokenizer's vocabulary.
         codec: Pictures to entries and back; None where the folder holds none.
         class_names: Indexed by label; None where the config names none.
+        onnx: Answers in the model's place where it's given.
     """
 
     name: str
@@ -65,6 +69,7 @@ class LoadedModel:
     grammar: Grammar
     codec: Codec | None
     class_names: list[str] | None
+    onnx: OnnxSession | None = None
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +158,11 @@ def load_for_inference(options: ModelOptions) -> LoadedModel:
     codec = _codec(options.model, folder)
     _check_fit(options.model, model, grammar, codec)
     model = model.to(device=device, dtype=getattr(torch, options.dtype)).eval()
-    return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar))
+    if device.type == "cpu":
+        use_in(model)
+        keep_memory()
+    onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
+    return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar), onnx)
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -191,6 +200,13 @@ def _snapshot(name: str, revision: str | None) -> Path:
         raise InputError(
             f"{where} it can't be reached ({reason}); check the name and the network, or name a folder"
         ) from error
+
+
+def _onnx(folder: str, name: str, grammar: Grammar) -> OnnxSession:
+    session = OnnxSession(folder)
+    if session.vocabulary != grammar.vocabulary:
+        raise InputError(f"--onnx {folder} was exported of a model with another vocabulary than --model {name}")
+    return session
 
 
 def _codec(name: str, folder: Path) -> Codec | None:

@@ -46,6 +46,13 @@ class ModelOptions:
             "what to compute in (default: float32, as reported)", choices=("float32", "bfloat16", "float16")
         ),
     )
+    onnx: str | None = field(
+        default=None,
+        metadata=option(
+            "answer with onnxruntime: a folder that python -m imagelm.export wrote of this model",
+            ("classify", "next_token"),
+        ),
+    )
     batch_size: int = field(
         default=64, metadata=option("sequences computed at once; changes no result of classify (default: 64)", type=int)
     )

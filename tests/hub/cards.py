@@ -14,13 +14,16 @@ from tests.hub.store import Commit, Repo
 def card_data(repo: Repo, commit: Commit) -> dict:
     """The metadata at the head of the README, {} if there is none that can be read."""
     entry = commit.files.get("README.md")
-    text = repo.content(entry).read_text(encoding="utf-8", errors="replace") if entry else ""
-    block = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
-        data = yaml.safe_load(block[1]) if block else {}
+        data = _metadata(repo.content(entry).read_text(encoding="utf-8", errors="replace")) if entry else {}
     except yaml.YAMLError:
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _metadata(text: str) -> object:
+    block = re.match(r"\s*---\r?\n(.*?)\r?\n?---", text, re.DOTALL)
+    return yaml.safe_load(block[1]) if block else None
 
 
 def eval_results(repo: Repo, commit: Commit) -> list[dict]:
@@ -46,10 +49,9 @@ def eval_results(repo: Repo, commit: Commit) -> list[dict]:
 
 async def validate_yaml(call: Call) -> Response:
     body = await call.json()
-    block = re.match(r"\s*---\r?\n(.*?)\r?\n?---", body["content"], re.DOTALL)
     errors, warnings = [], []
     try:
-        data = yaml.safe_load(block[1]) if block else None
+        data = _metadata(body["content"])
     except yaml.YAMLError as error:
         errors.append({"message": f"Invalid YAML: {error}"})
     else:

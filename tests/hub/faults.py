@@ -266,6 +266,8 @@ def watched_protocol(watched: WatchedApp) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            # Else a small answer, sent as head and body, waits 40 ms for the client's acknowledgement.
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             watched.connections[self.client] = transport
 
         def connection_lost(self, exc: Exception | None) -> None:

@@ -1,0 +1,154 @@
+"""What all benchmarks share: contestants in processes of their own, in turn; medians and ratios; the machine.
+
+One idea: on a shared machine only what ran side by side can be compared. So each round runs every contestant once,
+A B C A B C …, and CPU time stands beside wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of a contestant: offline, and so many threads."""
+    own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | own | {"PYTHONPATH": str(ROOT)}
+
+
+def run(words: list[str], threads: int, cwd: Path = ROOT, cores: int | None = None) -> dict[str, float]:
+    """Runs a command; wall seconds, CPU seconds of it and its children, peak resident MiB of its largest process.
+
+    Raises:
+        SystemExit: It failed; its last words are shown.
+    """
+    cores = threads if cores is None else cores
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    pinned = ["taskset", "-c", f"0-{cores - 1}"] if cores < len(os.sched_getaffinity(0)) else []
+    measured = ["/usr/bin/env", *pinned, *words]
+    process = subprocess.Popen(
+        measured, cwd=cwd, env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    output, peak = _watch(process)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode:
+        sys.exit(f"{shlex.join(words)}\nfailed with {process.returncode}:\n{output[-3000:]}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "peak_resident_mib": peak, "output": output}
+
+
+def _watch(process: subprocess.Popen) -> tuple[str, float]:
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return output, usage.ru_maxrss / 1024
+
+
+def rounds(contestants: dict[str, Callable[[], dict]], num_rounds: int) -> dict[str, list[dict]]:
+    """Runs every contestant once a round, and says what it found."""
+    results: dict[str, list[dict]] = {name: [] for name in contestants}
+    for i in range(num_rounds):
+        for name, contest in contestants.items():
+            results[name].append(contest())
+            shown = {key: round(value, 4) for key, value in results[name][-1].items() if isinstance(value, float)}
+            print(f"round {i + 1} {name}: {shown}", flush=True)
+    return results
+
+
+def median(results: list[dict], key: str) -> float:
+    """The median of a figure over the rounds."""
+    return statistics.median(result[key] for result in results)
+
+
+def ratios(results: dict[str, list[dict]], key: str, ours: str) -> dict[str, float]:
+    """How many times longer the others take: median of theirs over median of ours."""
+    own = median(results[ours], key)
+    return {name: round(median(values, key) / own, 3) for name, values in results.items() if name != ours}
+
+
+def peak_gflops(dtype: str, threads: int) -> float:
+    """The best rate of a matrix product on this machine now, GFLOP per second of CPU time, over some shapes.
+
+    Per CPU second, so that what else runs here doesn't lower it; of several threads it's the rate of one core.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    best = 0.0
+    for m, k, n in ((1608, 384, 1536), (1608, 1536, 384), (2048, 2048, 2048)):
+        first, second = (torch.randn(size).to(getattr(torch, dtype)) for size in ((m, k), (k, n)))
+        seconds = []
+        for _ in range(15):
+            started = time.process_time()
+            first @ second
+            seconds.append(time.process_time() - started)
+        best = max(best, 2 * m * k * n / statistics.median(seconds) / 1e9)
+    return best
+
+
+def save(name: str, results: dict, output: Path | None = None) -> None:
+    """Writes `benchmarks/results/NAME.json` with machine, versions, date and command, and prints it."""
+    import torch
+
+    from imagelm.runs import hardware
+
+    libraries = ("accelerate", "datasets", "numpy", "onnxruntime", "pyarrow", "scikit-learn", "torch", "transformers")
+    versions = {"python": platform.python_version()}
+    for library in libraries:
+        try:
+            versions[library] = version(library)
+        except ModuleNotFoundError:
+            continue
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {**hardware(torch.device("cpu"), 1, 1), "cores": len(os.sched_getaffinity(0))},
+        "gpu": "not measured" if not torch.cuda.is_available() else torch.cuda.get_device_name(),
+        "versions": versions,
+        **results,
+    }
+    file = output or RESULTS / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path:
+    """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and `vocab.json` beside."""
+    from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(make_vocabulary(500, 10)))
+    names, rng = np.array([code_token(entry) for entry in range(500)]), np.random.default_rng(seed)
+    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
+        for start in range(0, num_rows, 10_000):
+            codes = names[rng.integers(0, 500, (min(10_000, num_rows - start), length - 5))]
+            for i, row in enumerate(codes):
+                tokens = " ".join([IMG, *row, IMG_END, CLS, class_token(i % 10), EOS])
+                file.write(json.dumps({"tokens": tokens, "label": i % 10}) + "\n")
+    return folder / "rows.jsonl"
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks can be told."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--rounds", type=int, default=5, help="of each contestant")
+    made.add_argument("--threads", type=int, default=1, help="and cores of a contestant")
+    made.add_argument("--output", type=Path, help="JSON file instead of the one in benchmarks/results")
+    return made

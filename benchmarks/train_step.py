@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""A step of training: train.py as a user starts it, beside nanoGPT, LitGPT and the stock Trainer.
+
+    python -m benchmarks.train_step --nanogpt ../nanoGPT --litgpt ../litgpt --lengths 54 201 789 --dropout 0
+
+Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows in bfloat16 autocast, in a process
+of its own that ends after --steps optimizer steps; a figure is the median time between two steps, the first ones (with
+compilation) left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.common import ROOT, median, parser, peak_gflops, random_rows, ratios, rounds, run, save
+
+BATCH_SIZES = {54: 32, 201: 8, 789: 2}
+CONTESTANTS = ROOT / "benchmarks" / "contestants"
+NUM_FIRST_STEPS = 4
+LAYERS, WIDTH = 6, 384
+LAUNCHER = ("accelerate", "launch", "--config_file", "accelerate_config.yaml")
+
+
+def main() -> None:
+    made = parser(__doc__.split("\n")[0])
+    made.add_argument("--nanogpt", type=Path, help="checkout of karpathy/nanoGPT")
+    made.add_argument("--litgpt", type=Path, help="checkout of Lightning-AI/litgpt")
+    made.add_argument("--lengths", type=int, nargs="+", default=[54, 201, 789], help="tokens a row")
+    made.add_argument("--dropout", type=float, default=0.0, help="of attention, residuals and embeddings")
+    made.add_argument("--steps", type=int, default=14, help="optimizer steps a process")
+    arguments = made.parse_args()
+    tables = {}
+    with tempfile.TemporaryDirectory() as home:
+        for length in arguments.lengths:
+            tables[str(length)] = compare(arguments, length, Path(home))
+    name = "train_step" if arguments.dropout == 0 else "train_step_dropout"
+    save(name, {"threads": arguments.threads, "dropout": arguments.dropout, "lengths": tables}, arguments.output)
+
+
+def compare(arguments, length: int, home: Path) -> dict:
+    batch_size, data = BATCH_SIZES.get(length, max(1, 1608 // length)), home / f"data{length}"
+    prepare(home / f"raw{length}", data, 2000, length)
+    dropout = arguments.dropout
+    shape = ["--dataset_dir", str(data), "--length", str(length), "--batch_size", str(batch_size)]
+    shape += ["--dropout", str(dropout), "--threads", str(arguments.threads)]
+    sizes = f"num_hidden_layers={LAYERS},num_attention_heads=8,hidden_size={WIDTH}"
+    rates = f"resid_pdrop={dropout},embd_pdrop={dropout},attn_pdrop={dropout}"
+
+    def contest(script: str, *words: str, launcher: tuple[str, ...] = (sys.executable,)):
+        return lambda: timed_steps(script, words, launcher, arguments.steps, arguments.threads, home)
+
+    ours = train_words(data, home / "out", batch_size, arguments.threads, f"{sizes},{rates}")
+    contestants = {"train.py": contest("train.py", *ours, launcher=LAUNCHER)}
+    contestants["stock Trainer"] = contest(str(CONTESTANTS / "stock_trainer.py"), *shape)
+    loop = str(CONTESTANTS / "own_loop.py")
+    if arguments.nanogpt:
+        peer = ["--peer", "nanogpt", "--checkout", str(arguments.nanogpt.resolve())]
+        contestants["nanoGPT compiled"] = contest(loop, *shape, *peer, "--compile")
+        if dropout:
+            contestants["nanoGPT"] = contest(loop, *shape, *peer)
+    if arguments.litgpt and not dropout:
+        peer = ["--peer", "litgpt", "--checkout", str(arguments.litgpt.resolve())]
+        contestants["LitGPT compiled"] = contest(loop, *shape, *peer, "--compile")
+    peaks = [peak_gflops("bfloat16", arguments.threads)]
+    results = rounds(contestants, arguments.rounds)
+    peaks.append(peak_gflops("bfloat16", arguments.threads))
+    flops = model_flops(length, batch_size)
+    return {
+        "batch_size": batch_size,
+        "rounds": arguments.rounds,
+        "medians": {
+            name: {key: round(median(values, key), 1) for key in values[0]} for name, values in results.items()
+        },
+        "wall_ratios": ratios(results, "ms_a_step", "train.py"),
+        "cpu_ratios": ratios(results, "cpu_ms_a_step", "train.py"),
+        "model_gflop_a_step": round(flops / 1e9, 1),
+        "peak_gflops_before_and_after": [round(peak, 1) for peak in peaks],
+        "share_of_peak": round(flops / 1e6 / median(results["train.py"], "cpu_ms_a_step") / max(peaks), 3),
+    }
+
+
+def prepare(raw: Path, data: Path, num_rows: int, length: int) -> None:
+    """Random rows of one length, prepared."""
+    rows = random_rows(raw, num_rows, length)
+    words = ["--data_files", str(rows), "--vocab_file", str(raw / "vocab.json"), "--output_dir", str(data)]
+    run([sys.executable, "prepare_dataset.py", *words], 1)
+
+
+def train_words(data: Path, output: Path, batch_size: int, threads: int, overrides: str) -> list[str]:
+    """The arguments of train.py for a long run."""
+    return [
+        *("--dataset_dir", str(data), "--output_dir", str(output), "--overwrite", "--disable_tqdm", "true"),
+        *("--config_overrides", overrides, "--per_device_train_batch_size", str(batch_size)),
+        *("--num_train_epochs", "1000", "--num_threads", str(threads), "--use_cpu"),
+    ]
+
+
+def timed_steps(script: str, words: tuple[str, ...], launcher: tuple[str, ...], steps: int, threads: int, home: Path):
+    """Milliseconds a step of a script, the first ones left out; seconds to the end of the first; peak memory."""
+    times = home / "times.json"
+    timed = ["benchmarks/timed.py", "--steps", str(steps), "--times", str(times), script, *words]
+    run([*launcher, *timed], threads)
+    found = json.loads(times.read_text())
+    ends = found["ends"][NUM_FIRST_STEPS:]
+    wall, cpu = ([1000 * (after[i] - before[i]) for before, after in pairwise(ends)] for i in (0, 1))
+    return {
+        "ms_a_step": statistics.median(wall),
+        "cpu_ms_a_step": statistics.median(cpu),
+        "first_step_s": found["ends"][0][0],
+        "peak_resident_mib": found["peak_resident_mib"],
+    }
+
+
+def model_flops(length: int, batch_size: int) -> float:
+    """Products of forward and backward: those of the matrices, and the causal half of attention's."""
+    matrices = 12 * LAYERS * WIDTH**2 + 516 * WIDTH
+    attention = LAYERS * WIDTH * length  # half of 2 products of length × width a token and layer
+    return 6.0 * (matrices + attention) * length * batch_size
+
+
+if __name__ == "__main__":
+    main()
