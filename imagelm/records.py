@@ -193,7 +193,7 @@ class _Checker:
         texts, counts, labels, splits, sources, numbers = [], [], [], [], [], []
         bad: dict[int, tuple[str, str]] = {}
         for number, line in enumerate(chunk, start=first_line):
-            if line.isspace():
+            if not line or line.isspace():  # empty: a byte order mark and nothing more
                 continue
             try:
                 text, count, label, split, source = self._parse(line)

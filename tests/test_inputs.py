@@ -98,6 +98,9 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_understood(tmp_path, gra
     file.write_bytes(b"\xef\xbb\xbf" + ending.join([GOOD, b"", GOOD]))
     rows, problems = read(file, grammar)
     assert (len(rows), dict(problems.counts)) == (2, {})
+    file.write_bytes(b"\xef\xbb\xbf")  # found by fuzzing
+    rows, problems = read(file, grammar)
+    assert (len(rows), dict(problems.counts)) == (0, {})
 
 
 def test_an_endless_line_is_told_and_skipped_in_bounded_memory(tmp_path, grammar, monkeypatch):
