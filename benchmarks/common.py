@@ -107,7 +107,7 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
     """Writes `benchmarks/results/NAME.json` with machine, versions, date and command, and prints it."""
     import torch
 
-    from imagelm.runs import hardware
+    from imagelm.record import hardware
 
     libraries = ("accelerate", "datasets", "numpy", "onnxruntime", "pyarrow", "scikit-learn", "torch", "transformers")
     versions = {"python": platform.python_version()}
