@@ -46,10 +46,13 @@ def test_help_names_every_option_without_loading_torch(script):
     assert [name for name in names.split() if name not in done.stdout] == []
 
 
-@pytest.mark.parametrize("benchmark", sorted(file.stem for file in (ROOT / "benchmarks").glob("[!_]*.py")))
+@pytest.mark.parametrize(
+    "benchmark",
+    sorted(file.stem for file in (ROOT / "benchmarks").glob("[!_]*.py") if "__main__" in file.read_text("utf-8")),
+)
 def test_every_benchmark_finds_what_it_needs_of_the_library(benchmark):
     done = run("-m", f"benchmarks.{benchmark}", "--help")
-    assert done.returncode == 0 and "--output" in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
 
 
 def test_the_full_help_lists_every_training_argument():

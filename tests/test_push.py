@@ -176,7 +176,10 @@ def test_logits_of_the_download_are_those_of_the_folder(published: Published, pi
     model = AutoModelForCausalLM.from_pretrained(pictured / "out/best_model")
     ids = torch.tensor(load_prepared(pictured / "data")["test"][0]["input_ids"])[None]
     with torch.no_grad():
-        assert model(ids).logits.tolist() == published.cold["logits"] == published.cold["same_class"]
+        logits = model(ids).logits
+    assert published.cold["logits"] == published.cold["same_class"]
+    # Another process may sum in another order.
+    torch.testing.assert_close(torch.tensor(published.cold["logits"]), logits)
 
 
 def test_load_dataset_gives_the_rows_that_trained_the_model(published: Published, pictured: Path):
