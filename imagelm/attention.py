@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from imagelm.dropout import drop
+from imagelm.dropout import draw_kept, drop, kept_scale
 
 CAUSAL_PRODUCT = "causal_product"
 # About so many query rows a chunk: fewer leave out more of the masked half, more keep the products large.
@@ -79,19 +79,88 @@ def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tens
         value: See `query`.
         dropout: Share of the probabilities that is set to zero.
     """
-    length = query.shape[2]
-    if length == 1:
+    if query.shape[2] == 1:
         shares = torch.matmul(query, key.transpose(-1, -2)).softmax(-1).to(value.dtype)
         return torch.matmul(drop(shares, dropout) if dropout else shares, value)
-    size = -(-length // max(1, round(length / CHUNK_ROWS)))
+    if torch.compiler.is_compiling():
+        return FusedProduct.apply(query, key, value, dropout)
     outputs = []
-    for start in range(0, length, size):
-        end = min(length, start + size)
+    for start, end in chunks(query.shape[2]):
         scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2))
-        hidden = torch.ones(end - start, end, dtype=torch.bool, device=query.device).triu(start + 1)
-        shares = scores.masked_fill(hidden, -torch.inf).softmax(-1).to(value.dtype)
+        shares = scores.masked_fill(_hidden(start, end, query.device), -torch.inf).softmax(-1).to(value.dtype)
         outputs.append(torch.matmul(drop(shares, dropout) if dropout else shares, value[:, :, :end]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def chunks(length: int) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of each chunk; at least one."""
+    size = -(-length // max(1, round(length / CHUNK_ROWS)))
+    return [(start, min(length, start + size)) for start in range(0, length, size)]
+
+
+def _hidden(start: int, end: int, device: torch.device) -> Tensor:
+    """Which of the first `end` keys the rows from `start` don't see; bool, shape (end - start, end)."""
+    return torch.arange(end, device=device) > torch.arange(start, end, device=device)[:, None]
+
+
+class FusedProduct(torch.autograd.Function):
+    """`in_chunks` in a form that a compiler fuses into one pass a chunk in either direction.
+
+    Exponentials are kept in the dtype of `value`, not yet divided by their sum; the outputs are divided, which are
+    narrower. The gradient takes the sum of gradient times probability from gradient times output (Dao et al., 2022,
+    arXiv:2205.14135, appendix B), so it reads each chunk once, and masked places are zero of themselves.
+    Uncompiled it would be slower than the softmax of torch.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:  # noqa: D102
+        outputs, saved, wide = [], [], torch.promote_types(value.dtype, torch.float32)
+        for start, end in chunks(query.shape[2]):
+            scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2)).to(wide)
+            scores = scores.masked_fill(_hidden(start, end, query.device), -torch.inf)
+            powers = (scores - scores.amax(-1, keepdim=True)).exp().to(value.dtype)
+            factor = 1 / powers.to(wide).sum(-1, keepdim=True)
+            saved += [powers, factor]
+            if dropout:
+                kept = draw_kept(powers, dropout)
+                powers, factor = powers * kept.to(value.dtype), factor * kept_scale(dropout)
+                saved.append(kept)
+            outputs.append((torch.matmul(powers, value[:, :, :end]) * factor).to(value.dtype))
+        output = torch.cat(outputs, dim=2)
+        ctx.save_for_backward(query, key, value, output, *saved)
+        ctx.dropout = dropout
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
+        query, key, value, output, *saved = ctx.saved_tensors
+        bounds, each = chunks(query.shape[2]), 3 if ctx.dropout else 2
+        wide = torch.promote_types(value.dtype, torch.float32)
+        of_query, of_key, of_value = [], [], []
+        for i, (start, end) in enumerate(bounds):
+            powers, factor, *kept = saved[each * i : each * (i + 1)]
+            rows = gradient[:, :, start:end].to(wide) * factor
+            mean = (rows * output[:, :, start:end].to(wide)).sum(-1, keepdim=True)
+            rows = rows.to(value.dtype)
+            of_shares = torch.matmul(rows, value[:, :, :end].transpose(-1, -2)).to(wide)
+            used = powers
+            if kept:
+                scale = kept_scale(ctx.dropout)
+                used, rows = powers * kept[0].to(value.dtype), (rows * scale).to(value.dtype)
+                of_shares = of_shares * (kept[0].to(wide) * scale)
+            of_scores = (powers.to(wide) * (of_shares - mean)).to(value.dtype)
+            of_query.append(torch.matmul(of_scores, key[:, :, :end]))
+            of_key.append(torch.matmul(of_scores.transpose(-1, -2), query[:, :, start:end]))
+            of_value.append(torch.matmul(used.transpose(-1, -2), rows))
+        return torch.cat(of_query, dim=2), _add_up(of_key, bounds), _add_up(of_value, bounds), None
+
+
+def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
+    """Sum of the chunks' gradients of keys, each of which reaches from the first key to its chunk's end."""
+    sums, wide = [], torch.promote_types(parts[0].dtype, torch.float32)
+    for i, (start, end) in enumerate(bounds):
+        sums.append(sum(part[:, :, start:end].to(wide) for part in parts[i:]).to(parts[0].dtype))
+    return torch.cat(sums, dim=2)
 
 
 def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor | None:

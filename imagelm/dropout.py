@@ -18,10 +18,18 @@ def drop(x: Tensor, share: float) -> Tensor:
 
     The share is rounded to 1/32,768; the scale is that of the rounded share.
     """
+    return x * draw_kept(x, share).to(x.dtype) * kept_scale(share)
+
+
+def draw_kept(like: Tensor, share: float) -> Tensor:
+    """1 where an element stays, 0 for the `share` that doesn't; bfloat16, the shape of `like`."""
+    return keep_mask(like.detach(), round(share * NUM_LEVELS))
+
+
+def kept_scale(share: float) -> float:
+    """What the elements that stay are multiplied by; 0 where none does."""
     num_dropped = round(share * NUM_LEVELS)
-    if num_dropped == NUM_LEVELS:
-        return x * 0.0
-    return x * keep_mask(x.detach(), num_dropped).to(x.dtype) * (NUM_LEVELS / (NUM_LEVELS - num_dropped))
+    return NUM_LEVELS / (NUM_LEVELS - num_dropped) if num_dropped < NUM_LEVELS else 0.0
 
 
 # An operation of its own, and marked as random: the compiler would otherwise draw as slowly as it does, or twice.

@@ -19,7 +19,7 @@ from imagelm.acceleration import (
     compile_in_training,
     keep_memory,
 )
-from imagelm.attention import CAUSAL_PRODUCT, in_chunks, register
+from imagelm.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register
 from imagelm.dropout import FastDropout, drop
 from tests.conftest import train
 
@@ -122,6 +122,30 @@ def test_chunks_of_rows_leave_nothing_out(length):
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3))
     expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     torch.testing.assert_close(in_chunks(q, k, v, 0.0), expected)
+
+
+@pytest.mark.parametrize("length", [2, 54, 201, 789])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_compilers_form_of_the_product_is_the_plain_one_with_its_gradient(length, dropout):
+    """In float64; the draws of dropout are the same after the same seed."""
+    found = []
+    for function in (in_chunks, FusedProduct.apply):
+        generator = torch.Generator().manual_seed(2)
+        inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator) for _ in range(3)]
+        inputs = [values.requires_grad_() for values in inputs]
+        weights = torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator)
+        torch.manual_seed(3)
+        output = function(*inputs, dropout)
+        found.append([output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_row_whose_hidden_scores_are_far_greater_is_still_whole():
+    q, k, v = (torch.ones(1, 1, 6, 2) for _ in range(3))
+    k[:, :, 3:] = 500.0  # far beyond what an exponential in float32 reaches
+    output = FusedProduct.apply(q, k, v, 0.0)
+    torch.testing.assert_close(output, v)
 
 
 @pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
