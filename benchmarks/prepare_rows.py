@@ -64,7 +64,7 @@ def contestants(arguments, home: Path) -> dict:
     if arguments.run_clm:
         json_file = file.with_suffix(".json")  # the ending it takes
         json_file.symlink_to(file)
-        words = [sys.executable, str(CONTESTANTS / "run_clm_rows.py"), str(arguments.run_clm.resolve())]
+        words = [sys.executable, str(CONTESTANTS / "run_clm.py"), str(arguments.run_clm.resolve())]
         words += ["--model_type", "gpt2", "--config_overrides", "n_layer=1,n_head=1,n_embd=8"]
         words += ["--tokenizer_name", tokenizer, "--train_file", str(json_file), "--block_size", str(arguments.length)]
         words += ["--output_dir", "FRESH/out", "--cache_dir", "FRESH/cache", "--validation_split_percentage", "20"]

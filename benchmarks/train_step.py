@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""A step of training: train.py as a user starts it, beside nanoGPT, LitGPT and the stock Trainer.
+"""A step of training: train.py as a user starts it, beside nanoGPT, LitGPT, the stock Trainer and run_clm.py.
 
-    python -m benchmarks.train_step --nanogpt ../nanoGPT --litgpt ../litgpt --lengths 54 201 789 --dropout 0
+    python -m benchmarks.train_step --nanogpt ../nanoGPT --litgpt ../litgpt --run_clm ../run_clm.py \
+        --lengths 54 201 789 --dropout 0
 
 Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows in bfloat16 autocast, in a process
 of its own that ends after --steps optimizer steps; a figure is the median time between two steps, the first ones (with
-compilation) left out.
+compilation) left out. The dropout is the same too, but for run_clm.py, which trains its own recipe (0.1) beside ours.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> None:
     made = parser(__doc__.split("\n")[0])
     made.add_argument("--nanogpt", type=Path, help="checkout of karpathy/nanoGPT")
     made.add_argument("--litgpt", type=Path, help="checkout of Lightning-AI/litgpt")
+    made.add_argument("--run_clm", type=Path, help="transformers' examples/pytorch/language-modeling/run_clm.py")
     made.add_argument("--lengths", type=int, nargs="+", default=[54, 201, 789], help="tokens a row")
     made.add_argument("--dropout", type=float, default=0.0, help="of attention, residuals and embeddings")
     made.add_argument("--steps", type=int, default=14, help="optimizer steps a process")
@@ -66,6 +68,9 @@ def compare(arguments, length: int, home: Path) -> dict:
     if arguments.litgpt and not dropout:
         peer = ["--peer", "litgpt", "--checkout", str(arguments.litgpt.resolve())]
         contestants["LitGPT compiled"] = contest(loop, *shape, *peer, "--compile")
+    if arguments.run_clm and not dropout:
+        words = run_clm_words(arguments.run_clm, home / f"raw{length}", data, length, batch_size)
+        contestants["run_clm.py, dropout 0.1"] = contest(str(CONTESTANTS / "run_clm.py"), *words)
     peaks = [peak_gflops("bfloat16", arguments.threads)]
     results = rounds(contestants, arguments.rounds)
     peaks.append(peak_gflops("bfloat16", arguments.threads))
@@ -97,6 +102,19 @@ def train_words(data: Path, output: Path, batch_size: int, threads: int, overrid
         *("--dataset_dir", str(data), "--output_dir", str(output), "--overwrite", "--disable_tqdm", "true"),
         *("--config_overrides", overrides, "--per_device_train_batch_size", str(batch_size)),
         *("--num_train_epochs", "1000", "--num_threads", str(threads), "--use_cpu"),
+    ]
+
+
+def run_clm_words(script: Path, raw: Path, data: Path, length: int, batch_size: int) -> list[str]:
+    """The arguments of run_clm.py for a long run: size, vocabulary and rows of ours, all else its default."""
+    json_file = raw / "rows.json"  # the ending it takes
+    json_file.symlink_to(raw / "rows.jsonl")
+    sizes = f"n_layer={LAYERS},n_head=8,n_embd={WIDTH},n_positions={length},vocab_size=516"
+    return [
+        *(str(script.resolve()), "--model_type", "gpt2", "--config_overrides", sizes, "--bf16", "--use_cpu"),
+        *("--tokenizer_name", str(data / "tokenizer"), "--train_file", str(json_file), "--block_size", str(length)),
+        *("--do_train", "--per_device_train_batch_size", str(batch_size), "--num_train_epochs", "1000"),
+        *("--output_dir", str(raw / "out"), "--cache_dir", str(raw / "cache"), "--disable_tqdm", "true"),
     ]
 
 
