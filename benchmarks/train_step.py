@@ -36,12 +36,13 @@ def main() -> None:
     made.add_argument("--dropout", type=float, default=0.0, help="of attention, residuals and embeddings")
     made.add_argument("--steps", type=int, default=14, help="optimizer steps a process")
     arguments = made.parse_args()
-    tables = {}
+    name = "train_step" if arguments.dropout == 0 else "train_step_dropout"
+    tables: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as home:
         for length in arguments.lengths:
             tables[str(length)] = compare(arguments, length, Path(home))
-    name = "train_step" if arguments.dropout == 0 else "train_step_dropout"
-    save(name, {"threads": arguments.threads, "dropout": arguments.dropout, "lengths": tables}, arguments.output)
+            found = {"threads": arguments.threads, "dropout": arguments.dropout, "lengths": tables}
+            save(name, found, arguments.output)  # each length is a quarter of an hour
 
 
 def compare(arguments, length: int, home: Path) -> dict:
