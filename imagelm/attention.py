@@ -87,7 +87,11 @@ def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tens
     outputs = []
     for start, end in chunks(query.shape[2]):
         scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2))
-        shares = scores.masked_fill(_hidden(start, end, query.device), -torch.inf).softmax(-1).to(value.dtype)
+        if scores.requires_grad:
+            scores = scores.masked_fill(_hidden(start, end, query.device), -torch.inf)
+        else:  # in place, and only where a key can be hidden
+            scores[..., start:].masked_fill_(_hidden(start, end, query.device)[:, start:], -torch.inf)
+        shares = scores.softmax(-1).to(value.dtype)
         outputs.append(torch.matmul(drop(shares, dropout) if dropout else shares, value[:, :, :end]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 

@@ -124,6 +124,8 @@ def _difference(folder: Path, ids: np.ndarray, last: np.ndarray, expected: np.nd
 def _export(model, ids, last, file: Path) -> None:
     import torch
 
+    from imagelm.inference.last_block import at_positions, only_at
+
     class SlotLogits(torch.nn.Module):
         """The logits at one position of each row."""
 
@@ -132,9 +134,9 @@ def _export(model, ids, last, file: Path) -> None:
             self.model = model
 
         def forward(self, input_ids, last):
-            hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            at = last[:, None, None].expand(-1, 1, hidden.shape[-1])
-            return self.model.get_output_embeddings()(hidden.gather(1, at)[:, 0])
+            with only_at(self.model, last):
+                hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return self.model.get_output_embeddings()(at_positions(hidden, last)[:, 0])
 
     _library("onnxscript")
     rows, length = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("length", min=2, max=ids.shape[1] + 2)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imagelm.errors import DivergedError
+from imagelm.inference.last_block import at_positions, only_at
 from imagelm.inference.loading import LoadedModel
 from imagelm.sequence import IMG, IMG_END, PAD
 
@@ -109,13 +110,14 @@ def _last_logits(
     selects = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     for rows in _batches_by_length(prompts, batch_size):
         inputs = _pad(loaded, [prompts[row] for row in rows])
-        last = torch.tensor([[len(prompts[row]) - 1] for row in rows], device=inputs.device)
+        last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=inputs.device)
         with torch.no_grad():
             if selects:
-                logits = loaded.model(input_ids=inputs, use_cache=False, logits_to_keep=last).logits
+                with only_at(loaded.model, last):
+                    logits = loaded.model(input_ids=inputs, use_cache=False, logits_to_keep=last[:, None]).logits
             else:
                 logits = loaded.model(input_ids=inputs, use_cache=False).logits
-                logits = logits.take_along_dim(last[..., None], dim=1)
+                logits = at_positions(logits, last)
         yield rows, _finite(logits[:, 0].float())
 
 
