@@ -117,7 +117,7 @@ class FusedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:  # noqa: D102
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         outputs, saved, wide = [], [], torch.promote_types(value.dtype, torch.float32)
         for start, end in chunks(query.shape[2]):
             scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2)).to(wide)
@@ -136,7 +136,7 @@ class FusedProduct(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: D102
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, output, *saved = ctx.saved_tensors
         bounds, each = chunks(query.shape[2]), 3 if ctx.dropout else 2
         wide = torch.promote_types(value.dtype, torch.float32)

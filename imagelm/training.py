@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -36,7 +35,7 @@ from imagelm.checkpoints import CheckpointWriter, check_weights
 from imagelm.errors import InputError
 from imagelm.files import read_json, whole_folder, write_json, write_text
 from imagelm.guards import FiniteSteps, check_loss
-from imagelm.metrics import ComputeMetrics, RowReduction
+from imagelm.metrics import ComputeMetrics, RowReduction, token_nll
 from imagelm.model import save_model
 from imagelm.optimizer import MuonWithAdamW
 from imagelm.processor import add_processor
@@ -83,6 +82,7 @@ class TokenAndSlotLoss:
         self.is_class[torch.from_numpy(grammar.class_ids)] = True
         self.num_slots: Tensor | None = None
         self._sums: Tensor | None = None
+        self._nll: Tensor | None = None
 
     def __call__(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
         """The loss of one batch, already scaled so that summing over the accumulated batches is right.
@@ -93,16 +93,15 @@ class TokenAndSlotLoss:
             num_items_in_batch: Scored tokens of the global batch; None counts this batch alone.
         """
         targets = labels[:, 1:]
-        logits = outputs.logits[:, :-1].float()
-        nll = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none"
-        ).view(targets.shape)
+        nll = token_nll(outputs.logits[:, :-1], targets)
         num_tokens = (targets != IGNORE_INDEX).sum()
         in_slot = self.slots(targets)
         slot_nll = (nll * in_slot).sum()
         loss = nll.sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
         if torch.is_grad_enabled():
             self._note(nll, num_tokens, slot_nll, in_slot)
+        else:
+            self._nll = nll
         if self.cls_loss_weight == 0:
             return loss
         num_slots = self.num_slots if torch.is_grad_enabled() and self.num_slots is not None else in_slot.sum()
@@ -117,6 +116,11 @@ class TokenAndSlotLoss:
         """(token NLL, tokens, slot NLL, slots) summed since the last call, on this process; None if there were none."""
         sums, self._sums = self._sums, None
         return sums
+
+    def take_nll(self) -> Tensor | None:
+        """The likelihoods of the batch that was evaluated last, for `RowReduction`; None if they were taken already."""
+        nll, self._nll = self._nll, None
+        return nll
 
     def _note(self, nll: Tensor, num_tokens: Tensor, slot_nll: Tensor, in_slot: Tensor) -> None:
         sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
@@ -160,7 +164,7 @@ class ImageTrainer(Trainer):
         grammar = grammar_of(tokenizer)
         self.run, self.processor = run, processor
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
-        self.metrics = ComputeMetrics(grammar.num_classes)
+        self.metrics, self.row_reduction = ComputeMetrics(grammar.num_classes), RowReduction(grammar)
         self.checkpoint_writer, self.update = CheckpointWriter(identity or {}), Update()
         super().__init__(
             model=model,
@@ -171,7 +175,7 @@ class ImageTrainer(Trainer):
             processing_class=tokenizer,
             compute_loss_func=self.token_and_slot_loss,
             compute_metrics=self.metrics,
-            preprocess_logits_for_metrics=RowReduction(grammar),
+            preprocess_logits_for_metrics=self._reduce,
             optimizer_cls_and_kwargs=_muon(args, run) if run.optimizer == "muon" else None,
         )
         self.remove_callback(PrinterCallback)
@@ -185,6 +189,9 @@ class ImageTrainer(Trainer):
             self.add_callback(EpochOfRows(train))
         if not args.disable_tqdm:
             self.add_callback(QuietProgress())
+
+    def _reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.row_reduction(logits, labels, self.token_and_slot_loss.take_nll())
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The batches of one update and their scored tokens; counts their CLS slots beside."""

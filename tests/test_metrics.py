@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from imagelm.metrics import COLUMNS, GREATER_IS_BETTER, ComputeMetrics, RowReduction
+from imagelm.metrics import COLUMNS, GREATER_IS_BETTER, ComputeMetrics, RowReduction, token_nll
 from imagelm.model import load_model
 from imagelm.report import accuracy_interval
 from imagelm.sequence import IGNORE_INDEX, Grammar
@@ -72,17 +72,20 @@ def calibration_error(predictions, references, confidences) -> float:
     return sum(abs(sum(right for right, _ in b) - sum(c for _, c in b)) for b in bins.values()) / len(predictions)
 
 
-def measured(model, prepared, rows: list[np.ndarray], batch_size: int, extra_padding: int = 0) -> dict[str, float]:
+def measured(
+    model, prepared, rows: list[np.ndarray], batch_size: int, extra_padding: int = 0, shared: bool = False
+) -> dict[str, float]:
     tokenizer = load_tokenizer(prepared / "tokenizer")
     grammar = Grammar(tokenizer.get_vocab())
     collate, reduce, parts = RowCollator(tokenizer), RowReduction(grammar), []
     for start in range(0, len(rows), batch_size):
         batch = collate([{"input_ids": row} for row in rows[start : start + batch_size]])
         logits, labels = model(input_ids=batch["input_ids"]).logits, batch["labels"]
+        nll = token_nll(logits[:, :-1], labels[:, 1:]) if shared else None
         if extra_padding:  # as Trainer pads across processes: logits and labels with -100
             logits = torch.nn.functional.pad(logits, (0, 0, 0, extra_padding), value=-100.0)
             labels = torch.nn.functional.pad(labels, (0, extra_padding), value=-100)
-        parts.append(reduce(logits, labels))
+        parts.append(reduce(logits, labels, nll))
     return ComputeMetrics(NUM_CLASSES).from_rows(torch.cat(parts).numpy())
 
 
@@ -96,10 +99,12 @@ def test_all_figures_equal_those_by_hand_for_any_batch_size_on_ragged_rows(model
     assert found == pytest.approx(expected, rel=2e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()
-def test_padding_is_never_scored(model, prepared, rows):
+def test_padding_is_never_scored(model, prepared, rows, shared):
+    """Whether the loss hands over what it has computed, before the padding of several processes, or not."""
     plain = measured(model, prepared, rows, 8)
-    assert measured(model, prepared, rows, 8, extra_padding=13) == pytest.approx(plain, rel=1e-6)
+    assert measured(model, prepared, rows, 8, extra_padding=13, shared=shared) == pytest.approx(plain, rel=1e-6)
 
 
 @torch.no_grad()

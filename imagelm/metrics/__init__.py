@@ -49,6 +49,28 @@ GREATER_IS_BETTER = {
 }
 
 
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats, 0 where it isn't scored; float32, the shape of `targets`.
+
+    Args:
+        logits: Shape (rows, length, vocabulary).
+        targets: Shape (rows, length); −100 isn't scored.
+    """
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    nll = functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none")
+    return nll.view(targets.shape)
+
+
+def _is_first_max(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether `logits.argmax(-1)` is the target; bool, the shape of `targets`.
+
+    The arg max costs ten times the maximum on a CPU, so it's taken only where the target reaches the maximum.
+    """
+    found = logits.gather(-1, targets[..., None])[..., 0] == logits.amax(-1)
+    found[found.clone()] = logits[found].argmax(-1) == targets[found]
+    return found
+
+
 class RowReduction:
     """Reduces logits to `COLUMNS`; made for Trainer's `preprocess_logits_for_metrics`.
 
@@ -61,12 +83,14 @@ class RowReduction:
         self.label_of_id[self.class_ids] = torch.arange(grammar.num_classes)
         self.is_code = torch.from_numpy(grammar.is_code)
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> Tensor:
         """The sums of each row.
 
         Args:
             logits: Shape (rows, length, vocabulary).
             labels: Shape (rows, length).
+            nll: What `token_nll` gave for the same rows, where the loss has computed it already; it may lack padding
+                that stands on the right by now.
 
         Returns:
             float32, shape (rows, len(COLUMNS)). Counts are exact up to 2²⁴ tokens a row.
@@ -76,7 +100,9 @@ class RowReduction:
         logits, targets = logits[:, :-1].float(), labels[:, 1:]
         self._move_to(logits.device)
         scored = targets != IGNORE_INDEX
-        nll = functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
+        if nll is None:
+            nll = token_nll(logits, targets)
+        nll = functional.pad(nll, (0, targets.shape[1] - nll.shape[1]))
         safe_targets = targets.clamp(min=0)
         in_image = scored & self.is_code[safe_targets]
         in_slot = scored & (self.label_of_id[safe_targets] >= 0)
@@ -87,7 +113,7 @@ class RowReduction:
         columns = (
             nll.sum(1),
             scored.sum(1),
-            ((logits.argmax(-1) == targets) & scored).sum(1),
+            (_is_first_max(logits, safe_targets) & scored).sum(1),
             (nll * in_image).sum(1),
             in_image.sum(1),
             nll[rows, slot],
