@@ -130,7 +130,7 @@ class FusedProduct(torch.autograd.Function):
                 powers, factor = powers * kept.to(value.dtype), factor * kept_scale(dropout)
                 saved.append(kept)
             outputs.append((torch.matmul(powers, value[:, :, :end]) * factor).to(value.dtype))
-        output = torch.cat(outputs, dim=2)
+        output = _join(outputs)
         ctx.save_for_backward(query, key, value, output, *saved)
         ctx.dropout = dropout
         return output
@@ -156,7 +156,7 @@ class FusedProduct(torch.autograd.Function):
             of_query.append(torch.matmul(of_scores, key[:, :, :end]))
             of_key.append(torch.matmul(of_scores.transpose(-1, -2), query[:, :, start:end]))
             of_value.append(torch.matmul(used.transpose(-1, -2), rows))
-        return torch.cat(of_query, dim=2), _add_up(of_key, bounds), _add_up(of_value, bounds), None
+        return _join(of_query), _add_up(of_key, bounds), _add_up(of_value, bounds), None
 
 
 def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
@@ -164,7 +164,15 @@ def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
     sums, wide = [], torch.promote_types(parts[0].dtype, torch.float32)
     for i, (start, end) in enumerate(bounds):
         sums.append(sum(part[:, :, start:end].to(wide) for part in parts[i:]).to(parts[0].dtype))
-    return torch.cat(sums, dim=2)
+    return _join(sums)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Chunks of shape (rows, heads, chunk, head size) as one; in memory the heads of a position stand side by side.
+
+    That is how the layers around want it: otherwise the compiler moves heads element by element.
+    """
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor | None:

@@ -203,7 +203,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def _onnx(folder: str, name: str, grammar: Grammar) -> OnnxSession:
-    session = OnnxSession(folder)
+    session = OnnxSession(folder, torch.get_num_threads())  # by itself it would take every core of the machine
     if session.vocabulary != grammar.vocabulary:
         raise InputError(f"--onnx {folder} was exported of a model with another vocabulary than --model {name}")
     return session
