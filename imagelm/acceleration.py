@@ -33,19 +33,22 @@ class Form:
 
     Attributes:
         attention: transformers' name of the attention that is computed.
+        activation: The config's name of the function between the matrices.
         compiled: Whether the blocks are compiled.
         reason: Why, or why not.
         keeps_memory: Whether freed memory stays with the process from step to step.
     """
 
     attention: str
+    activation: str
     compiled: bool
     reason: str
     keeps_memory: bool
 
     def note(self) -> str:
         """One line for the log."""
-        return f"attention {self.attention}; blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
+        blocks = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
+        return f"attention {self.attention}, activation {self.activation}; {blocks}"
 
 
 def accelerate_training(
@@ -71,7 +74,8 @@ def accelerate_training(
     if compiled:
         for block in blocks(model):
             compile_in_training(block, batch)
-    return Form(model.config._attn_implementation, compiled, reason, keeps)
+    activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
+    return Form(model.config._attn_implementation, activation, compiled, reason, keeps)
 
 
 class FastTanhGELU(nn.Module):

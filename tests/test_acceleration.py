@@ -209,9 +209,10 @@ def test_glibc_can_be_told_to_keep_memory():
 
 def test_how_a_run_computed_is_said_and_kept(prepared, tmp_path):
     done = train(prepared, tmp_path / "out", "--max_steps", "2", "--attention", "eager", "--eval_strategy", "no")
-    assert "attention eager; blocks not compiled" in done.stdout
+    assert "attention eager, activation gelu_pytorch_tanh; blocks not compiled" in done.stdout
     computing = json.loads((tmp_path / "out" / "run.json").read_text())["computing"]
     assert computing["attention"] == "eager" and computing["compiled"] is False
+    assert computing["activation"] == "gelu_pytorch_tanh"
     config = json.loads((tmp_path / "out" / "final_model" / "config.json").read_text())
     assert config["activation_function"] == "gelu_pytorch_tanh" and not {"eager", CAUSAL_PRODUCT} & {
         value for value in config.values() if isinstance(value, str)
