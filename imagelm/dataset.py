@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 from tqdm import tqdm
 
 from imagelm.errors import InputError
@@ -299,7 +299,7 @@ def _second_pass(staging: Path, source: RowSource, sides: np.ndarray, table: Row
     """Deals the rows out to their splits and saves the `DatasetDict`; removes the temporary files."""
     rows_file = staging / ROWS_FILE
     split_files = {name: staging / f"{name}.arrow" for name in SPLITS}
-    with pa.memory_map(str(rows_file)) as rows:
+    with pa.OSFile(str(rows_file)) as rows:  # a mapped file's pages would count as memory
         reader = pa.ipc.open_file(rows)
         with_images = reader.num_record_batches > 0 and reader.get_batch(0)["image"].null_count == 0
         features = _features(source, with_source=table.has_sources, with_images=with_images)
@@ -322,11 +322,26 @@ def _second_pass(staging: Path, source: RowSource, sides: np.ndarray, table: Row
             row = part.stop
         for writer in writers.values():
             writer.close()
+    rows_file.unlink()
+    _save(split_files, features, staging)
+
+
+def _save(split_files: dict[str, Path], features: Features, folder: Path) -> None:
+    """Makes Arrow streams of the splits, which aren't empty, a saved `DatasetDict`, without reading their rows.
+
+    The library writes all but the rows: the folder of the first row alone, in whose place the whole stream comes.
+    """
+    first = {}
+    for name, file in split_files.items():
+        with pa.OSFile(str(file)) as stream, pa.ipc.open_stream(stream) as reader:
+            batch = next(batch for batch in reader if batch.num_rows)
+        first[name] = Dataset(pa.Table.from_batches([batch.slice(0, 1)]), DatasetInfo(features=features))
     datasets.disable_progress_bars()
-    DatasetDict({name: Dataset.from_file(str(file)) for name, file in split_files.items()}).save_to_disk(staging)
+    DatasetDict(first).save_to_disk(folder)
     datasets.enable_progress_bars()
-    for file in (rows_file, *split_files.values()):
-        file.unlink()
+    for name, file in split_files.items():
+        (written,) = (folder / name).glob("*.arrow")
+        file.replace(written)
 
 
 def _features(source: RowSource, with_source: bool, with_images: bool) -> Features:
