@@ -43,16 +43,14 @@ def main() -> None:
 
     found = {"threads": arguments.threads, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as home:
-        exports = {name: str(Path(home) / name) for name in ("float32", "int8")}
-        for name, folder in exports.items():
-            words = ["--model", arguments.model, "--output_dir", folder, *(["--int8"] if name == "int8" else [])]
-            run([sys.executable, "-m", "imagelm.export", *words], arguments.threads)
+        exported = str(Path(home) / "onnx")
+        words = ["--model", arguments.model, "--output_dir", exported, "--int8"]
+        run([sys.executable, "-m", "imagelm.export", *words], arguments.threads)
         rows = arguments.num_rows
         classify = {
             "inference.py, bfloat16": contest("classify", "ours", "bfloat16", 32, rows),
             "inference.py, float32": contest("classify", "ours", "float32", 32, rows),
-            "inference.py, ONNX int8": contest("classify", "ours", "float32", 32, rows, exports["int8"]),
-            "inference.py, ONNX float32": contest("classify", "ours", "float32", 32, rows, exports["float32"]),
+            "inference.py, ONNX int8": contest("classify", "ours", "float32", 32, rows, exported),
             "model(ids).logits, float32": contest("classify", "stock", "float32", 32, rows),
         }
         found["classify"] = table(rounds(classify, arguments.rounds), "model(ids).logits, float32")
