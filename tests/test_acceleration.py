@@ -20,7 +20,7 @@ from imagelm.acceleration import (
     keep_memory,
 )
 from imagelm.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register
-from imagelm.dropout import FastDropout, drop
+from imagelm.dropout import FastDropout, draw_kept, drop
 from tests.conftest import train
 
 CPU = torch.device("cpu")
@@ -169,6 +169,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     neighbours = ((dropped[1:] == 0) & (dropped[:-1] == 0)).double().mean().item()
     assert neighbours == pytest.approx(0.01, abs=1e-3)
     assert torch.equal(drop(x, 1.0), torch.zeros_like(x))
+
+
+def test_other_devices_draw_with_torch():
+    kept = draw_kept(torch.empty(3, 4, device="meta"), 0.5)
+    assert kept.device.type == "meta" and kept.shape == (3, 4) and kept.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("compiled", [False, True])
