@@ -47,8 +47,8 @@ class Form:
 
     def note(self) -> str:
         """One line for the log."""
-        blocks = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
-        return f"attention {self.attention}, activation {self.activation}; {blocks}"
+        form = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
+        return f"attention {self.attention}, activation {self.activation}; {form}"
 
 
 def accelerate_training(
