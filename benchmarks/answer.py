@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         exported = str(Path(home) / "onnx")
         words = ["--model", arguments.model, "--output_dir", exported, "--int8"]
-        run([sys.executable, "-m", "imagelm.export", *words], arguments.threads)
+        run([sys.executable, "-m", "imagelm", "export", *words], arguments.threads)
         rows = arguments.num_rows
         classify = {
             "inference.py, bfloat16": contest("classify", "ours", "bfloat16", 32, rows),

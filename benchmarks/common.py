@@ -107,7 +107,7 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
     """Writes `benchmarks/results/NAME.json` with machine, versions, date and command, and prints it."""
     import torch
 
-    from imagelm.record import hardware
+    from imagelm.training.run_record import hardware
 
     libraries = ("accelerate", "datasets", "numpy", "onnxruntime", "pyarrow", "scikit-learn", "torch", "transformers")
     versions = {"python": platform.python_version()}
@@ -131,7 +131,7 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
 
 def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path:
     """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and `vocab.json` beside."""
-    from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+    from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(make_vocabulary(500, 10)))

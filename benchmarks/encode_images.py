@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 
-from imagelm.errors import run_script
-from imagelm.files import write_json
-from imagelm.images import open_images
-from imagelm.published.codec_imagelm import PatchCodec, cut_patches, load_codec
-from imagelm.record import hardware
+from imagelm.data.sources.open import open_images
+from imagelm.remote_code.codec_imagelm import PatchCodec, cut_patches, load_codec
+from imagelm.training.run_record import hardware
+from imagelm.utils.atomic_io import write_json
+from imagelm.utils.errors import run_script
 
 ROOT = Path(__file__).parent.parent
 

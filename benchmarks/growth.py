@@ -96,7 +96,7 @@ def _batches(arguments) -> dict:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from imagelm.attention import use_in
+    from imagelm.accel.attention import use_in
 
     torch.set_num_threads(arguments.threads)
     config = GPT2Config(

@@ -18,12 +18,11 @@ import orjson
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from imagelm.codec import fit_patch_codec
-from imagelm.errors import run_script
-from imagelm.files import write_json
-from imagelm.raw import CODEC_FOLDER
-from imagelm.sequence import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
-from imagelm.tokenizer import VOCABULARY_FILE
+from imagelm.codecs.kmeans import fit_patch_codec
+from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+from imagelm.utils.artifacts import CODEC_FOLDER, VOCABULARY_FILE
+from imagelm.utils.atomic_io import write_json
+from imagelm.utils.errors import run_script
 
 SHIFTS = [(0, 0), *((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))]
 

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagelm.dataset import prepare
-from imagelm.options import PrepareOptions
-from imagelm.sequence import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
+from imagelm.data.arguments import PrepareOptions
+from imagelm.data.prepare import prepare
+from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
 from tests.pictures import class_folder, prepare_pictures, smooth_pictures
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path):
     """A Hub on loopback with no repositories yet."""
-    from tests.hub import LocalHub
+    from testing.local_hub import LocalHub
 
     with LocalHub(tmp_path / "hub") as hub:
         yield hub

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagelm.dataset import load_prepared, prepare
-from imagelm.options import ImageOptions, PrepareOptions
-from imagelm.published.codec_imagelm import PatchCodec, load_codec
-from imagelm.tokenizer import grammar_of, load_tokenizer
+from imagelm.data.arguments import ImageOptions, PrepareOptions
+from imagelm.data.load import load_prepared
+from imagelm.data.prepare import prepare
+from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
+from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 
 
 def random_pictures(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:

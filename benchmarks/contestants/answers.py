@@ -50,10 +50,10 @@ if given.who == "stock":
                 found.append(model(ids).logits[:, -1, classes].argmax(-1).numpy())
         return np.concatenate(found)
 else:
-    from imagelm.inference.classification import class_probabilities
+    from imagelm.inference.arguments import ClassOptions, DrawOptions, ModelOptions
     from imagelm.inference.generation import draw_images
     from imagelm.inference.loading import load_for_inference
-    from imagelm.inference.options import ClassOptions, DrawOptions, ModelOptions
+    from imagelm.inference.scoring import class_probabilities
 
     loaded = load_for_inference(ModelOptions(model=given.model, dtype=given.dtype, onnx=given.onnx, device="cpu"))
 

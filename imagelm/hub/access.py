@@ -5,9 +5,9 @@ from __future__ import annotations
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from imagelm.errors import InputError
-from imagelm.hub.failures import hub_errors
-from imagelm.hub.options import PushOptions
+from imagelm.hub.arguments import PushOptions
+from imagelm.hub.client import hub_errors
+from imagelm.utils.errors import InputError
 
 
 def check_access(api: HfApi, options: PushOptions) -> str:

@@ -12,16 +12,16 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import imagelm
-from imagelm.errors import InputError
-from imagelm.files import table_cell
 from imagelm.hub.facts import CardFacts
-from imagelm.processor import CODE_FILES, PIPELINE_TASK
-from imagelm.published.codec_imagelm import CODEC_CONFIG, load_codec
-from imagelm.sequence import CLS, class_token
-from imagelm.tokenizer import grammar_of
+from imagelm.models.processor import CODE_FILES, PIPELINE_TASK
+from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, load_codec
+from imagelm.tokens.grammar import CLS, class_token
+from imagelm.tokens.tokenizer import grammar_of
+from imagelm.utils.artifacts import TEMPLATES_FOLDER
+from imagelm.utils.atomic_io import table_cell
+from imagelm.utils.errors import InputError
 
-TEMPLATE = Path(imagelm.__file__).parent.parent / "model_card.md"
+TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
 # The oldest versions that were tried, by tests/test_old_transformers.py.
 OLDEST_TRANSFORMERS, OLDEST_FOR_PIPELINE = "4.41", "4.57"
 MAX_LISTED_CLASSES = 30
@@ -40,8 +40,6 @@ def model_card(facts: CardFacts) -> str:
     Raises:
         InputError: The template isn't there or can't be filled.
     """
-    if not TEMPLATE.is_file():
-        raise InputError(f"{TEMPLATE.name}, the card's template, isn't beside the package; run from a checkout")
     try:
         card = ModelCard.from_template(_metadata(facts), template_path=str(TEMPLATE), **_values(facts))
     except jinja2.TemplateError as error:

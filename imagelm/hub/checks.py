@@ -13,14 +13,14 @@ import torch
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
 from safetensors import SafetensorError
 
-from imagelm.errors import InputError
-from imagelm.hub.content import CARD_FILE, Staged
 from imagelm.hub.privacy import find_private
+from imagelm.hub.staged import CARD_FILE, Staged
 from imagelm.hub.wholeness import file_problems
+from imagelm.inference.arguments import ModelOptions
 from imagelm.inference.loading import load_for_inference
-from imagelm.inference.options import ModelOptions
-from imagelm.published.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
-from imagelm.sequence import CLS, IMG, IMG_END
+from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
+from imagelm.tokens.grammar import CLS, IMG, IMG_END
+from imagelm.utils.errors import InputError
 
 MAX_SHOWN = 20
 CARDS = {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagelm.dataset import STATS_FILE
-from imagelm.errors import InputError
-from imagelm.files import read_json
-from imagelm.hub.options import PushOptions
+from imagelm.hub.arguments import PushOptions
 from imagelm.hub.privacy import without_paths
-from imagelm.model import weights_sha256
-from imagelm.runs import HISTORY_FILE, RESULTS_FILE, RUN_FILE, TRAINING_ARGUMENTS_FILE
-from imagelm.training import SELECTION_FILE
+from imagelm.models.save import weights_sha256
+from imagelm.utils.artifacts import (
+    HISTORY_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SELECTION_FILE,
+    STATS_FILE,
+    TRAINING_ARGUMENTS_FILE,
+)
+from imagelm.utils.atomic_io import read_json
+from imagelm.utils.errors import InputError
 
 # What the card takes from each record: one that lacks any of it tells nothing, as half a table would mislead.
 NEEDED = {

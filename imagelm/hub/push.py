@@ -10,15 +10,16 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import get_token
 
-from imagelm.errors import HubError, InputError
-from imagelm.files import whole_folder, write_json
 from imagelm.hub.access import check_access
+from imagelm.hub.arguments import PushOptions
 from imagelm.hub.checks import check_staged
-from imagelm.hub.content import Staged, check_model_folder, stage_model
-from imagelm.hub.dataset_repo import stage_dataset
-from imagelm.hub.options import PushOptions
-from imagelm.hub.space import stage_space
+from imagelm.hub.stage_data import stage_dataset
+from imagelm.hub.stage_model import check_model_folder, stage_model
+from imagelm.hub.stage_space import stage_space
+from imagelm.hub.staged import Staged
 from imagelm.hub.upload import check_tag, look_at, send, validate_cards
+from imagelm.utils.atomic_io import whole_folder, write_json
+from imagelm.utils.errors import HubError, InputError
 
 MANIFEST_FILE = "uploads.json"
 STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}

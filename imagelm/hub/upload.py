@@ -14,10 +14,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from imagelm.errors import HubError, InputError
-from imagelm.hub.content import CARD_FILE, Staged, is_ours
-from imagelm.hub.failures import hub_errors
-from imagelm.hub.options import PushOptions
+from imagelm.hub.arguments import PushOptions
+from imagelm.hub.client import hub_errors
+from imagelm.hub.staged import CARD_FILE, Staged, is_ours
+from imagelm.utils.errors import HubError, InputError
 
 
 @dataclass

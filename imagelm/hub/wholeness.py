@@ -11,7 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
+from imagelm.hub.staged import WEIGHTS_INDEX
 
 
 def file_problems(name: str, file: Path) -> Iterator[str]:

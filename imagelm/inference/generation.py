@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, set_seed
 
-from imagelm.errors import InputError
-from imagelm.inference.classification import class_probabilities
+from imagelm.inference.arguments import ClassOptions, DrawOptions
 from imagelm.inference.loading import LoadedModel
-from imagelm.inference.options import ClassOptions, DrawOptions
-from imagelm.inference.rows import NUM_QUESTION_TOKENS, BadRow, Row, parse_row
-from imagelm.sequence import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
+from imagelm.inference.scoring import class_probabilities
+from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
+from imagelm.tokens.row import NUM_QUESTION_TOKENS, BadRow, Row, parse_row
+from imagelm.utils.errors import InputError
 
 # What the next token may be, by what the row holds so far.
 EMPTY, INSIDE, FULL, CLOSED, ASKED, ANSWERED = range(6)

@@ -28,16 +28,16 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from imagelm.acceleration import keep_memory
-from imagelm.attention import use_in
-from imagelm.errors import InputError
-from imagelm.export import OnnxSession
-from imagelm.inference.options import ModelOptions
-from imagelm.model import load_model
-from imagelm.precision import choose_device
-from imagelm.published.codec_imagelm import Codec, load_codec
-from imagelm.sequence import CLASS_PATTERN, Grammar, class_token
-from imagelm.tokenizer import grammar_of
+from imagelm.accel.attention import use_in
+from imagelm.accel.compile import keep_memory
+from imagelm.inference.arguments import ModelOptions
+from imagelm.inference.onnx_session import OnnxSession
+from imagelm.models.build import load_model
+from imagelm.remote_code.codec_imagelm import Codec, load_codec
+from imagelm.tokens.grammar import CLASS_PATTERN, Grammar, class_token
+from imagelm.tokens.tokenizer import grammar_of
+from imagelm.utils.device import choose_device
+from imagelm.utils.errors import InputError
 
 # What libraries raise where a folder's files are damaged, or no model's.
 LOADING_ERRORS = (

@@ -20,7 +20,7 @@ from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import ClsConfusi
 from imagelm.metrics.cls_macro_f1.cls_macro_f1 import ClsMacroF1
 from imagelm.metrics.next_token_accuracy.next_token_accuracy import NextTokenAccuracy
 from imagelm.metrics.perplexity.perplexity import Perplexity
-from imagelm.sequence import IGNORE_INDEX, Grammar
+from imagelm.tokens.grammar import IGNORE_INDEX, Grammar
 
 # What is kept of a row, in this order.
 COLUMNS = (

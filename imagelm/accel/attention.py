@@ -1,0 +1,203 @@
+"""Causal attention as plain matrix products over chunks of rows, for CPUs.
+
+One idea: the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and has no fast
+path for dropout. Products over chunks of query rows run at the full rate, and each chunk leaves out the keys behind its
+last row, which are masked in any case. A single query, as in drawing with a cache, is one chunk. transformers calls it
+by the name `CAUSAL_PRODUCT`; whatever has another mask (padding on the left, a window) goes to sdpa.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from imagelm.accel.dropout import draw_kept, drop, kept_scale
+
+CAUSAL_PRODUCT = "causal_product"
+# About so many query rows a chunk: fewer leave out more of the masked half, more keep the products large.
+CHUNK_ROWS = 128
+# What other architectures ask of their attention beyond a causal mask.
+UNSUPPORTED = ("position_bias", "cache", "s_aux")
+
+
+def causal_product(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface.
+
+    Args:
+        module: The attention layer.
+        query: Shape (rows, heads, length, head size); key and value may have fewer heads.
+        key: The same.
+        value: The same.
+        attention_mask: None for a plain causal mask.
+        dropout: Of the attention probabilities.
+        scaling: Of the scores; None for one over the root of the head size.
+        is_causal: False for an encoder's layer.
+        kwargs: What else the layer was told.
+
+    Returns:
+        Shape (rows, length, heads, head size), and None for the probabilities.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    whole = query.shape[2] in (1, key.shape[2])
+    if (
+        attention_mask is not None
+        or not (causal and whole)
+        or any(kwargs.get(name) is not None for name in UNSUPPORTED)
+    ):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
+        )
+    if kwargs.get("softcap") is not None:
+        raise ValueError(f"{CAUSAL_PRODUCT} has no softcap; take --attention eager")
+    groups = query.shape[1] // key.shape[1]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = in_chunks(query * scaling, repeat_kv(key, groups), repeat_kv(value, groups), dropout)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """softmax(query · keyᵀ + causal mask) · value, with dropout on the probabilities.
+
+    Args:
+        query: Scaled; shape (rows, heads, length, head size), as are the others; a single query sees all keys.
+        key: See `query`.
+        value: See `query`.
+        dropout: Share of the probabilities that is set to zero.
+    """
+    if query.shape[2] == 1:
+        shares = torch.matmul(query, key.transpose(-1, -2)).softmax(-1).to(value.dtype)
+        return torch.matmul(drop(shares, dropout) if dropout else shares, value)
+    if torch.compiler.is_compiling():
+        return FusedProduct.apply(query, key, value, dropout)
+    outputs = []
+    for start, end in chunks(query.shape[2]):
+        scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2))
+        if scores.requires_grad:
+            scores = scores.masked_fill(_hidden(start, end, query.device), -torch.inf)
+        else:  # in place, and only where a key can be hidden
+            scores[..., start:].masked_fill_(_hidden(start, end, query.device)[:, start:], -torch.inf)
+        shares = scores.softmax(-1).to(value.dtype)
+        outputs.append(torch.matmul(drop(shares, dropout) if dropout else shares, value[:, :, :end]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def chunks(length: int) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of each chunk; at least one."""
+    size = -(-length // max(1, round(length / CHUNK_ROWS)))
+    return [(start, min(length, start + size)) for start in range(0, length, size)]
+
+
+def _hidden(start: int, end: int, device: torch.device) -> Tensor:
+    """Which of the first `end` keys the rows from `start` don't see; bool, shape (end - start, end)."""
+    return torch.arange(end, device=device) > torch.arange(start, end, device=device)[:, None]
+
+
+class FusedProduct(torch.autograd.Function):
+    """`in_chunks` in a form that a compiler fuses into one pass a chunk in either direction.
+
+    Exponentials are kept in the dtype of `value`, not yet divided by their sum; the outputs are divided, which are
+    narrower. The gradient takes the sum of gradient times probability from gradient times output (Dao et al., 2022,
+    arXiv:2205.14135, appendix B), so it reads each chunk once, and masked places are zero of themselves.
+    Uncompiled it would be slower than the softmax of torch.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        outputs, saved, wide = [], [], torch.promote_types(value.dtype, torch.float32)
+        for start, end in chunks(query.shape[2]):
+            scores = torch.matmul(query[:, :, start:end], key[:, :, :end].transpose(-1, -2)).to(wide)
+            scores = scores.masked_fill(_hidden(start, end, query.device), -torch.inf)
+            powers = (scores - scores.amax(-1, keepdim=True)).exp().to(value.dtype)
+            factor = 1 / powers.to(wide).sum(-1, keepdim=True)
+            saved += [powers, factor]
+            if dropout:
+                kept = draw_kept(powers, dropout)
+                powers, factor = powers * kept.to(value.dtype), factor * kept_scale(dropout)
+                saved.append(kept)
+            outputs.append((torch.matmul(powers, value[:, :, :end]) * factor).to(value.dtype))
+        output = _join(outputs)
+        ctx.save_for_backward(query, key, value, output, *saved)
+        ctx.dropout = dropout
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, output, *saved = ctx.saved_tensors
+        bounds, each = chunks(query.shape[2]), 3 if ctx.dropout else 2
+        wide = torch.promote_types(value.dtype, torch.float32)
+        of_query, of_key, of_value = [], [], []
+        for i, (start, end) in enumerate(bounds):
+            powers, factor, *kept = saved[each * i : each * (i + 1)]
+            rows = gradient[:, :, start:end].to(wide) * factor
+            mean = (rows * output[:, :, start:end].to(wide)).sum(-1, keepdim=True)
+            rows = rows.to(value.dtype)
+            of_shares = torch.matmul(rows, value[:, :, :end].transpose(-1, -2)).to(wide)
+            used = powers
+            if kept:
+                scale = kept_scale(ctx.dropout)
+                used, rows = powers * kept[0].to(value.dtype), (rows * scale).to(value.dtype)
+                of_shares = of_shares * (kept[0].to(wide) * scale)
+            of_scores = (powers.to(wide) * (of_shares - mean)).to(value.dtype)
+            of_query.append(torch.matmul(of_scores, key[:, :, :end]))
+            of_key.append(torch.matmul(of_scores.transpose(-1, -2), query[:, :, start:end]))
+            of_value.append(torch.matmul(used.transpose(-1, -2), rows))
+        return _join(of_query), _add_up(of_key, bounds), _add_up(of_value, bounds), None
+
+
+def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
+    """Sum of the chunks' gradients of keys, each of which reaches from the first key to its chunk's end."""
+    sums, wide = [], torch.promote_types(parts[0].dtype, torch.float32)
+    for i, (start, end) in enumerate(bounds):
+        sums.append(sum(part[:, :, start:end].to(wide) for part in parts[i:]).to(parts[0].dtype))
+    return _join(sums)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Chunks of shape (rows, heads, chunk, head size) as one; in memory the heads of a position stand side by side.
+
+    That is how the layers around want it: otherwise the compiler moves heads element by element.
+    """
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
+def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor | None:
+    """sdpa's mask; None for whole rows that are padded on the right, as no token sees what stands behind it."""
+    if attention_mask is not None and _padded_on_the_right(attention_mask, q_length):
+        attention_mask = None
+    return sdpa_mask(q_length=q_length, attention_mask=attention_mask, **kwargs)
+
+
+def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
+    if attention_mask.ndim != 2 or attention_mask.shape[1] != length or length == 1:
+        return False
+    seen = attention_mask.bool()
+    return bool(seen[:, 0].all()) and not bool((seen[:, 1:] & ~seen[:, :-1]).any())
+
+
+def use_in(model: PreTrainedModel) -> None:
+    """Has a model that is loaded compute its attention so, where its architecture has a place for it."""
+    if model._supports_attention_backend:
+        register()
+        model.set_attn_implementation(CAUSAL_PRODUCT)
+
+
+@functools.cache
+def register() -> None:
+    """Makes `attn_implementation="causal_product"` known to transformers."""
+    AttentionInterface.register(CAUSAL_PRODUCT, causal_product)
+    AttentionMaskInterface.register(CAUSAL_PRODUCT, _mask)

@@ -1,0 +1,149 @@
+"""The faster form that a model has while it trains: the same weights, the same function.
+
+One idea: what is computed stays what the config says (tanh GELU, dropout, causal attention), so the saved folder is a
+standard one; how it is computed is chosen once for device, dtype, length and amount of work, said in the log, kept in
+`run.json`, and can be told by `--attention`, `--compile` and `--num_threads`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+
+from imagelm.accel.dropout import FastDropout
+
+# Floating-point operations of a process from which compiling the blocks (half a minute) pays: a quarter of an hour on
+# one core that does 200 GFLOP/s.
+COMPILE_FLOPS = 2e14
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+KEPT_BYTES = 2**30
+
+
+@dataclass
+class Form:
+    """How a training run computes.
+
+    Attributes:
+        attention: transformers' name of the attention that is computed.
+        activation: The config's name of the function between the matrices.
+        compiled: Whether the blocks are compiled.
+        reason: Why, or why not.
+        keeps_memory: Whether freed memory stays with the process from step to step.
+    """
+
+    attention: str
+    activation: str
+    compiled: bool
+    reason: str
+    keeps_memory: bool
+
+    def note(self) -> str:
+        """One line for the log."""
+        form = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
+        return f"attention {self.attention}, activation {self.activation}; {form}"
+
+
+def accelerate_training(
+    model: PreTrainedModel, device: torch.device, choice: str, flops: float, batch: tuple[int, int] | None
+) -> Form:
+    """Gives a model its training form; weights and names of parameters stay.
+
+    Args:
+        model: The model, not yet wrapped.
+        device: Where it will train.
+        choice: `--compile`: auto, on or off.
+        flops: Floating-point operations that training takes in this process; decides for auto.
+        batch: Rows and length of a full batch; None where lengths differ.
+    """
+    keeps = device.type == "cpu" and keep_memory()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | GELUTanh):
+                setattr(module, name, FastTanhGELU())
+            elif type(child) is nn.Dropout and child.p > 0 and device.type == "cpu":
+                setattr(module, name, FastDropout(child.p))
+    compiled, reason = _whether_to_compile(device, choice, flops, batch)
+    if compiled:
+        for block in blocks(model):
+            compile_in_training(block, batch)
+    activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
+    return Form(model.config._attn_implementation, activation, compiled, reason, keeps)
+
+
+class FastTanhGELU(nn.Module):
+    """tanh GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415), the function of "gelu_new" and "gelu_pytorch_tanh".
+
+    ½x(1 + tanh u) = x · sigmoid(2u); compiled, the exponential of the sigmoid costs half of the hyperbolic tangent.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and dtype."""
+        if not torch.compiler.is_compiling():
+            return functional.gelu(x, approximate="tanh")
+        wide = x.float()
+        return (wide * torch.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide**3))).to(x.dtype)
+
+
+def training_flops(model: PreTrainedModel, num_tokens: float) -> float:
+    """6 · parameters · tokens: forward and backward products, without those of attention."""
+    return 6.0 * model.num_parameters() * num_tokens
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a decoder, in order; empty where they aren't found."""
+    num_layers = getattr(model.config, "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return list(module)
+    return []
+
+
+def compile_in_training(block: nn.Module, batch: tuple[int, int] | None) -> None:
+    """Compiles a block for full batches of training; whatever else comes is computed as before.
+
+    So the last batch of an epoch and evaluations cost no further compilation.
+    """
+    plain, compiled = block.forward, torch.compile(block.forward, dynamic=None if batch is None else False)
+
+    def forward(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        full = batch is None or tuple(hidden_states.shape[:2]) == batch
+        return (compiled if block.training and full else plain)(hidden_states, *args, **kwargs)
+
+    block.forward = forward
+
+
+def keep_memory() -> bool:
+    """Has glibc keep freed memory for the next step, instead of giving it back and faulting it in anew page by page.
+
+    Returns:
+        Whether this system's C library can.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)) and bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def _whether_to_compile(
+    device: torch.device, choice: str, flops: float, batch: tuple[int, int] | None
+) -> tuple[bool, str]:
+    if choice != "auto":
+        return choice == "on", "as told"
+    if device.type != "cpu":
+        return False, "not measured on this device; --compile on"
+    if batch is None:
+        return False, "rows differ in length"
+    if flops < COMPILE_FLOPS:
+        return False, "the run is too short to earn it back"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
+        return False, "there is no C++ compiler"
+    return True, "the run is long enough"

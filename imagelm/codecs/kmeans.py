@@ -1,0 +1,195 @@
+"""Training images → a codec: k-means over patches or pixels, or a learned autoencoder.
+
+One idea: a codebook is fitted on a sample of the training images, which fits into memory; what reads and draws pictures
+with it afterwards stands in `imagelm.remote_code.codec_imagelm`, and goes out with the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+
+from imagelm.remote_code.codec_imagelm import (
+    FEATURES,
+    PatchCodec,
+    UnifiedCodec,
+    cut_patches,
+    nearest,
+    unified_features,
+)
+from imagelm.utils.atomic_io import read_input
+from imagelm.utils.errors import InputError
+
+NUM_FIT_VECTORS = 200_000  # patches or pixels that k-means sees
+KMEANS_BATCH = 8192
+# t isn't in a picture, and A is constant once pictures are opaque.
+DEFAULT_FEATURES = ("x", "y", "R", "G", "B", "Gx", "Gy")
+
+
+def fit_patch_codec(images: np.ndarray, patch_size: int, codebook_size: int, seed: int, **config: object) -> PatchCodec:
+    """A codebook of patches, by k-means (scikit-learn's `MiniBatchKMeans`, k-means++ start).
+
+    The centroids are rounded to whole pixel values, and sorted from dark to bright; where rounding makes two of them
+    equal, the patch that is farthest from every centroid takes the place of one.
+
+    Args:
+        images: Training images; uint8, shape (images, height, width, channels), sides divisible by `patch_size`.
+        patch_size: Side of a patch in pixels.
+        codebook_size: Number of centroids.
+        seed: Of the sample and the start.
+        config: Further entries of the codec's config, such as `fit`.
+
+    Raises:
+        InputError: The images have fewer different patches than `codebook_size`.
+    """
+    patches = _sample(
+        images, lambda part: cut_patches(part, patch_size).flatten(0, 1), images[0].size // patch_size**2, seed
+    )
+    different, counts = np.unique(patches, axis=0, return_counts=True)
+    if len(different) < codebook_size:
+        raise InputError(
+            f"the training images have {len(different)} different patches of {patch_size}×{patch_size} pixels, fewer "
+            f"than --codebook_size {codebook_size}; choose a smaller codebook"
+        )
+    centroids = _kmeans(different.astype(np.float32), counts, codebook_size, seed)
+    centroids = np.rint(centroids).clip(0, 255).astype(np.uint8)
+    centroids = _fill_up(np.unique(centroids, axis=0), different, codebook_size)
+    centroids = centroids[np.lexsort([*centroids.T, centroids.mean(1)])]
+    return PatchCodec(_config(images, config) | {"patch_size": patch_size}, {"codebook": torch.from_numpy(centroids)})
+
+
+def fit_unified_codec(
+    images: np.ndarray,
+    codebook_size: int,
+    seed: int,
+    features: Sequence[str] = DEFAULT_FEATURES,
+    scaling: str = "standardize",
+    t: np.ndarray | None = None,
+    **config: object,
+) -> UnifiedCodec:
+    """A codebook of pixels by k-means over per-pixel features: the predecessor's idea.
+
+    The default leaves out `t`, the number of the image's file: it isn't in the picture, so a new picture has none, and
+    a codebook that uses it spends its entries on telling files apart. It leaves out `A`, which is constant in opaque
+    pictures and so tells nothing. And it standardizes (each feature divided by its standard deviation in the sample):
+    in their own units gradients reach ±127 and coordinates the image's side, while colours end at 1, so that
+    unscaled distances hardly see brightness at all.
+
+    Args:
+        images: Training images; uint8, shape (images, height, width, channels).
+        codebook_size: Number of centroids.
+        seed: Of the sample and the start.
+        features: Which of `x, y, t, R, G, B, A, Gx, Gy`, in which order.
+        scaling: "standardize" or "none".
+        t: Numbers of the images, where `t` is among the features; shape (images,).
+        config: Further entries of the codec's config, such as `fit`.
+
+    Raises:
+        InputError: The images have fewer different pixels than `codebook_size`.
+    """
+    chosen = np.random.default_rng([seed, 1]).permutation(len(images))
+    chosen = np.sort(chosen[: max(1, 4 * NUM_FIT_VECTORS // images[0].size)])
+    vectors = unified_features(torch.from_numpy(images[chosen]), list(features), None if t is None else t[chosen])
+    vectors = vectors.flatten(0, 1).numpy()
+    keep = np.random.default_rng([seed, 2]).permutation(len(vectors))[:NUM_FIT_VECTORS]
+    vectors = vectors[np.sort(keep)]
+    deviation = vectors.std(0) if scaling == "standardize" else np.ones(vectors.shape[1])
+    scale = 1 / np.where(deviation > 0, deviation, 1)
+    vectors, counts = np.unique(vectors, axis=0, return_counts=True)
+    if len(vectors) < codebook_size:
+        raise InputError(
+            f"the training images have {len(vectors)} different pixels, fewer than --codebook_size {codebook_size}; "
+            "choose a smaller codebook"
+        )
+    centroids = _kmeans(vectors * scale, counts, codebook_size, seed) / scale
+    tensors = {"codebook": torch.from_numpy(centroids), "scale": torch.from_numpy(scale)}
+    return UnifiedCodec(_config(images, config) | {"features": list(features)}, tensors)
+
+
+def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels: int, **config: object) -> UnifiedCodec:
+    """A unified codebook from a CSV of centroids: a first line with the features' names, then a line a centroid.
+
+    A column `cluster_id` gives the entry's number; without it the lines are numbered in their order. The centroids are
+    compared unscaled.
+
+    Args:
+        file: The CSV.
+        image_size: Height and width of the images it's for.
+        channels: 1 or 3.
+        config: Further entries of the codec's config.
+
+    Raises:
+        InputError: The file can't be read or isn't such a table.
+    """
+    try:
+        head, *lines = read_input(file, "--centroids").decode("utf-8-sig").splitlines() or [""]
+        names = [name.strip() for name in head.split(",")]
+        table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(names)))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"--centroids {file} can't be read: {error}") from error
+    features = [name for name in names if name != "cluster_id"]
+    twice = len(set(names)) < len(names)
+    if twice or not features or not set(features) <= set(FEATURES) or table.shape[1] != len(names) or not len(table):
+        raise InputError(
+            f"--centroids {file} has columns {', '.join(names)}; expected cluster_id and some of {FEATURES}"
+        )
+    if "cluster_id" in names:
+        numbers = table[:, names.index("cluster_id")]
+        if sorted(numbers) != list(range(len(table))):
+            raise InputError(f"--centroids {file}: cluster_id isn't 0 to {len(table) - 1}, each once")
+        table = table[np.argsort(numbers)]
+    if not np.isfinite(table).all():
+        raise InputError(f"--centroids {file} holds numbers that aren't finite")
+    codebook = torch.from_numpy(np.ascontiguousarray(table[:, [names.index(name) for name in features]]))
+    config |= {"image_size": list(image_size), "channels": channels, "features": features}
+    return UnifiedCodec(config, {"codebook": codebook, "scale": torch.ones(len(features), dtype=torch.float64)})
+
+
+def _config(images: np.ndarray, config: dict) -> dict:
+    return {"image_size": list(images.shape[1:3]), "channels": images.shape[3], **config}
+
+
+def _sample(images: np.ndarray, cut, num_values: int, seed: int) -> np.ndarray:
+    """Up to `NUM_FIT_VECTORS` vectors that `cut` makes of the images, evenly from as many images as there are."""
+    rng = np.random.default_rng([seed, 1])
+    per_image = num_values // images.shape[3]
+    share = max(1, min(per_image, NUM_FIT_VECTORS // len(images)))
+    chosen = np.sort(rng.permutation(len(images))[: NUM_FIT_VECTORS // share])
+    parts = []
+    for part in np.array_split(chosen, max(1, len(chosen) // 512)):
+        vectors = cut(torch.from_numpy(images[part])).view(len(part), per_image, -1).numpy()
+        taken = np.argsort(rng.random((len(part), per_image)), axis=1)[:, :share]
+        parts.append(np.take_along_axis(vectors, taken[..., None], axis=1).reshape(len(part) * share, -1))
+    return np.concatenate(parts)
+
+
+def _kmeans(vectors: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Centroids of different vectors, each with its number of occurrences as weight.
+
+    Given every occurrence by itself (62 % of MNIST's patches are blank), `MiniBatchKMeans` spends 200 of 500 centroids
+    on copies of the commonest patch, and the error is half as large again.
+    """
+    kmeans = MiniBatchKMeans(size, batch_size=KMEANS_BATCH, n_init=1, random_state=seed, reassignment_ratio=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal centroids, which the caller mends
+        return kmeans.fit(vectors, sample_weight=counts).cluster_centers_
+
+
+def _fill_up(centroids: np.ndarray, different: np.ndarray, size: int) -> np.ndarray:
+    """Adds patches, each time the one that is farthest from all centroids, until there are `size`."""
+    candidates = torch.from_numpy(different).double() - 128
+    table = torch.from_numpy(centroids).double() - 128
+    distance = ((candidates - table[nearest(candidates, table)]) ** 2).sum(1)
+    while len(table) < size:
+        farthest = candidates[distance.argmax()]
+        table = torch.cat([table, farthest[None]])
+        distance = torch.minimum(distance, ((candidates - farthest) ** 2).sum(1))
+    return (table + 128).byte().numpy()

@@ -1,0 +1,132 @@
+"""Raw JSONL with its vocabulary, as a source of rows and as something that can be written.
+
+One idea: rows made of pictures and rows made elsewhere are the same rows; what one route writes, the other reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+
+from imagelm.codecs.open import open_codec
+from imagelm.data.arguments import PrepareOptions
+from imagelm.data.jsonl.lines import expand_files
+from imagelm.data.jsonl.parser import read_rows
+from imagelm.data.rows import SPLITS, ProblemLog, RowBatch
+from imagelm.data.splits import split_in_words
+from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, load_vocabulary
+from imagelm.utils.artifacts import CLASS_NAMES_FILE, CODEC_FOLDER, RAW_ROWS_FILE, VOCABULARY_FILE
+from imagelm.utils.atomic_io import read_input, write_json
+from imagelm.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from imagelm.data.rows import RowSource
+    from imagelm.remote_code.codec_imagelm import Codec
+
+
+class JsonlRows:
+    """Raw JSONL files as a source of rows; made for `imagelm.data.prepare.prepare`.
+
+    Args:
+        options: What the user said.
+        staging: The output folder that is being written.
+        problems: Where bad rows are reported.
+
+    Raises:
+        InputError: A file can't be read, or vocabulary, class names and codec don't fit each other.
+    """
+
+    def __init__(self, options: PrepareOptions, staging: Path, problems: ProblemLog) -> None:
+        self.problems = problems
+        self.split_by = options.split_by
+        self.split = split_in_words(options.split_by, options.seed)
+        self.grammar = load_vocabulary(options.vocab_file)
+        self.paths = expand_files(options.data_files)
+        self.files = [str(path) for path in self.paths]
+        self.class_names = _class_names(options.class_names, self.grammar.num_classes)
+        self.codec = _codec(options.codec, len(self.grammar.code_ids))
+        if self.codec:
+            self.codec.save(staging / CODEC_FOLDER)
+
+    def place(self, file: str, line: int) -> str:
+        """`file:line`."""
+        return f"{file}:{line}"
+
+    def batches(self) -> Iterator[RowBatch]:
+        """All rows that are in the grammar."""
+        for batch in read_rows(self.paths, self.grammar, self.problems, need_split=self.split_by == "field"):
+            if self.codec and (wrong := np.flatnonzero(batch.lengths != self.codec.num_tokens)).size:
+                rows, columns = self.codec.grid
+                raise InputError(
+                    f"{batch.file}:{batch.lines[wrong[0]]}: {batch.lengths[wrong[0]]} image tokens, but an image of "
+                    f"the codec has {rows}×{columns}; leave --codec out, or give the one that made these rows"
+                )
+            yield batch
+
+    def statistics(self, used: np.ndarray) -> dict:
+        """The codec's form, where there is one."""
+        if self.codec is None:
+            return {}
+        form = {"codebook_size": self.codec.codebook_size, "grid": list(self.codec.grid)}
+        return {"codec": {"description": self.codec.describe(), **self.codec.config, **form}}
+
+
+class RawWriter:
+    """Writes rows as JSONL, with vocabulary and class names: what `--data_files` reads.
+
+    Args:
+        folder: Folder to make.
+        source: Where the rows come from.
+    """
+
+    def __init__(self, folder: Path, source: RowSource) -> None:
+        folder.mkdir()
+        write_json(folder / VOCABULARY_FILE, source.grammar.vocabulary)
+        write_json(folder / CLASS_NAMES_FILE, source.class_names)
+        self.tokens = np.array(source.grammar.tokens, dtype=object)
+        self.file = open(folder / RAW_ROWS_FILE, "wb")  # noqa: SIM115 (closed by finish)
+
+    def write(self, batch: RowBatch) -> None:
+        """Adds rows."""
+        bodies = np.split(self.tokens[batch.bodies], np.cumsum(batch.lengths)[:-1])
+        for body, label, side, source in zip(bodies, batch.labels, batch.splits, batch.sources, strict=True):
+            text = " ".join([IMG, *body, IMG_END, CLS, class_token(int(label)), EOS])
+            row = {"tokens": text, "label": int(label), "split": SPLITS[side], "source": source}
+            self.file.write(orjson.dumps(row) + b"\n")
+
+    def finish(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+def _codec(folder: str | None, codebook_size: int) -> Codec | None:
+    if folder is None:
+        return None
+    codec = open_codec(folder)
+    if codec.codebook_size != codebook_size:
+        raise InputError(
+            f"--codec {folder} has {codec.codebook_size} entries, but --vocab_file has {codebook_size} codebook tokens"
+        )
+    return codec
+
+
+def _class_names(file: str | None, num_classes: int) -> list[str]:
+    """The names in a JSON list; the labels themselves without one."""
+    if file is None:
+        return [str(label) for label in range(num_classes)]
+    try:
+        names = json.loads(read_input(file, "--class_names"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--class_names {file} isn't JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f'--class_names {file}: expected a list of names in the order of the labels: ["cat", "dog"]')
+    if len(set(names)) != num_classes or len(names) != num_classes:
+        raise InputError(f"--class_names {file} holds {len(names)} names; expected {num_classes} different ones")
+    return names

@@ -1,0 +1,112 @@
+"""Reading what `prepare` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+import xxhash
+from datasets import Dataset, DatasetDict
+
+from imagelm.data.rows import SPLITS
+from imagelm.data.saved_dataset import check_saved_dataset
+from imagelm.tokens.grammar import NUM_TAIL_TOKENS, Grammar
+from imagelm.utils.artifacts import CODEC_FOLDER
+from imagelm.utils.atomic_io import read_json
+from imagelm.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from imagelm.data.augmented_rows import AugmentedRows
+    from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.utils.artifacts import STATS_FILE
+
+
+def load_prepared(folder: str | Path) -> DatasetDict:
+    """Loads what `prepare` wrote.
+
+    Raises:
+        InputError: The folder isn't one.
+    """
+    folder = Path(folder)
+    if not (folder / STATS_FILE).is_file():
+        raise InputError(
+            f"--dataset_dir {folder} holds no {STATS_FILE}; write it with prepare_dataset.py --output_dir {folder}"
+        )
+    check_saved_dataset(folder, "--dataset_dir")
+    return datasets.load_from_disk(str(folder))
+
+
+def load_stats(folder: str | Path) -> dict:
+    """The statistics that `prepare` left in `folder`.
+
+    Raises:
+        InputError: They are an earlier version's.
+    """
+    stats = read_json(Path(folder) / STATS_FILE)
+    if "class_names" not in stats:
+        raise InputError(f"{folder} was written by an earlier version; write it anew with prepare_dataset.py")
+    return stats
+
+
+def load_codec_of(folder: str | Path) -> Codec | None:
+    """The codec that made the rows; None where the rows came without.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    codec = Path(folder) / CODEC_FOLDER
+    if not codec.is_dir():
+        return None
+    from imagelm.remote_code.codec_imagelm import load_codec  # late: rows of tokens need no torch
+
+    try:
+        return load_codec(codec)
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"--dataset_dir {folder}: {error}; write it anew with prepare_dataset.py") from error
+
+
+def augmented(
+    train: Dataset, codec: Codec | None, grammar: Grammar, recipe: str | None, seed: int
+) -> Dataset | AugmentedRows:
+    """The training rows, or, where there is a recipe, rows made anew in each epoch.
+
+    Raises:
+        InputError: The recipe is wrong, or the data hold no images.
+    """
+    if recipe is None:
+        return train
+    if codec is None or "image" not in train.features:
+        raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
+    if "t" in codec.config.get("features", ()):
+        raise InputError("--augment: this codec uses t, the number of an image's file, which a variant doesn't have")
+    from imagelm.data.augmentation import parse_augmentation  # late, as above
+    from imagelm.data.augmented_rows import AugmentedRows
+
+    return AugmentedRows(train, codec, grammar, parse_augmentation(recipe), seed)
+
+
+def check_disjoint(dataset: DatasetDict) -> None:
+    """Proves that no image stands on both sides of the split.
+
+    Raises:
+        InputError: One does; the folder wasn't written by `prepare`, or was changed since.
+    """
+    first, second = ({_image_digest(row) for row in _rows(dataset[name])} for name in SPLITS)
+    if both := len(first & second):
+        raise InputError(
+            f"{both} images stand in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
+            "write the dataset anew with prepare_dataset.py"
+        )
+
+
+def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
+    for batch in dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
+        rows = batch["input_ids"].combine_chunks()
+        yield from np.split(rows.flatten().to_numpy(), rows.offsets.to_numpy()[1:-1] - rows.offsets[0].as_py())
+
+
+def _image_digest(row: np.ndarray) -> bytes:
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]))

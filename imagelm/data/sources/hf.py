@@ -1,0 +1,138 @@
+"""Parquet, Arrow and Hub datasets."""
+
+from __future__ import annotations
+
+import glob
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from imagelm.data.saved_dataset import check_saved_dataset, is_inside
+from imagelm.data.sources.decode import (
+    LABEL_KEYS,
+    TABLE_SUFFIXES,
+    BadImage,
+    Pictures,
+    _choose,
+    _no_label,
+    _number,
+    printable,
+    read_image,
+)
+from imagelm.utils.errors import InputError
+
+DATASET_MARKERS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+
+
+class TableOfPictures:
+    """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub."""
+
+    def __init__(self, name: str, image_column: str | None, label_column: str | None, split: str | None) -> None:
+        self.dataset, self.notes = name, []
+        found = load_dataset(name)
+        if isinstance(found, datasets.DatasetDict):
+            if split is None:
+                split = "train" if "train" in found else next(iter(found))
+                if others := [other for other in found if other != split]:
+                    self.notes.append(f"{name}: split {split} is taken; there is {', '.join(others)} too")
+            if split not in found:
+                raise InputError(f"--images {name} has no split {split!r}; it has {', '.join(found)}")
+            found = found[split]
+        features = found.features
+        pictures = [column for column, feature in features.items() if _holds_pictures(feature)]
+        self.image_column = _choose(image_column, tuple(pictures), list(features), f"--images {name}", "--image_column")
+        if self.image_column not in pictures:
+            raise InputError(
+                f"--images {name}: column {self.image_column!r} holds no pictures; choose another --image_column "
+                f"({', '.join(pictures) or 'none does'})"
+            )
+        self.pictures = found.select_columns([self.image_column])
+        if isinstance(features[self.image_column], datasets.Image):
+            self.pictures = self.pictures.cast_column(self.image_column, datasets.Image(decode=False))
+        self.table = found
+        self.class_names, self.labels = None, None
+        classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        classes += [column for column in LABEL_KEYS if column in features and column not in classes]
+        if label_column or classes:
+            column = _choose(label_column, tuple(classes), list(features), f"--images {name}", "--label_column")
+            self._take_labels(column, features[column])
+
+    def _take_labels(self, column: str, feature: object) -> None:
+        if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+            raise InputError(f"--images {self.dataset}: column {column!r} holds no labels; see --label_column")
+        values = np.asarray(self.table.with_format("numpy")[column][:])
+        if isinstance(feature, datasets.ClassLabel):
+            known = (values >= 0) & (values < len(feature.names))  # −1, or not a number where it's missing
+            if not known.all():
+                raise InputError(_no_label(self, int(np.flatnonzero(~known)[0])))
+            self.class_names, self.labels = list(feature.names), values.astype(np.int64)
+        else:
+            self.labels, self.class_names = _number(values, self)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def place(self, i: int) -> str:
+        return f"{self.dataset}:{i}"
+
+    def name(self, i: int) -> str:
+        return f"{Path(self.dataset).name}:{i}"
+
+    def load(self, start: int, stop: int) -> Pictures:
+        return Pictures(self._read, self.pictures[start:stop][self.image_column])
+
+    def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
+        if isinstance(entry, dict):
+            entry = entry.get("bytes") or entry.get("path")
+            if isinstance(entry, str) and not is_inside(
+                entry, Path(self.dataset).parent, datasets.config.HF_CACHE_HOME
+            ):
+                return BadImage(f"its path leads out of the dataset's folder: {printable(entry)}")
+        if not entry:
+            return BadImage("there is no picture in this row")
+        return read_image(io.BytesIO(entry) if isinstance(entry, bytes) else Path(entry))
+
+    def extra(self, name: str) -> np.ndarray | None:
+        return np.asarray(self.table.with_format("numpy")[name][:]) if name in self.table.column_names else None
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((path / marker).is_file() for marker in DATASET_MARKERS)
+
+
+def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
+    """A Parquet or Arrow file, a folder of `save_to_disk`, or a dataset of the Hub.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        if Path(name).suffix in TABLE_SUFFIXES:
+            if not Path(name).is_file():
+                raise InputError(f"--images {name}: no such file")
+            kind = Path(name).suffix[1:]
+            return datasets.load_dataset(kind, data_files=glob.escape(str(name)), split="train")
+        if Path(name).exists():
+            check_saved_dataset(Path(name), "--images")
+            return datasets.load_from_disk(str(name))
+        return datasets.load_dataset(name)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises its own, pyarrow's, OSError, ConnectionError, ValueError, …
+        reason = str(error).strip().split("\n")[0]
+        if Path(name).exists():
+            raise InputError(f"--images {name} can't be read: {reason}") from error
+        raise InputError(f"--images {name}: no file or folder, and no dataset that can be loaded ({reason})") from error
+
+
+def _holds_pictures(feature: object) -> bool:
+    """Images, or what they are without the library's own note in a Parquet file: {bytes, path}, or bytes."""
+    if isinstance(feature, datasets.Image):
+        return True
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= set(feature)
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")

@@ -1,0 +1,56 @@
+"""The proof that the logits at `<CLS>` depend on nothing after it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import (
+    PreTrainedModel,
+)
+
+from imagelm.tokens.grammar import CLS, Grammar
+from imagelm.utils.errors import DivergedError, LeakError
+
+LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, about 1e-6
+
+
+def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
+    """Proves on real rows that nothing after `<CLS>` changes the logits of the class slot.
+
+    Each row is run as it is, and again with every token after `<CLS>` replaced by a random codebook or class token.
+
+    Args:
+        model: What to test; left in the mode it was in.
+        grammar: Of its vocabulary.
+        rows: Whole rows of ids, each of shape (length,).
+        seed: Of the random tokens.
+
+    Returns:
+        The largest difference between the slot's logits.
+
+    Raises:
+        LeakError: It's more than float noise.
+        DivergedError: Logits aren't finite.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.from_numpy(np.concatenate([grammar.code_ids, grammar.class_ids]))
+    model.eval()
+    worst = 0.0
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for row in rows:
+            slot = int((row == grammar.id(CLS)).nonzero()[0])
+            changed = row.clone()
+            changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
+            logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()
+            if not logits.isfinite().all():
+                raise DivergedError("the model's logits aren't finite, so nothing can be said of it")
+            worst = max(worst, (logits[0] - logits[1]).abs().max().item())
+    model.train(was_training)
+    if worst > LEAK_TOLERANCE:
+        raise LeakError(
+            f"changing the tokens after {CLS} moved the logits of the class slot by {worst:.3g} (float noise is below "
+            f"{LEAK_TOLERANCE}): the model sees the answer, and none of its figures can be believed. "
+            "Is the architecture causal?"
+        )
+    return worst

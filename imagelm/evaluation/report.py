@@ -1,0 +1,252 @@
+"""Plots and the training report.
+
+One idea: a report shows n, an interval, the baselines and the command beside every figure, and takes all of them from
+the evaluation of the saved model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import binomtest
+
+from imagelm.utils.atomic_io import table_cell, whole_folder, write_text
+
+REPORT_FILE = "training_report.md"
+CONFUSION_FILE = "confusion_matrix.png"
+PLOTS = {
+    "loss.png": "Loss",
+    "perplexity.png": "Perplexity",
+    "accuracy.png": "Accuracy",
+    "learning_rate.png": "Learning rate",
+    CONFUSION_FILE: "Confusion matrix",
+}
+TRAIN_COLOR, TEST_COLOR, SLOT_COLOR, BASELINE_COLOR = "#4c72b0", "#c44e52", "#2a8c55", "#777777"
+MAX_ANNOTATED_CLASSES = 20
+
+
+def accuracy_interval(accuracy: float, num_rows: int) -> list[float]:
+    """95 % interval of an accuracy over `num_rows` independent rows (Wilson's score interval)."""
+    interval = binomtest(round(accuracy * num_rows), num_rows).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def write_report(folder: Path, results: dict, final: dict, history: list[dict], run: dict, stats: dict) -> None:
+    """Writes `training_report.md` and the plots.
+
+    Args:
+        folder: Where to.
+        results: `eval_results.json` of the best model.
+        final: That of the final model.
+        history: Trainer's log history.
+        run: `run.json`.
+        stats: The dataset's `stats.json`.
+    """
+    with whole_folder(folder) as staging:
+        write_plots(staging, results, history)
+        write_text(staging / REPORT_FILE, _report(results, final, run, stats))
+
+
+def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, str]:
+    """Draws all plots into a folder.
+
+    Args:
+        folder: Where to.
+        results: `eval_results.json` of the model.
+        history: Trainer's log history; without it only the confusion matrix is drawn.
+
+    Returns:
+        Figure → file name.
+    """
+    curves = _curves(history)
+    plots = {
+        "loss.png": _plot_loss,
+        "perplexity.png": _plot_perplexity,
+        "accuracy.png": _plot_accuracy,
+        "learning_rate.png": _plot_learning_rate,
+    }
+    drawn = plots if history else {}
+    for name, plot in drawn.items():
+        _save(folder / name, plot, curves, results)
+    matrix = np.array(results["eval_confusion_matrix"])
+    _save(folder / CONFUSION_FILE, _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
+    return {Path(name).stem: name for name in (*drawn, CONFUSION_FILE)}
+
+
+def summary(results: dict, run: dict, report: Path) -> str:
+    """The end of a run in a few lines, for people."""
+    n = results["eval_samples"]
+    low, high = results["eval_cls_accuracy_interval"]
+    majority, bag = results["majority_accuracy"], results["bag_of_tokens_accuracy"]
+    rows = [
+        ("held-out rows", f"{n}"),
+        ("perplexity", f"{results['eval_perplexity']:.3f} (image tokens {results['eval_image_perplexity']:.3f})"),
+        ("next-token accuracy", f"{results['eval_next_token_accuracy']:.4f}"),
+        ("CLS-slot accuracy", f"{results['eval_cls_accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})"),
+        ("  majority class", f"{majority:.4f} (baseline)"),
+        ("  bag of tokens", f"{bag:.4f} (baseline)"),
+        ("leak proof", f"slot logits moved by {results['leak_proof_difference']:.1e} when the answer was changed"),
+        ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
+        ("report and plots", f"{report}"),
+    ]
+    lines = [f"{name:22} {value}" for name, value in rows]
+    if high < max(majority, bag) or low <= majority:
+        lines.append(
+            "warning: the model isn't clearly better than its baselines; more epochs, a higher learning rate or more "
+            "data may help (recipes stand in configs/)"
+        )
+    return "\n".join(lines)
+
+
+def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
+    n = results["eval_samples"]
+    cut = stats["truncation"]
+    figures = [
+        ("perplexity", "eval_perplexity", ".3f"),
+        ("perplexity, image tokens", "eval_image_perplexity", ".3f"),
+        ("perplexity, CLS slot", "eval_cls_perplexity", ".3f"),
+        ("next-token accuracy", "eval_next_token_accuracy", ".4f"),
+        ("CLS-slot accuracy", "eval_cls_accuracy", ".4f"),
+        ("macro-F1", "eval_cls_macro_f1", ".4f"),
+        ("expected calibration error", "eval_cls_calibration_error", ".4f"),
+    ]
+    table = "\n".join(f"| {name} | {results[key]:{form}} | {final[key]:{form}} |" for name, key, form in figures)
+    low, high = results["eval_cls_accuracy_interval"]
+    classes = "\n".join(
+        f"| {table_cell(name)} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
+        for name, row, accuracy in zip(
+            results["class_names"], results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True
+        )
+    )
+    pictures = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    hardware = run["hardware"]
+    machine = f"{hardware['device']}, {hardware['num_processes']} processes of {hardware['num_threads']} threads"
+    return f"""# Training report
+
+Evaluated on {n} held-out rows in fp32, from the saved folders: `best_model` of step {results["step"]}, `final_model` of
+step {final["step"]}.
+
+| | best_model | final_model |
+|---|---|---|
+{table}
+
+CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {n}, 95 % interval {low:.4f} to
+{high:.4f}). The best model was chosen on these same rows, which favours it; `final_model` was not chosen.
+
+| baseline | accuracy on the same rows |
+|---|---|
+| majority class | {results["majority_accuracy"]:.4f} |
+| bag of tokens (logistic regression) | {results["bag_of_tokens_accuracy"]:.4f} |
+
+**Leak proof.** In {results["leak_proof_rows"]} held-out rows everything after `<CLS>` was replaced by random tokens:
+the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The model doesn't see the answer.
+
+{pictures}
+
+| class | rows | accuracy |
+|---|---|---|
+{classes}
+
+## Data
+
+{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({stats["split"]});
+{stats["duplicates_dropped"]} duplicates dropped, {stats["label_conflicts"]["total"]} label conflicts,
+{stats["bad_rows"]["total"]} bad rows skipped, {stats["mended_tails"]} tails mended; {cut["rows_cut"]} rows cut,
+{cut["share_of_image_tokens_cut"]:.2%} of image tokens. Fingerprint `{stats["fingerprint"]}`.
+
+## How it was made
+
+    {run["command"]}
+
+{run["durations"]["train"]:.0f} s training, {run["durations"]["total"]:.0f} s in all, on {machine}. Seed
+{run["identity"]["seed"]}. Commit {run["git_commit"] or "unknown"}. Versions: {versions}.
+"""
+
+
+def _curves(history: list[dict]) -> dict[str, tuple[list, list]]:
+    """Steps and values of every figure in Trainer's log history."""
+    curves: dict[str, tuple[list, list]] = {}
+    for log in history:
+        for name, value in log.items():
+            if name != "step" and isinstance(value, int | float):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(log["step"])
+                values.append(value)
+    return curves
+
+
+def _save(file: Path, plot, *content, figsize: tuple[float, float] = (7, 4.2)) -> None:
+    figure, axes = plt.subplots(figsize=figsize, layout="constrained")
+    plot(axes, *content)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def _line(axes: plt.Axes, curves: dict, name: str, label: str, color: str) -> None:
+    if name in curves:
+        axes.plot(*curves[name], label=label, color=color, marker="o" if len(curves[name][0]) < 30 else None, ms=3)
+
+
+def _finish(axes: plt.Axes, ylabel: str) -> None:
+    axes.set_xlabel("optimizer step")
+    axes.set_xlim(left=0)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _plot_loss(axes: plt.Axes, curves: dict, results: dict) -> None:
+    _line(axes, curves, "token_loss", "train, all tokens", TRAIN_COLOR)
+    _line(axes, curves, "eval_loss", "test, all tokens", TEST_COLOR)
+    _line(axes, curves, "cls_loss", "train, CLS slot", SLOT_COLOR)
+    _finish(axes, "loss (nats a token)")
+
+
+def _plot_perplexity(axes: plt.Axes, curves: dict, results: dict) -> None:
+    _line(axes, curves, "perplexity", "train", TRAIN_COLOR)
+    _line(axes, curves, "eval_perplexity", "test", TEST_COLOR)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    _finish(axes, "perplexity (log scale)")
+
+
+def _plot_accuracy(axes: plt.Axes, curves: dict, results: dict) -> None:
+    _line(axes, curves, "eval_cls_accuracy", "CLS slot, test", SLOT_COLOR)
+    _line(axes, curves, "eval_next_token_accuracy", "next token, test", TEST_COLOR)
+    for name, style, label in (
+        ("bag_of_tokens_accuracy", "--", "bag of tokens"),
+        ("majority_accuracy", ":", "majority"),
+    ):
+        axes.axhline(results[name], color=BASELINE_COLOR, linestyle=style, label=f"{label} baseline (CLS slot)")
+    axes.set_ylim(0, 1.02)
+    _finish(axes, "accuracy")
+
+
+def _plot_learning_rate(axes: plt.Axes, curves: dict, results: dict) -> None:
+    _line(axes, curves, "learning_rate", "learning rate", TRAIN_COLOR)
+    axes.set_ylim(bottom=0)
+    _finish(axes, "learning rate")
+
+
+def _plot_confusion(axes: plt.Axes, matrix: np.ndarray, names: list[str]) -> None:
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.figure.colorbar(image, label="share of the true class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if len(matrix) <= MAX_ANNOTATED_CLASSES:
+        turned = 60 if max(map(len, names)) > 3 else 0
+        names = [name.replace("$", r"\$") for name in names]  # which would begin a formula
+        axes.set_xticks(range(len(matrix)), names, rotation=turned, ha="right" if turned else "center")
+        axes.set_yticks(range(len(matrix)), names)
+        for true, predicted in np.argwhere(matrix > 0):
+            color = "white" if share[true, predicted] > 0.5 else "black"
+            axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", color=color, fontsize=8)

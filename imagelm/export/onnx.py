@@ -1,0 +1,134 @@
+#!/usr/bin/env python
+"""A trained folder → ONNX, in float32 or with 8-bit weights, for onnxruntime on any machine.
+
+    python -m imagelm.export.onnx --model outputs/mine/best_model --output_dir outputs/mine/onnx --int8
+    python inference.py --model outputs/mine/best_model --onnx outputs/mine/onnx --mode classify --dataset_dir data/mine
+
+One idea: what answers need is the logits at one position of each row; the graph takes rows and positions and computes
+the output layer there alone. 8-bit weights are quantized dynamically (no calibration data); what that costs is measured
+on the user's own rows by running both.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from imagelm.inference.onnx_session import ONNX_CONFIG, ONNX_FILE, OnnxSession, _library
+from imagelm.utils.atomic_io import check_output_free, whole_folder, write_json
+from imagelm.utils.errors import InputError
+
+TOLERANCE = 1e-3  # of float32 weights, relative to the largest logit
+
+
+def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = False) -> float:
+    """Writes `model.onnx` (with its weights beside) and `onnx.json`.
+
+    Args:
+        model_folder: A trained folder.
+        output: Folder to write, whole or not at all.
+        int8: Whether the matrices' weights are quantized to 8 bits.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        The largest difference from the model's own logits on random rows.
+
+    Raises:
+        InputError: The folder holds no model, the output is taken, or a library is missing.
+    """
+    import torch
+
+    from imagelm.inference.arguments import ModelOptions
+    from imagelm.inference.loading import load_for_inference
+
+    check_output_free(output, ONNX_CONFIG, overwrite)
+    loaded = load_for_inference(ModelOptions(model=model_folder, device="cpu"))
+    model, positions = loaded.model, loaded.num_positions or 64
+    model.set_attn_implementation("eager")  # fewer operations in the graph than sdpa's: a tenth of the time
+    codes = torch.from_numpy(loaded.grammar.code_ids)
+    ids = codes[torch.randint(len(codes), (3, positions - 2))]
+    last = torch.tensor([ids.shape[1] - 1, 1, ids.shape[1] // 2])
+    # Other shapes than those that the graph was traced with: a shape that was baked in shows here.
+    other, other_last = ids[:2, : max(2, ids.shape[1] // 2)], torch.tensor([0, 1])
+    with torch.no_grad():
+        expected = model(input_ids=other, use_cache=False).logits[torch.arange(2), other_last].numpy()
+    with whole_folder(output) as staging:
+        content = {"model": model_folder, "weights": "int8" if int8 else "float32"}
+        write_json(staging / ONNX_CONFIG, content | {"vocabulary": loaded.grammar.vocabulary})
+        with _quiet():
+            _export(model, ids, last, staging / ONNX_FILE)
+        difference = _difference(staging, other.numpy(), other_last.numpy(), expected)
+        if difference > TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise InputError(
+                f"--model {model_folder}: a {model.config.model_type} model can't be exported; its logits come out "
+                f"{difference:.2g} apart"
+            )
+        if int8:
+            with _quiet():
+                _quantize(staging / ONNX_FILE)
+            difference = _difference(staging, other.numpy(), other_last.numpy(), expected)
+    return difference
+
+
+def _difference(folder: Path, ids: np.ndarray, last: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(OnnxSession(folder)(ids, last) - expected).max())
+
+
+def _export(model, ids, last, file: Path) -> None:
+    import torch
+
+    from imagelm.accel.last_block import at_positions, only_at
+
+    class SlotLogits(torch.nn.Module):
+        """The logits at one position of each row."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, last):
+            with only_at(self.model, last):
+                hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return self.model.get_output_embeddings()(at_positions(hidden, last)[:, 0])
+
+    _library("onnxscript")
+    rows, length = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("length", min=2, max=ids.shape[1] + 2)
+    torch.onnx.export(
+        SlotLogits().eval(),
+        (ids, last),
+        str(file),
+        input_names=["input_ids", "last"],
+        output_names=["logits"],
+        dynamic_shapes={"input_ids": {0: rows, 1: length}, "last": {0: rows}},
+        dynamo=True,
+        verbose=False,
+    )
+
+
+def _quantize(file: Path) -> None:
+    _library("onnx")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = file.with_suffix(".float32.onnx")
+    whole_data = file.with_name(file.name + ".data")
+    file.rename(whole)
+    quantize_dynamic(str(whole), str(file), weight_type=QuantType.QInt8, per_channel=True, reduce_range=False)
+    whole.unlink()
+    whole_data.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' warnings about operators that aren't used here."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

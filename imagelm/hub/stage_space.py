@@ -1,0 +1,67 @@
+"""The demo: `space/` of this project, pointed at the model that was pushed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import SpaceCard, SpaceCardData
+
+from imagelm.hub.arguments import PushOptions
+from imagelm.hub.staged import CARD_FILE, Staged
+from imagelm.utils.artifacts import TEMPLATES_FOLDER
+from imagelm.utils.atomic_io import write_text
+from imagelm.utils.errors import InputError
+
+SPACE_FOLDER = TEMPLATES_FOLDER / "space"
+MODEL_ID_FILE = "model_id.txt"
+LIBRARIES = ("safetensors", "torch", "transformers")  # numpy and Pillow come with gradio, in versions it can take
+SDK_VERSION = "6.31.0"  # of gradio, which is no requirement of this project
+
+
+def stage_space(options: PushOptions, folder: Path) -> Staged:
+    """Puts a demo Space together.
+
+    Raises:
+        InputError: The app isn't there.
+    """
+    app = SPACE_FOLDER / "app.py"
+    if not app.is_file():
+        raise InputError(f"{app.parent.name}/{app.name}, the demo, isn't beside the package; run from a checkout")
+    folder.mkdir(parents=True)
+    shutil.copyfile(app, folder / app.name)
+    write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
+    # Without what a local build adds to its version (2.13.0+cpu), which no index has.
+    pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
+    write_text(folder / "requirements.txt", "".join(pins))
+    name = options.space_repo_id.split("/")[-1]
+    metadata = SpaceCardData(
+        title=name,
+        sdk="gradio",
+        sdk_version=_gradio_version(),
+        python_version=".".join(platform.python_version_tuple()[:2]),
+        app_file=app.name,
+        models=[options.repo_id],
+        license=options.license,
+    )
+    text = f"""---
+{metadata}
+---
+
+# {name}
+
+A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): which class an image has, what the
+rest of it may look like, and new images. The model reads and writes images as tokens; all of it runs here, on a CPU.
+"""
+    write_text(folder / CARD_FILE, str(SpaceCard(text)))
+    notes = ["the model is private: give the Space a secret HF_TOKEN that may read it"] if options.private else []
+    return Staged("space", options.space_repo_id, folder, notes)
+
+
+def _gradio_version() -> str:
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return SDK_VERSION

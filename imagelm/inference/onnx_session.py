@@ -1,0 +1,64 @@
+"""An exported model, run by onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+
+from imagelm.utils.atomic_io import read_json
+from imagelm.utils.errors import InputError
+
+ONNX_FILE = "model.onnx"
+
+
+ONNX_CONFIG = "onnx.json"
+
+
+EXTRA = "pip install -r requirements-onnx.txt"
+
+
+class OnnxSession:
+    """An exported model.
+
+    Args:
+        folder: What `export_onnx` wrote.
+        num_threads: CPU threads; 0 leaves it to onnxruntime.
+
+    Attributes:
+        vocabulary: Token to id, of the model that was exported.
+
+    Raises:
+        InputError: It can't be loaded.
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int = 0) -> None:
+        onnxruntime = _library("onnxruntime")
+        file = Path(folder) / ONNX_FILE
+        if not file.is_file():
+            raise InputError(f"--onnx {folder} holds no {ONNX_FILE}; write it with python -m imagelm.export.onnx")
+        self.vocabulary: dict[str, int] = read_json(Path(folder) / ONNX_CONFIG)["vocabulary"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library raises classes of its own that share no base
+            raise InputError(f"--onnx {folder} can't be loaded: {error}") from error
+
+    def __call__(self, input_ids: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Logits at one position of each row; float32, shape (rows, vocabulary).
+
+        Args:
+            input_ids: int64, shape (rows, length).
+            last: int64, shape (rows,).
+        """
+        return self.session.run(None, {"input_ids": input_ids, "last": last})[0]
+
+
+def _library(name: str):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX needs {name}, which isn't installed: {EXTRA}") from error

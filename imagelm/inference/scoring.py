@@ -1,0 +1,141 @@
+"""Answers of a model: the class at `<CLS>`, the next token, the likelihood of an image.
+
+One idea: rows are sorted by length and padded on the right without a mask, as nothing behind a position can change it;
+only the logits that are needed are computed. So the batch size changes no answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagelm.accel.last_block import at_positions, only_at
+from imagelm.inference.loading import LoadedModel
+from imagelm.tokens.grammar import IMG, IMG_END, PAD
+from imagelm.utils.errors import DivergedError
+
+# Logits held at once while scoring: 256 MiB in float32.
+SCORE_ELEMENTS = 2**26
+
+
+def class_probabilities(loaded: LoadedModel, questions: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Probabilities of the classes among the class tokens alone.
+
+    Args:
+        loaded: The model.
+        questions: Ids of rows up to `<CLS>`, the answer left out; each of shape (length,).
+        batch_size: Rows computed at once.
+
+    Returns:
+        float32, shape (rows, classes), in the order of `questions`.
+    """
+    class_ids = torch.from_numpy(loaded.grammar.class_ids).to(loaded.device)
+    probabilities = np.empty((len(questions), len(class_ids)), dtype=np.float32)
+    for rows, logits in _last_logits(loaded, questions, batch_size):
+        probabilities[rows] = logits[:, class_ids].softmax(-1).cpu().numpy()
+    return probabilities
+
+
+def next_tokens(
+    loaded: LoadedModel, prompts: Sequence[np.ndarray], truths: Sequence[int], top: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The most probable next tokens among all tokens.
+
+    Args:
+        loaded: The model.
+        prompts: Ids; each of shape (length,).
+        truths: Ids of the true next tokens, -1 where unknown.
+        top: How many.
+        batch_size: Rows computed at once.
+
+    Returns:
+        Their ids and probabilities, best first, each of shape (rows, top); and how many tokens are more probable than
+        the true one, shape (rows,).
+    """
+    size = loaded.grammar.size
+    ids = np.empty((len(prompts), min(top, size)), dtype=np.int64)
+    probabilities, ranks = np.empty(ids.shape, dtype=np.float32), np.empty(len(prompts), dtype=np.int64)
+    for rows, logits in _last_logits(loaded, prompts, batch_size):
+        shares = logits[:, :size].softmax(-1).cpu()
+        best = shares.topk(ids.shape[1])
+        ids[rows], probabilities[rows] = best.indices.numpy(), best.values.numpy()
+        true = torch.tensor([truths[row] for row in rows]).clamp(min=0)
+        ranks[rows] = (shares > shares.gather(1, true[:, None])).sum(1).numpy()
+    return ids, probabilities, ranks
+
+
+def log_likelihoods(loaded: LoadedModel, bodies: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
+    """Log-likelihood of whole images: of all tokens after `<IMG>` up to and with `</IMG>`, among all tokens.
+
+    Args:
+        loaded: The model.
+        bodies: Ids of the images' tokens; each of shape (tokens,).
+        batch_size: Rows computed at once, fewer where their logits would take too much memory.
+
+    Returns:
+        Natural logarithms, float64, shape (images,).
+    """
+    first, last = loaded.grammar.id(IMG), loaded.grammar.id(IMG_END)
+    longest = max(map(len, bodies), default=0) + 1
+    batch_size = max(1, min(batch_size, SCORE_ELEMENTS // (longest * loaded.model.config.vocab_size)))
+    sums = np.empty(len(bodies))
+    for rows in _batches_by_length(bodies, batch_size):
+        inputs = _pad(loaded, [np.concatenate([[first], bodies[row]]) for row in rows])
+        targets = _pad(loaded, [np.concatenate([bodies[row], [last]]) for row in rows])
+        with torch.no_grad():
+            logits = _finite(loaded.model(input_ids=inputs, use_cache=False).logits.float())
+        chosen = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
+        lengths = torch.tensor([len(bodies[row]) + 1 for row in rows], device=inputs.device)
+        scored = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        sums[rows] = chosen.double().where(scored, 0).sum(1).cpu().numpy()
+    return sums
+
+
+def _last_logits(
+    loaded: LoadedModel, prompts: Sequence[np.ndarray], batch_size: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Batches of row numbers with the logits at each row's last token; float32, shape (rows, vocabulary)."""
+    if loaded.onnx:
+        for rows in _batches_by_length(prompts, batch_size):
+            last = np.array([len(prompts[row]) - 1 for row in rows])
+            yield (
+                rows,
+                _finite(torch.from_numpy(loaded.onnx(_pad(loaded, [prompts[row] for row in rows]).numpy(), last))),
+            )
+        return
+    selects = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
+    for rows in _batches_by_length(prompts, batch_size):
+        inputs = _pad(loaded, [prompts[row] for row in rows])
+        last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=inputs.device)
+        with torch.no_grad():
+            if selects:
+                with only_at(loaded.model, last):
+                    logits = loaded.model(input_ids=inputs, use_cache=False, logits_to_keep=last[:, None]).logits
+            else:
+                logits = loaded.model(input_ids=inputs, use_cache=False).logits
+                logits = at_positions(logits, last)
+        yield rows, _finite(logits[:, 0].float())
+
+
+def _batches_by_length(rows: Sequence[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _pad(loaded: LoadedModel, rows: list[np.ndarray]) -> Tensor:
+    """int64, shape (rows, longest), padding on the right."""
+    padded = np.full((len(rows), max(map(len, rows))), loaded.grammar.id(PAD), dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded).to(loaded.device)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise DivergedError("the model's logits aren't finite, so it has no answer; try --dtype float32")
+    return logits

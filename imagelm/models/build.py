@@ -1,0 +1,204 @@
+"""Config → a causal language model from scratch, or a checkpoint to fine-tune.
+
+One idea: any causal architecture of transformers will do; vocabulary and special tokens always come from the data's
+tokenizer, positions from the data's longest row, and whatever doesn't fit is refused before a step is trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from imagelm.accel.attention import CAUSAL_PRODUCT, register
+from imagelm.models.arguments import ModelArguments
+from imagelm.utils.errors import InputError
+
+# The size of a model from scratch, in the names that transformers shares between architectures.
+DEFAULT_SIZE = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 384}
+# tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which takes several.
+GPT2_ACTIVATION = "gelu_pytorch_tanh"
+# Dropout slows every step and helps only where data are few; recipes that need it set it.
+GPT2_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def build_model(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str | None
+) -> PreTrainedModel:
+    """The model to train.
+
+    Args:
+        arguments: From scratch (type, overrides or a config file), or a checkpoint.
+        tokenizer: The data's tokenizer.
+        max_length: The data's longest row, in tokens.
+        attention: transformers' `attn_implementation`; None leaves the choice to the architecture.
+
+    Raises:
+        InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
+            don't fit the data.
+    """
+    if arguments.model_name_or_path:
+        model = _load_checkpoint(arguments.model_name_or_path, tokenizer, attention)
+    else:
+        model = _from_scratch(arguments, tokenizer, max_length, attention)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise InputError(
+            f"the model has {positions} positions, but the longest row has {max_length} tokens; "
+            f"prepare the data with --max_length {positions}, or give the model more positions"
+        )
+    mend_loss_scale(model)
+    return model
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """Loads a saved model in fp32, ready to be evaluated.
+
+    Raises:
+        RuntimeError: The folder's weights aren't exactly those of its architecture; transformers would fill the rest
+            with random numbers.
+    """
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
+        raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
+    mend_loss_scale(model)
+    return model
+
+
+def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:
+    """Writes the classes' names into the config, where `<CLS_3>` is found to mean "cat" without any code of ours."""
+    model.config.id2label = dict(enumerate(class_names))
+    model.config.label2id = {name: label for label, name in enumerate(class_names)}
+
+
+def mend_loss_scale(model: PreTrainedModel) -> None:
+    """Makes Trainer count the scored tokens right.
+
+    GPT-2's class names no loss type, so Trainer counts the first position, which is never predicted, into the divisor
+    of the loss: loss and gradients come out times (L−1)/L. Naming the type before the Trainer is built mends it.
+    """
+    model.loss_type = "ForCausalLM"
+
+
+def _from_scratch(
+    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str | None
+) -> PreTrainedModel:
+    blank = _blank_config(arguments)
+    if type(blank) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"model type {blank.model_type} has no causal language model; try gpt2, llama or qwen3")
+    values = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    values |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    # One name a field: GPT-2 knows n_layer as num_hidden_layers too, and both at once would contradict each other.
+    aliases = {own: shared for shared, own in (blank.attribute_map or {}).items()}
+    overrides = _parse_overrides(arguments.config_overrides, blank)
+    overrides = {aliases.get(name, name): value for name, value in overrides.items()}
+    try:
+        if arguments.model_config_file:
+            config = type(blank).from_dict({**blank.to_dict(), **overrides, **values})
+        else:
+            sizes = _sizes(blank, overrides) | {"max_position_embeddings": max_length}
+            config = type(blank)(**{**sizes, **overrides, **values})
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads"
+            )
+        return AutoModelForCausalLM.from_config(config, attn_implementation=_usable(attention, config))
+    # Configs check themselves, each in its own way.
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        raise InputError(
+            f"no {blank.model_type} model can be built like this: {error}; see --config_overrides"
+        ) from error
+
+
+def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
+    """The attention, or None where it's ours and the architecture has no place for it."""
+    if attention != CAUSAL_PRODUCT:
+        return attention
+    register()
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return attention if getattr(architecture, "_supports_attention_backend", False) else None
+
+
+def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
+    """The config to begin with: the user's file, or the defaults of the architecture."""
+    if arguments.model_config_file:
+        try:
+            return AutoConfig.from_pretrained(arguments.model_config_file, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--model_config_file {arguments.model_config_file}: {error}") from error
+    if arguments.model_type not in CONFIG_MAPPING:
+        raise InputError(f"--model_type {arguments.model_type} is unknown to transformers; try gpt2, llama or qwen3")
+    return CONFIG_MAPPING[arguments.model_type]()
+
+
+def _sizes(blank: PretrainedConfig, overrides: dict[str, object]) -> dict[str, object]:
+    """Our default size, with what an architecture derives from it derived from the user's size where one is given."""
+    chosen = DEFAULT_SIZE | overrides
+    sizes: dict[str, object] = {name: chosen[name] for name in DEFAULT_SIZE}
+    if blank.model_type == "gpt2":
+        return {**sizes, **GPT2_DROPOUT, "activation_function": GPT2_ACTIVATION}
+    derived = {
+        "num_key_value_heads": sizes["num_attention_heads"],
+        "intermediate_size": 4 * sizes["hidden_size"],
+        "head_dim": sizes["hidden_size"] // max(sizes["num_attention_heads"], 1),
+    }
+    return sizes | {name: value for name, value in derived.items() if hasattr(blank, name)}
+
+
+def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, object]:
+    """`"n_layer=4,n_embd=128"` → values of the types that the config holds; by YAML where it holds None."""
+    overrides: dict[str, object] = {}
+    for entry in filter(None, (text or "").split(",")):
+        name, equals, value = entry.strip().partition("=")
+        if not equals or not hasattr(blank, name):
+            raise InputError(f"--config_overrides: {entry.strip()!r} names no field of {type(blank).__name__}")
+        current = getattr(blank, name)
+        try:
+            if isinstance(current, bool):
+                overrides[name] = {"true": True, "false": False}[value.lower()]
+            elif isinstance(current, int | float | str):
+                overrides[name] = type(current)(value)
+            else:
+                overrides[name] = yaml.safe_load(value)
+        except (ValueError, KeyError, yaml.YAMLError) as error:
+            raise InputError(f"--config_overrides: {entry.strip()!r} is no {type(current).__name__}") from error
+    return overrides
+
+
+def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
+    try:
+        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
+        attention = _usable(attention, AutoConfig.from_pretrained(name, trust_remote_code=False))
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
+    ours = tokenizer.get_vocab()
+    if theirs != ours or model.config.vocab_size != len(ours):
+        differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
+        example = ""
+        if differing:
+            first = differing[0]
+            example = f"; {first} has id {theirs.get(first)} there, {ours.get(first)} here"
+        raise InputError(
+            f"{name} has a vocabulary of {model.config.vocab_size} tokens that differs from the data's {len(ours)}"
+            f"{example}. Prepare the data with the model's own vocab.json, or train from scratch"
+        )
+    return model

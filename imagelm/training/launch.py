@@ -1,0 +1,153 @@
+"""From words on a command line to arguments that fit this machine.
+
+One idea: whatever can go wrong before a step is trained goes wrong here, with a message; and whatever the program
+decides itself (dtype, threads, attention, devices) is decided here, and said.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from imagelm.accel.attention import CAUSAL_PRODUCT
+from imagelm.metrics import GREATER_IS_BETTER
+from imagelm.models.arguments import ModelArguments
+from imagelm.training.arguments import DataArguments, RunArguments
+from imagelm.utils.atomic_io import check_folder_name
+from imagelm.utils.device import MIXED_PRECISION_VARIABLE, settle_threads
+from imagelm.utils.errors import InputError
+
+# What a training argument may not be, and why: each would make a figure untrue or leave it out.
+UNWANTED_ARGUMENTS = {
+    "load_best_model_at_end": (bool, "best_model is kept beside final_model anyway"),
+    "label_smoothing_factor": (bool, "a smoothed loss has no perplexity"),
+    "bf16_full_eval": (bool, "figures are reported in fp32"),
+    "fp16_full_eval": (bool, "figures are reported in fp32"),
+    "prediction_loss_only": (bool, "a loss alone tells no accuracy"),
+    "hub_always_push": (bool, "each push waits for the one before it"),
+    "batch_eval_metrics": (bool, "logits are reduced on the device already"),
+    "eval_do_concat_batches": (operator.not_, "figures are sums over the whole split"),
+    "enable_jit_checkpoint": (bool, "SIGTERM saves a checkpoint anyway"),
+    "save_only_model": (bool, "a checkpoint without the optimizer can't be resumed; best_model is saved anyway"),
+    "ignore_data_skip": (bool, "a resumed run would see rows again and leave others out"),
+    "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has labels alone"),
+}
+
+
+@dataclass
+class Launch:
+    """Everything a run was told, and what was decided for it.
+
+    Attributes:
+        notes: What was decided, a line each, for the log.
+        computing: How the model computes (`imagelm.accel.compile.Form`), for the run's record.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    run: RunArguments
+    args: TrainingArguments
+    num_threads: int
+    notes: list[str]
+    computing: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """A command that starts the same run, whether `accelerate launch` started this one or Python."""
+        mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
+        words = [_without_secret(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
+        if mixed_precision is None:
+            return shlex.join(["python", *words])
+        several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
+        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *words])
+
+    def attention(self) -> str | None:
+        """transformers' `attn_implementation` on this device, where the architecture has it.
+
+        None leaves the choice to the architecture: sdpa where it has it.
+        """
+        if self.run.attention != "auto":
+            return self.run.attention
+        return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
+
+    def num_training_tokens(self, num_rows: int, mean_length: float) -> float:
+        """Tokens that a process reads in training."""
+        if self.args.max_steps > 0:
+            steps = self.args.max_steps * self.args.gradient_accumulation_steps
+            return steps * self.args.per_device_train_batch_size * mean_length
+        return self.args.num_train_epochs * num_rows * mean_length / self.args.world_size
+
+
+def settle_launch(
+    data: DataArguments, model: ModelArguments, run: RunArguments, args: TrainingArguments, notes: list[str]
+) -> Launch:
+    """Checks the arguments against the machine and decides what they leave open.
+
+    Raises:
+        InputError: A value can't work, or doesn't fit the way the program was launched.
+    """
+    if note := _check_launch(args):
+        notes.append(note)
+    _check_training_arguments(args)
+    if args.process_index != 0:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
+    args.logging_nan_inf_filter = False  # such a step is never taken; the filter would cost a wait for the device
+    args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
+    return Launch(data, model, run, args, settle_threads(run.num_threads), notes)
+
+
+def _without_secret(before: str, word: str) -> str:
+    if before.endswith("token"):
+        return "<hidden>"
+    name, equals, _ = word.partition("=")
+    return f"{name}=<hidden>" if equals and name.endswith("token") else word
+
+
+def _check_launch(args: TrainingArguments) -> str | None:
+    """Catches launches that would train something else than asked."""
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if asked != args.world_size:
+        raise InputError(
+            f"the launcher started {asked} processes, but each one trains alone (no GPU for a multi-GPU launch?); "
+            "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+    if args.n_gpu > 1:
+        num_gpus = args.n_gpu
+        # Otherwise Trainer takes nn.DataParallel, which is slower than one GPU and averages the losses differently.
+        args._n_gpu = 1
+        return (
+            f"{num_gpus} GPUs are visible, one is used; "
+            f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
+        )
+    return None
+
+
+def _check_training_arguments(args: TrainingArguments) -> None:
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name not in GREATER_IS_BETTER:
+        raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(GREATER_IS_BETTER)}")
+    # The library would take every name that doesn't end in "loss" for one where more is better.
+    args.greater_is_better = GREATER_IS_BETTER[name]
+    for option, (unwanted, reason) in UNWANTED_ARGUMENTS.items():
+        if unwanted(getattr(args, option)):
+            raise InputError(f"--{option} {getattr(args, option)}: leave it out; {reason}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name} {value}: give a finite number")
+    for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, option) < 1:
+            raise InputError(f"--{option} {getattr(args, option)}: give 1 or more")
+    for option in ("eval_steps", "save_steps", "logging_steps"):
+        if (getattr(args, option) or 1) <= 0:
+            raise InputError(f"--{option} {getattr(args, option)}: give a positive number")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
+    check_folder_name(args.output_dir)

@@ -1,0 +1,69 @@
+"""`best_model` and `final_model`: how they are written, and what is kept beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+
+from transformers import Trainer
+
+from imagelm.models.processor import add_processor
+from imagelm.models.save import save_model
+from imagelm.tokens.tokenizer import save_tokenizer
+from imagelm.training.checkpoint import (
+    check_weights,
+)
+from imagelm.utils.artifacts import (
+    HISTORY_FILE,
+    RUN_FILE,
+    SELECTION_FILE,
+    STATS_FILE,
+    TRAINING_ARGUMENTS_FILE,
+)
+from imagelm.utils.atomic_io import read_json, whole_folder, write_json, write_text
+from imagelm.utils.storage import told_as_storage_error
+
+
+def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
+    """Puts run, data statistics and log history into a model's folder, where the model card finds them."""
+    # JSON has no infinite numbers, as a norm of gradients may be in fp16.
+    finite = [
+        {name: value for name, value in log.items() if not isinstance(value, float) or math.isfinite(value)}
+        for log in history
+    ]
+    for name, content in ((RUN_FILE, run), (STATS_FILE, stats), (HISTORY_FILE, finite)):
+        write_json(folder / name, content)
+
+
+def read_selection(folder: Path) -> dict | None:
+    """Why `best_model` was chosen (metric, value, loss, step), or None where there is none."""
+    file = folder / SELECTION_FILE
+    return read_json(file) if file.is_file() else None
+
+
+def save_folder(trainer: Trainer, folder: Path, selection: dict) -> None:
+    """Saves the trainer's model as a whole Hugging Face folder: weights, configs, tokenizer, training arguments.
+
+    Every process must call it; the main one writes.
+
+    Raises:
+        DivergedError: The weights aren't finite; nothing was written.
+        StorageError: It can't be written.
+    """
+    check_weights(trainer.model, trainer.state.global_step)
+    unwrap = functools.partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
+    state_dict = trainer.accelerator.get_state_dict(unwrap(trainer.model_wrapped))
+    if trainer.is_world_process_zero():
+        with told_as_storage_error(folder, "What stood there before still does"), whole_folder(folder) as staging:
+            save_model(unwrap(trainer.model), staging, trainer.processing_class, state_dict)
+            save_tokenizer(trainer.processing_class, staging)
+            if trainer.processor:
+                add_processor(staging, trainer.processor)
+            # JSON, with tokens masked; the library's training_args.bin is a pickle that holds them in clear.
+            arguments = trainer.args.to_dict() | {"imagelm": dataclasses.asdict(trainer.run)}
+            write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(arguments, indent=2) + "\n")
+            write_json(staging / SELECTION_FILE, selection)
+    trainer.accelerator.wait_for_everyone()

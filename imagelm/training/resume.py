@@ -1,0 +1,254 @@
+"""What stands in an output folder, and whether a run may go on from it.
+
+One idea: `run.json`, and each checkpoint for itself, say what determines the weights (data, vocabulary, model, loss,
+schedule, seed). A run goes on only from what says the same; everything else is refused with the difference.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import PretrainedConfig, TrainingArguments
+
+from imagelm.models.arguments import ModelArguments
+from imagelm.training.arguments import RunArguments
+from imagelm.training.checkpoint import (
+    CHECKPOINT_PATTERN,
+    checkpoints,
+    choose_checkpoint,
+    identity_of,
+    intact_part,
+)
+from imagelm.training.run_record import read_record
+from imagelm.utils.artifacts import (
+    BEST_FOLDER,
+    DIVERGED_FILE,
+    FINAL_FOLDER,
+    REPORT_FOLDER,
+    RESULTS_FILE,
+    RUN_FILE,
+)
+from imagelm.utils.atomic_io import remove_leftovers
+from imagelm.utils.errors import InputError, StorageError, describe
+
+OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
+OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
+# The fields of TrainingArguments that determine the weights; the others say where, how often and how loudly.
+DECISIVE_ARGUMENTS = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "average_tokens_across_devices",
+    "data_seed",
+    "dataloader_drop_last",
+    "full_determinism",
+    "gradient_accumulation_steps",
+    "label_smoothing_factor",
+    "learning_rate",
+    "lr_scheduler_kwargs",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "metric_for_best_model",
+    "neftune_noise_alpha",
+    "num_train_epochs",
+    "optim",
+    "optim_args",
+    "per_device_train_batch_size",
+    "seed",
+    "train_sampling_strategy",
+    "warmup_steps",
+    "weight_decay",
+)
+
+
+def identity(
+    stats: dict,
+    vocabulary: dict[str, int],
+    config: PretrainedConfig,
+    args: TrainingArguments,
+    run: RunArguments,
+    model: ModelArguments,
+) -> dict:
+    """What determines the weights of a run, ready for JSON."""
+    arguments = args.to_dict()
+    architecture = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in ("transformers_version", "use_cache", "dtype") and not name.startswith("_")
+    }
+    decisive = {
+        "data": stats["fingerprint"],
+        "vocabulary": hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest(),
+        "world_size": args.world_size,
+        "mixed_precision": args.mixed_precision,
+        "started_from": model.model_name_or_path,
+        "augment": run.augment,
+        "cls_loss_weight": run.cls_loss_weight,
+        "optimizer": run.optimizer,
+        "muon_learning_rate": run.muon_learning_rate if run.optimizer == "muon" else None,
+        **{f"model.{name}": value for name, value in architecture.items()},
+        **{name: arguments[name] for name in DECISIVE_ARGUMENTS},
+    }
+    return json.loads(json.dumps(decisive, default=str))
+
+
+@dataclass
+class Settled:
+    """What happens in the output folder.
+
+    Attributes:
+        checkpoint: What Trainer goes on from; None begins at step 0.
+        missing: Parts of the checkpoint that are left out.
+        finished: Whether this very run stands complete.
+        is_new: Whether nothing of an earlier leg remains.
+        notes: What was passed over or mended, and why, a line each.
+    """
+
+    checkpoint: str | None = None
+    missing: list[str] = field(default_factory=list)
+    finished: bool = False
+    is_new: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def settle_output(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool = False) -> Settled:
+    """Decides what happens to what stands in the output folder; call it on the main process alone.
+
+    Args:
+        args: With the output folder, and a checkpoint of it if the user named one.
+        this: `identity` of this run.
+        overwrite: Discard an earlier run.
+        allow_partial: Go on from a checkpoint that lacks a part of its state.
+
+    Raises:
+        InputError: The folder holds other files or another run, or no checkpoint that can be gone on from.
+    """
+    output, named = Path(args.output_dir), args.resume_from_checkpoint or ""
+    anew, named = named.lower() == "false", None if named.lower() in ("", "true", "false") else Path(named)
+    if not (output / RUN_FILE).is_file():
+        if output.is_file() or (output.is_dir() and any(output.iterdir())):
+            raise InputError(f"--output_dir {output} holds files that aren't of a run; choose a new folder")
+        if named:
+            raise InputError(f"--resume_from_checkpoint {named}: give the checkpoint's own run as --output_dir")
+        return Settled(is_new=True)
+    remove_leftovers(output, OURS)
+    (output / DIVERGED_FILE).unlink(missing_ok=True)
+    if overwrite:
+        discard(output)
+        return Settled(is_new=True)
+    notes = _check_same_run(output, this)
+    if named and named.resolve().parent != output.resolve():
+        raise InputError(f"--resume_from_checkpoint {named} is no checkpoint of --output_dir {output}")
+    finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
+    if finished and not anew and not named:
+        return Settled(finished=True, notes=notes)
+    if not anew and (settled := _resume(output, this, named, allow_partial, notes)):
+        return settled
+    if finished or checkpoints(output):
+        why = "a new start was asked for" if anew else "no checkpoint of it is whole"
+        raise InputError(
+            "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; discard it with --overwrite"])
+        )
+    discard(output)
+    return Settled(is_new=True, notes=notes)
+
+
+def settle_together(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool) -> Settled:
+    """`settle_output` on the main process, which then holds the folder until it ends; every process must call it.
+
+    Raises:
+        InputError: In every process.
+        StorageError: The folder can't be made or read; in every process.
+    """
+    decision: list[object] = [None, None]
+    if args.process_index == 0:
+        try:
+            lock_output(Path(args.output_dir))
+            decision = [settle_output(args, this, overwrite, allow_partial), None]
+        except InputError as error:
+            decision = [None, InputError(str(error))]
+        except OSError as error:
+            decision = [None, StorageError(f"--output_dir {args.output_dir}: {describe(error)}")]
+    settled, refusal = broadcast_object_list(decision)
+    if refusal:  # on every process, so that none waits for another
+        raise refusal if args.process_index == 0 else type(refusal)("see the main process")
+    return settled
+
+
+def lock_output(output: Path) -> None:
+    """Makes the folder, and keeps a second run out of it as long as this process lives.
+
+    Raises:
+        InputError: Another run writes into it.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise InputError(f"--output_dir {output}: another run is writing into it; wait for it, or end it") from error
+    except OSError:  # a file system without locks
+        with suppress(OSError):
+            os.close(folder)
+
+
+def discard(output: Path) -> None:
+    """Deletes what a run leaves in its output folder, and nothing else."""
+    if not output.is_dir():
+        return
+    for entry in output.iterdir():
+        if entry.name in OUR_FOLDERS or CHECKPOINT_PATTERN.fullmatch(entry.name):
+            shutil.rmtree(entry)
+    for name in (DIVERGED_FILE, RUN_FILE):
+        (output / name).unlink(missing_ok=True)
+
+
+def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, notes: list[str]) -> Settled | None:
+    """Where the run goes on; None where there is no checkpoint to go on from."""
+    choice = choose_checkpoint(output, named, allow_partial)
+    notes += choice.notes
+    if choice.checkpoint is None:
+        return None
+    theirs = identity_of(choice.checkpoint)
+    if theirs is not None:
+        _check_same(f"{choice.checkpoint} is of a run", theirs, this)
+    source = intact_part(choice) if choice.missing else choice.checkpoint
+    return Settled(str(source), choice.missing, notes=notes)
+
+
+def _check_same_run(output: Path, this: dict) -> list[str]:
+    """What is to be said of a folder whose run is this one."""
+    earlier = read_record(output).get("identity")
+    if isinstance(earlier, dict):
+        _check_same(f"--output_dir {output} holds a run", earlier, this)
+        return []
+    # A checkpoint says what it is of by itself, and is asked before it is resumed.
+    if not checkpoints(output):
+        raise InputError(
+            f"{output / RUN_FILE} is damaged, and there is no checkpoint; discard the run with --overwrite"
+        )
+    return [f"{output / RUN_FILE} is damaged and is written anew"]
+
+
+def _check_same(what: str, earlier: dict, this: dict) -> None:
+    differences = [
+        f"  {name}: {earlier.get(name)} there, {this.get(name)} now"
+        for name in sorted(earlier.keys() | this.keys())
+        if earlier.get(name) != this.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{what} that differs in\n" + "\n".join(differences) + "\n"
+            "Choose another --output_dir, or discard that run with --overwrite"
+        )

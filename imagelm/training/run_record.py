@@ -1,0 +1,198 @@
+"""`run.json`: what a run was, so that it can be made again.
+
+One idea: a run may take several starts; each adds a leg, and times are sums over the legs. The file is brought up to
+date at every checkpoint, so that a kill loses no more of it than of the training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import time
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from imagelm.training.launch import Launch
+from imagelm.utils.artifacts import RUN_FILE
+from imagelm.utils.atomic_io import read_json, write_json
+from imagelm.utils.storage import told_as_storage_error
+
+LIBRARIES = (
+    *("accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"),
+    "transformers",
+)
+
+
+class RunRecord(TrainerCallback):
+    """Writes `run.json`; only the main process does.
+
+    Args:
+        output: The output folder.
+        identity: What determines the weights.
+        launch: What the run was told.
+        stats: `stats.json` of the data.
+        is_main: Whether this process writes.
+        started: `time.perf_counter()` when this leg began.
+        is_new: Whether no earlier leg counts.
+
+    Attributes:
+        content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
+            commit, hardware, legs, durations in seconds, loss spikes.
+        spikes: Of this leg; whoever finds them puts them here.
+    """
+
+    def __init__(
+        self, output: Path, identity: dict, launch: Launch, stats: dict, is_main: bool, started: float, is_new: bool
+    ) -> None:
+        self.file, self.is_main, self.started = output / RUN_FILE, is_main, started
+        self.training_started: float | None = None
+        self.step: int | None = None
+        self.spikes: list[dict] = []
+        earlier = {} if is_new else read_record(output)
+        args = launch.args
+        self.leg = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": launch.command,
+            "from_step": 0,
+            "to_step": 0,
+            "train_seconds": 0.0,
+            "seconds": 0.0,
+            "ended": None,  # so it stays where the process was killed
+        }
+        self.content = {
+            "command": launch.command,
+            "identity": identity,
+            "base_model": _hub_id(identity["started_from"]),
+            "config": args.to_dict()
+            | {name: dataclasses.asdict(part) for name, part in _parts(launch).items()},  # tokens are masked by to_dict
+            "seeds": {
+                "split": stats["options"]["seed"],
+                "model": args.seed,
+                "data_order": args.seed if args.data_seed is None else args.data_seed,
+            },
+            "data": {
+                "dataset_dir": launch.data.dataset_dir,
+                "fingerprint": stats["fingerprint"],
+                "num_rows": stats["num_rows"],
+                "command": stats["command"],
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+            **_git(),
+            "hardware": hardware(args.device, identity["world_size"], launch.num_threads),
+            "computing": launch.computing,
+            "legs": [*earlier.get("legs", []), self.leg],
+        }
+        self.earlier_spikes = earlier.get("loss_spikes", [])
+        self.write()
+
+    def __enter__(self) -> RunRecord:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """However the training ended, its leg says so."""
+        ended = None if error is None else f"{kind.__name__}: {error}"
+        # What ended the training is told; that the record of it couldn't be written either would hide it.
+        with nullcontext() if error is None else suppress(OSError):
+            self.update(self.step, ended)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """The clock of the training starts."""
+        self.training_started = time.perf_counter()
+        self.leg["from_step"] = self.step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Takes note of the step."""
+        self.step = state.global_step
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Brings the file up to date."""
+        saved = f"checkpoint-{state.global_step} is saved; the same command goes on from it"
+        with told_as_storage_error(self.file, saved):
+            self.update(state.global_step)
+
+    def update(self, step: int | None = None, ended: str | None = None) -> dict:
+        """Brings the leg's times up to date and writes the file.
+
+        Args:
+            step: The step that was reached.
+            ended: How the leg ended, once it does.
+
+        Returns:
+            The record.
+        """
+        now = time.perf_counter()
+        self.leg["seconds"] = now - self.started
+        if step is not None:
+            self.leg["to_step"] = step
+            self.leg["train_seconds"] = now - self.training_started
+        self.leg["ended"] = ended
+        self.write()
+        return self.content
+
+    def write(self) -> None:
+        """Writes the file with the times of all legs."""
+        legs = self.content["legs"]
+        self.content["loss_spikes"] = [*self.earlier_spikes, *self.spikes]
+        self.content["durations"] = {
+            "train": sum(leg["train_seconds"] for leg in legs),
+            "total": sum(leg["seconds"] for leg in legs),
+        }
+        if self.is_main:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.file, json.loads(json.dumps(self.content, default=str)))
+
+
+def read_record(output: Path) -> dict:
+    """The record that stands in an output folder; empty where it can't be read."""
+    with suppress(OSError, ValueError):
+        record = read_json(output / RUN_FILE)
+        return record if isinstance(record, dict) else {}
+    return {}
+
+
+def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int]:
+    """The device by name, and how many processes and CPU threads a process computed on it."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+        name = f"CPU {name} ({torch.backends.cpu.get_cpu_capability()})"
+    else:
+        name = str(device)
+    return {
+        "device": name,
+        "num_processes": num_processes,
+        "num_threads": num_threads,
+        "num_cpus": os.cpu_count(),
+        "platform": platform.platform(),
+    }
+
+
+def _hub_id(name: str | None) -> str | None:
+    """A checkpoint's id on the Hub; None for a folder, which nobody else could find, and for no checkpoint."""
+    return name if name and not Path(name).exists() else None
+
+
+def _parts(launch: Launch) -> dict[str, object]:
+    return {"imagelm": launch.run, "model": launch.model, "data": launch.data}
+
+
+def _git() -> dict[str, str | bool | None]:
+    """The commit of this project's checkout, and whether files differ from it; None where it isn't one."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_changed": None}

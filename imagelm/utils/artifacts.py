@@ -1,0 +1,22 @@
+"""The name of every file and folder that the program writes, and where its templates are."""
+
+from pathlib import Path
+
+TEMPLATES_FOLDER = Path(__file__).parent.parent / "templates"
+
+STATS_FILE = "stats.json"
+BAD_ROWS_FILE = "bad_rows.jsonl"
+TOKENIZER_FOLDER = "tokenizer"
+DIVERGED_FILE = "diverged.json"  # the rows of the batch that stopped a run
+RAW_FOLDER = "raw"
+RAW_ROWS_FILE = "rows.jsonl"
+CLASS_NAMES_FILE = "class_names.json"
+CODEC_FOLDER = "codec"
+RUN_FILE = "run.json"
+BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
+RESULTS_FILE = "eval_results.json"
+# What a model's folder holds beside the model, so that it can be told of wherever the folder goes.
+HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARY_FILE = "vocab.json"
+SELECTION_FILE = "selection.json"  # why this model is the best one

@@ -1,0 +1,90 @@
+"""What this machine computes well: the dtype and the number of threads of a run.
+
+One idea: one `accelerate_config.yaml` asks for bfloat16 everywhere; where the hardware would only emulate it, the run
+takes what the device is good at, and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+
+import torch
+
+from imagelm.utils.errors import InputError
+
+MIXED_PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from its yaml
+THREADS_VARIABLE = "OMP_NUM_THREADS"  # set to 1 by `accelerate launch` unless the user sets it
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; "auto" is a GPU where there is one.
+
+    Raises:
+        InputError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if not match:
+        raise InputError(f"--device {name} is unknown; choose auto, cpu, cuda or cuda:N")
+    if int(match.group(1) or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: {torch.cuda.device_count()} GPUs are visible; choose auto or cpu")
+    return torch.device(name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run in hardware on `device`.
+
+    A CPU without such instructions emulates them (measured on AVX2: 1 GFLOP/s against 64 in float32), and
+    `accelerate` does not ask.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    if platform.machine() in ("aarch64", "arm64"):
+        return bool(capabilities.get("bf16", False))
+    return bool(capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False))
+
+
+def settle_mixed_precision(use_cpu: bool) -> str | None:
+    """Replaces a launcher's bfloat16 where the device only emulates it; call it before the first `TrainingArguments`.
+
+    Args:
+        use_cpu: Whether the run stays on the CPU even if there is a GPU.
+
+    Returns:
+        What was changed and why, for the log; None if nothing was.
+    """
+    if os.environ.get(MIXED_PRECISION_VARIABLE) != "bf16":
+        return None
+    on_gpu = torch.cuda.is_available() and not use_cpu and os.environ.get("ACCELERATE_USE_CPU", "false") != "true"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if has_fast_bfloat16(device):
+        return None
+    os.environ[MIXED_PRECISION_VARIABLE] = "fp16" if on_gpu else "no"
+    return (
+        f"this {device.type.upper()} has no bfloat16 instructions: computing in {'fp16' if on_gpu else 'fp32'} instead"
+    )
+
+
+def settle_threads(num_threads: int) -> int:
+    """Sets the number of CPU threads of this process and returns it.
+
+    `accelerate launch` gives a process one OpenMP thread unless told otherwise, which leaves the other cores idle.
+
+    Args:
+        num_threads: 0 shares the cores among the processes of this machine, unless `OMP_NUM_THREADS` asks for more
+            than one.
+    """
+    if num_threads == 0:
+        asked = int(os.environ.get(THREADS_VARIABLE) or 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = asked if asked > 1 else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(num_threads)
+    return num_threads

@@ -1,0 +1,113 @@
+"""Many small images as one PNG: a grid with titles and captions.
+
+One idea: pure functions on uint8 arrays; pixels are enlarged by whole factors, so what is shown is what is there.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from imagelm.utils.atomic_io import whole_file
+
+CELL = 96  # small images are enlarged to about this many pixels
+GAP = 8
+FONT_SIZE = 13
+BACKGROUND, INK, MUTED = 255, (20, 20, 20), (110, 110, 110)
+# What isn't known yet: no grey of an image looks like these stripes.
+STRIPE_WIDTH, STRIPES = 6, ((196, 204, 222), (226, 231, 241))
+
+
+def image_grid(
+    images: Sequence[np.ndarray],
+    num_columns: int,
+    titles: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+    cell: int = CELL,
+) -> np.ndarray:
+    """Images in rows, from left to right and from top to bottom.
+
+    Args:
+        images: uint8, each of shape (height, width), (height, width, 1) or (height, width, 3); of any sizes.
+        num_columns: Images a row.
+        titles: One above each column.
+        captions: One below each image; several lines are parted by newlines.
+        cell: Size that small images are enlarged to, in pixels.
+
+    Returns:
+        uint8, shape (height, width, 3).
+    """
+    tiles = [_enlarge(_rgb(image), cell) for image in images]
+    captions = list(captions) if captions is not None else []
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + 4
+    num_lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    texts = [text for entry in [*(titles or []), *captions] for text in entry.split("\n")]
+    widest_text = int(max((font.getlength(text) for text in texts), default=0)) + 1
+    width = max(widest_text, *(tile.shape[1] for tile in tiles)) + GAP
+    height = max(tile.shape[0] for tile in tiles) + GAP + num_lines * line
+    head = (line + GAP if titles else GAP) if tiles else 0
+    num_rows = -(-len(tiles) // num_columns)
+    canvas = np.full((head + num_rows * height, GAP + num_columns * width, 3), BACKGROUND, dtype=np.uint8)
+    corners = [(head + i // num_columns * height, GAP + i % num_columns * width) for i in range(len(tiles))]
+    for (top, left), tile in zip(corners, tiles, strict=True):
+        canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    for i, title in enumerate(titles or []):
+        pen.text((GAP + i * width, GAP // 2), title, fill=INK, font=font)
+    for (top, left), tile, caption in zip(corners, tiles, captions, strict=False):
+        pen.multiline_text((left, top + tile.shape[0] + 1), caption, fill=MUTED, font=font, spacing=2)
+    return np.asarray(picture)
+
+
+def hide_unknown(image: np.ndarray, num_known: int, grid: tuple[int, int]) -> np.ndarray:
+    """An image of which only the first tokens are known: light stripes cover the rest.
+
+    Args:
+        image: uint8, shape (height, width, channels).
+        num_known: Tokens that are known, in reading order.
+        grid: Rows and columns of tokens.
+
+    Returns:
+        uint8, shape (height × n, width × n, 3): enlarged by a whole factor, so that the stripes have room.
+    """
+    height, width = image.shape[:2]
+    row = np.arange(height) * grid[0] // height
+    column = np.arange(width) * grid[1] // width
+    known = row[:, None] * grid[1] + column < num_known
+    image, factor = _enlarge(_rgb(image), CELL), _factor(image, CELL)
+    known = known.repeat(factor, 0).repeat(factor, 1)
+    diagonal = np.add.outer(np.arange(known.shape[0]), np.arange(known.shape[1])) // STRIPE_WIDTH % 2
+    return np.where(known[..., None], image, np.array(STRIPES, dtype=np.uint8)[diagonal])
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """An image as the content of a PNG file; uint8, shape (height, width, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_png(pixels: np.ndarray, file: str | Path) -> None:
+    """Writes a PNG file, whole or not at all."""
+    with whole_file(file) as partial:
+        partial.write_bytes(png_bytes(pixels))
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    image = image[..., None] if image.ndim == 2 else image
+    return image.repeat(3, axis=2) if image.shape[2] == 1 else image
+
+
+def _factor(image: np.ndarray, cell: int) -> int:
+    return max(1, round(cell / max(image.shape[:2])))
+
+
+def _enlarge(image: np.ndarray, cell: int) -> np.ndarray:
+    factor = _factor(image, cell)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -1,0 +1,224 @@
+"""The training form computes what the config says: compared with transformers' own forms, values and gradients."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers.activations import ACT2FN
+
+from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register
+from imagelm.accel.compile import (
+    COMPILE_FLOPS,
+    FastTanhGELU,
+    accelerate_training,
+    blocks,
+    compile_in_training,
+    keep_memory,
+)
+from imagelm.accel.dropout import FastDropout, draw_kept, drop
+from tests.conftest import train
+
+CPU = torch.device("cpu")
+LENGTH = 201
+
+
+def gpt2(attention: str, **values) -> torch.nn.Module:
+    register()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=40, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, **values
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def loss_and_gradient(model, ids, **inputs) -> tuple[float, torch.Tensor]:
+    model.zero_grad()
+    loss = functional.cross_entropy(model(input_ids=ids, **inputs).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(40, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("reference", ["sdpa", "eager"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_training_form_has_the_loss_and_gradient_of_the_stock_model(reference, dropout, ids):
+    rates = {name: dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    stock, ours = gpt2(reference, **rates), gpt2(CAUSAL_PRODUCT, **rates)
+    accelerate_training(ours, CPU, "off", 0.0, None)
+    ours.load_state_dict(stock.state_dict())
+    stock.eval(), ours.eval()  # without the draws of dropout, which have their own tests
+    (expected, gradient), (found, ours_gradient) = loss_and_gradient(stock, ids), loss_and_gradient(ours, ids)
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(ours_gradient, gradient, atol=2e-7, rtol=1e-4)
+
+
+def test_a_compiled_block_has_the_gradient_of_the_stock_model(ids):
+    stock, ours = gpt2("sdpa", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), None
+    ours = gpt2(CAUSAL_PRODUCT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    form = accelerate_training(ours, CPU, "on", 0.0, tuple(ids.shape))
+    assert form.compiled
+    assert set(ours.state_dict()) == set(stock.state_dict())
+    (expected, gradient), (found, ours_gradient) = loss_and_gradient(stock, ids), loss_and_gradient(ours, ids)
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(ours_gradient, gradient, atol=2e-7, rtol=1e-4)
+
+
+def test_only_full_batches_of_training_are_computed_compiled(ids):
+    model = gpt2(CAUSAL_PRODUCT)
+    seen = []
+    block = blocks(model)[0]
+    plain = block.forward
+    block.forward = lambda *args, **kwargs: seen.append(torch.compiler.is_compiling()) or plain(*args, **kwargs)
+    compile_in_training(block, tuple(ids.shape))
+    model.eval()(input_ids=ids)
+    model.train()(input_ids=ids[:2])
+    assert seen == [False, False]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_no_logit_of_a_token(side, ids):
+    stock, ours = gpt2("sdpa").eval(), gpt2(CAUSAL_PRODUCT).eval()
+    ours.load_state_dict(stock.state_dict())
+    mask = torch.ones_like(ids)
+    mask[0, -50:] = 0
+    mask = mask if side == "right" else mask.flip(1)
+    with torch.no_grad():
+        expected, found = (model(input_ids=ids, attention_mask=mask).logits for model in (stock, ours))
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
+def test_drawing_with_a_cache_gives_the_tokens_of_sdpa(ids):
+    stock, ours = gpt2("sdpa").eval(), gpt2(CAUSAL_PRODUCT).eval()
+    drawn = [model.generate(ids[:, :9], max_length=30, do_sample=False, pad_token_id=2) for model in (stock, ours)]
+    assert torch.equal(*drawn)
+
+
+def test_grouped_heads_and_windows_are_those_of_sdpa(ids):
+    register()
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=LENGTH,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    stock = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    ours = AutoModelForCausalLM.from_config(config, attn_implementation=CAUSAL_PRODUCT)
+    ours.load_state_dict(stock.state_dict())
+    (expected, gradient), (found, ours_gradient) = loss_and_gradient(stock, ids), loss_and_gradient(ours, ids)
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(ours_gradient, gradient, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("length", [2, 54, 128, 201, 789])
+def test_chunks_of_rows_leave_nothing_out(length):
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3))
+    expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    torch.testing.assert_close(in_chunks(q, k, v, 0.0), expected)
+
+
+@pytest.mark.parametrize("length", [2, 54, 201, 789])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_compilers_form_of_the_product_is_the_plain_one_with_its_gradient(length, dropout):
+    """In float64; the draws of dropout are the same after the same seed."""
+    found = []
+    for function in (in_chunks, FusedProduct.apply):
+        generator = torch.Generator().manual_seed(2)
+        inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator) for _ in range(3)]
+        inputs = [values.requires_grad_() for values in inputs]
+        weights = torch.randn(2, 3, length, 8, dtype=torch.float64, generator=generator)
+        torch.manual_seed(3)
+        output = function(*inputs, dropout)
+        found.append([output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)])
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_row_whose_hidden_scores_are_far_greater_is_still_whole():
+    q, k, v = (torch.ones(1, 1, 6, 2) for _ in range(3))
+    k[:, :, 3:] = 500.0  # far beyond what an exponential in float32 reaches
+    output = FusedProduct.apply(q, k, v, 0.0)
+    torch.testing.assert_close(output, v)
+
+
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
+def test_gelu_is_the_configs_function_compiled_or_not(name):
+    x = torch.linspace(-8, 8, 10_001, requires_grad=True)
+    expected = ACT2FN[name](x)
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    for function in (FastTanhGELU(), torch.compile(FastTanhGELU())):
+        found = function(x)
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), x)[0], slope, atol=3e-6, rtol=1e-5)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(1_000_003)
+    dropped = drop(x, 0.1)
+    share = (dropped == 0).double().mean().item()
+    assert share == pytest.approx(0.1, abs=5 * (0.09 / 1e6) ** 0.5)
+    torch.testing.assert_close(dropped[dropped > 0].unique(), torch.tensor([1 / 0.9]), atol=1e-5, rtol=0)
+    neighbours = ((dropped[1:] == 0) & (dropped[:-1] == 0)).double().mean().item()
+    assert neighbours == pytest.approx(0.01, abs=1e-3)
+    assert torch.equal(drop(x, 1.0), torch.zeros_like(x))
+
+
+def test_other_devices_draw_with_torch():
+    kept = draw_kept(torch.empty(3, 4, device="meta"), 0.5)
+    assert kept.device.type == "meta" and kept.shape == (3, 4) and kept.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_dropout_drops_has_no_gradient(compiled):
+    def function(x):
+        return drop(torch.tanh(x), 0.5) * 3
+
+    x = torch.randn(64, 1000, requires_grad=True)
+    y = (torch.compile(function) if compiled else function)(x)
+    y.sum().backward()
+    assert torch.equal(y == 0, x.grad == 0)
+    torch.testing.assert_close(x.grad[y != 0], (6 * (1 - torch.tanh(x) ** 2))[y != 0])
+
+
+def test_dropout_follows_the_seed_and_rests_in_evaluation():
+    layer, x = FastDropout(0.3), torch.randn(100)
+    torch.manual_seed(5)
+    first = layer(x)
+    torch.manual_seed(5)
+    assert torch.equal(layer(x), first) and not torch.equal(layer(x), first)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_short_runs_ragged_rows_and_other_devices_are_not_compiled():
+    for device, flops, batch, reason in (
+        (CPU, COMPILE_FLOPS / 2, (8, 16), "short"),
+        (CPU, COMPILE_FLOPS * 2, None, "length"),
+        (torch.device("cuda"), COMPILE_FLOPS * 2, (8, 16), "not measured"),
+    ):
+        form = accelerate_training(gpt2("sdpa"), device, "auto", flops, batch)
+        assert not form.compiled and reason in form.note()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
+def test_glibc_can_be_told_to_keep_memory():
+    assert keep_memory()
+
+
+def test_how_a_run_computed_is_said_and_kept(prepared, tmp_path):
+    done = train(prepared, tmp_path / "out", "--max_steps", "2", "--attention", "eager", "--eval_strategy", "no")
+    assert "attention eager, activation gelu_pytorch_tanh; blocks not compiled" in done.stdout
+    computing = json.loads((tmp_path / "out" / "run.json").read_text())["computing"]
+    assert computing["attention"] == "eager" and computing["compiled"] is False
+    assert computing["activation"] == "gelu_pytorch_tanh"
+    config = json.loads((tmp_path / "out" / "final_model" / "config.json").read_text())
+    assert config["activation_function"] == "gelu_pytorch_tanh" and not {"eager", CAUSAL_PRODUCT} & {
+        value for value in config.values() if isinstance(value, str)
+    }

@@ -1,0 +1,386 @@
+"""Faults really made: signals, full and read-only file systems, damaged checkpoints, numbers that aren't finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from imagelm.data.arguments import PrepareOptions
+from imagelm.data.load import load_prepared
+from imagelm.data.prepare import prepare
+from imagelm.tokens.tokenizer import load_tokenizer
+from imagelm.training.checkpoint import MARK_FILE, examine, seal
+from imagelm.training.model_folder import save_folder
+from imagelm.training.resume import lock_output, settle_output
+from imagelm.utils.errors import InputError, StorageError, describe
+from tests.conftest import ROOT, TINY, train
+from tests.faults.common import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
+from tests.training.test_trainer import make_trainer
+
+RUN = ("--max_steps", 120, "--save_strategy", "steps", "--save_steps", 10, "--eval_strategy", "steps")
+RUN = (*RUN, "--eval_steps", 40, "--save_total_limit", 3, "--config_overrides", DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory) -> Path:
+    """9 steps an epoch, so that every checkpoint but each ninth stands in the middle of one."""
+    output = tmp_path_factory.mktemp("uninterrupted") / "out"
+    done = train(prepared, output, *RUN)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def settle(output: Path, identity: dict | None = None, **options):
+    named = options.pop("named", None)
+    args = TrainingArguments(output_dir=str(output), resume_from_checkpoint=named and str(named), use_cpu=True)
+    identity = identity or json.loads((output / "run.json").read_text())["identity"]
+    return settle_output(args, identity, overwrite=False, **options)
+
+
+@pytest.fixture
+def cut(uninterrupted, tmp_path) -> Path:
+    """The run as a kill after step 120's checkpoint would have left it."""
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    shutil.rmtree(output / "final_model")
+    return output
+
+
+# Damaged checkpoints
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [delete, truncate, empty, flip_a_byte])
+def test_each_damaged_file_of_the_newest_checkpoint_is_found_and_the_one_before_is_taken(cut, damage):
+    files = sorted(file.name for file in (cut / "checkpoint-120").iterdir())
+    assert len(files) >= 10
+    for name in files:
+        shutil.copytree(cut / "checkpoint-120", cut / "kept")
+        damage(cut / "checkpoint-120" / name)
+        settled = settle(cut)
+        assert settled.checkpoint == str(cut / "checkpoint-110"), name
+        assert settled.notes[0].startswith(f"passed over {cut / 'checkpoint-120'}: ")
+        assert name in settled.notes[0]
+        shutil.rmtree(cut / "checkpoint-120")
+        (cut / "kept").rename(cut / "checkpoint-120")
+    assert settle(cut).checkpoint == str(cut / "checkpoint-120")
+
+
+PARTS = {"optimizer.pt": "optimizer", "scheduler.pt": "scheduler", "rng_state.pth": "random numbers"}
+PARTS |= {"data_state.json": "data state"}
+
+
+@pytest.mark.parametrize("name", [*PARTS, "model.safetensors", "trainer_state.json"])
+def test_a_missing_state_is_an_error_unless_it_is_allowed_and_weights_and_step_always_are(cut, name):
+    for folder in cut.glob("checkpoint-*"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing") as error:
+        settle(cut)
+    assert ("--allow_partial_resume" in str(error.value)) == (name in PARTS)
+    if name not in PARTS:
+        with pytest.raises(InputError, match="no checkpoint of it is whole"):
+            settle(cut, allow_partial=True)
+        return
+    settled = settle(cut, allow_partial=True)
+    assert settled.missing == [PARTS[name]]
+    assert settled.notes[-1] == f"{cut / 'checkpoint-120'} is resumed without its {PARTS[name]}"
+    given = {file.name for file in Path(settled.checkpoint).iterdir()}
+    assert given == {file.name for file in (cut / "checkpoint-120").iterdir()} - {MARK_FILE}
+
+
+def test_a_named_checkpoint_is_taken_if_it_is_whole(cut):
+    assert settle(cut, named=cut / "checkpoint-100").checkpoint == str(cut / "checkpoint-100")
+    truncate(cut / "checkpoint-100/optimizer.pt")
+    with pytest.raises(InputError, match=r"optimizer\.pt has .* bytes instead of"):
+        settle(cut, named=cut / "checkpoint-100")
+    truncate(cut / "checkpoint-100/config.json")
+    with pytest.raises(InputError, match="can't be resumed"):
+        settle(cut, named=cut / "checkpoint-100", allow_partial=True)
+
+
+def test_a_run_goes_on_without_its_optimizer_at_the_learning_rate_of_its_step(prepared, cut):
+    for folder in cut.glob("checkpoint-*"):
+        (folder / "optimizer.pt").unlink()
+        (folder / "scheduler.pt").unlink()
+        if folder.name != "checkpoint-100":
+            shutil.rmtree(folder)
+    done = train(prepared, cut, *RUN, "--allow_partial_resume")
+    assert done.returncode == 0, done.stderr
+    assert "is resumed without its optimizer, scheduler" in done.stdout
+    history = json.loads((cut / "checkpoint-120/trainer_state.json").read_text())["log_history"]
+    rates = {log["step"]: log["learning_rate"] for log in history if "learning_rate" in log}
+    assert rates[110] == pytest.approx(3e-3 * (1 - 109 / 120))  # linear to 0, no new start
+    assert not list(cut.glob(".*"))
+
+
+@pytest.mark.parametrize("field", ["data", "vocabulary", "model.n_embd", "seed", "world_size"])
+def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_difference(cut, field):
+    """In the run's own folder, where somebody copied it."""
+    state = json.loads((cut / "checkpoint-120/data_state.json").read_text())
+    mine = state["identity"][field]
+    state["identity"][field] = "another"
+    (cut / "checkpoint-120/data_state.json").write_text(json.dumps(state))
+    seal(cut / "checkpoint-120")
+    with pytest.raises(InputError) as error:
+        settle(cut)
+    assert f"{cut / 'checkpoint-120'} is of a run that differs in\n  {field}: another there, {mine} now" in str(
+        error.value
+    )
+
+
+def test_a_damaged_record_is_no_reason_to_lose_a_run(cut):
+    identity = json.loads((cut / "run.json").read_text())["identity"]
+    (cut / "run.json").write_text('{"identity": {"da')
+    settled = settle(cut, identity)
+    assert settled.checkpoint == str(cut / "checkpoint-120")
+    assert settled.notes == [f"{cut / 'run.json'} is damaged and is written anew"]
+    with pytest.raises(InputError, match="seed: 42 there, 7 now"):
+        settle(cut, identity | {"seed": 7})
+
+
+def test_what_killed_writers_left_is_removed_and_a_folder_that_stepped_aside_comes_back(cut):
+    for name in (".checkpoint-130.partial-save", ".best_model.partial-x1", ".checkpoint-120.old-y2/checkpoint-120"):
+        (cut / name).mkdir(parents=True)
+    (cut / ".best_model.old-z3").mkdir()
+    (cut / "best_model").rename(cut / ".best_model.old-z3/best_model")
+    (cut / ".run.json.partial-99").write_text("{")
+    (cut / ".theirs.partial-1").mkdir()
+    settle(cut)
+    assert [file.name for file in cut.glob(".*")] == [".theirs.partial-1"]
+    assert (cut / "best_model/model.safetensors").is_file()
+
+
+class Payload:
+    """Creates a file where it's unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (open, (str(self.file), "w"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_mark(cut, name, tmp_path):
+    ran = tmp_path / "ran"
+    for old in ("legacy", "zip"):
+        if old == "legacy":
+            (cut / "checkpoint-120" / name).write_bytes(pickle.dumps(Payload(ran)))
+        else:
+            torch.save({"state": Payload(ran)}, cut / "checkpoint-120" / name)
+        seal(cut / "checkpoint-120")
+        settled = settle(cut)
+        assert settled.checkpoint == str(cut / "checkpoint-110")
+        assert f"{name} can't be read" in settled.notes[0]
+        assert not ran.exists()
+    pickle.loads(pickle.dumps(Payload(ran)))
+    assert ran.exists()  # so the payload does work
+
+
+def test_a_mark_that_leads_out_of_its_folder_is_no_mark(cut):
+    folder = cut / "checkpoint-120"
+    content = json.loads((folder / MARK_FILE).read_text().split("\n")[0])
+    (cut / "outside").write_text("x")
+    content["files"]["../outside"] = {"bytes": 1, "sha256": "0"}
+    line = json.dumps(content)
+    (folder / MARK_FILE).write_text(f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
+    assert "no valid complete.json" in examine(folder).why
+
+
+# Signals
+
+
+def stopped(prepared, output: Path, number: signal.Signals, at: int) -> subprocess.CompletedProcess:
+    process = start(prepared, output, *RUN)
+    wait_for((output / f"checkpoint-{at}").is_dir, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_sigterm_and_ctrl_c_save_and_end_with_their_code_and_the_run_goes_on_bitwise(prepared, uninterrupted, tmp_path):
+    output, legs = tmp_path / "out", []
+    for number, code, at in ((signal.SIGTERM, 143, 20), (signal.SIGINT, 130, 60)):
+        done = stopped(prepared, output, number, at)
+        assert done.returncode == code, done.stderr
+        assert f"{number.name}: saving a checkpoint" in done.stderr
+        step = steps(output)[-1]
+        assert f"stopped by {number.name} at step {step}: checkpoint-{step} is saved" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert examine(output / f"checkpoint-{step}").is_whole
+        assert not (output / "final_model").exists()
+        legs.append(step)
+    done = train(prepared, output, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {output}/checkpoint-{legs[-1]}" in done.stdout
+    assert same_weights(uninterrupted, output)
+    for name in ("best_model", "final_model"):
+        figures = [json.loads((o / name / "eval_results.json").read_text()) for o in (uninterrupted, output)]
+        assert figures[0]["step"] == figures[1]["step"]
+        assert figures[0]["eval_loss"] == figures[1]["eval_loss"]
+    record = json.loads((output / "run.json").read_text())
+    assert [(leg["from_step"], leg["to_step"]) for leg in record["legs"]] == [
+        *((0, legs[0]), (legs[0], legs[1]), (legs[1], 120))
+    ]
+    assert [leg["ended"].split(":")[0] for leg in record["legs"]] == ["StoppedError", "StoppedError", "finished"]
+    for clock, name in (("train_seconds", "train"), ("seconds", "total")):
+        assert record["durations"][name] == pytest.approx(sum(leg[clock] for leg in record["legs"]))
+        assert all(leg[clock] > 0 for leg in record["legs"])
+
+
+def test_two_runs_cannot_write_into_one_folder(tmp_path):
+    lock_output(tmp_path / "out")
+    with pytest.raises(InputError, match="another run is writing into it"):
+        lock_output(tmp_path / "out")
+    lock_output(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_second_command_in_the_folder_of_a_run_is_refused(prepared, tmp_path):
+    process = start(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
+    wait_for((tmp_path / "out/checkpoint-10").is_dir, process)
+    done = train(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
+    process.kill()
+    process.communicate()
+    assert done.returncode == 2, done.stderr
+    assert "another run is writing into it" in done.stderr
+
+
+# File systems
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepared, tmp_path):
+    with mounted(tmp_path / "small", "size=2m") as small:
+        output = small / "out"
+        ballast = small / "ballast"
+        process = start(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
+        wait_for((output / "checkpoint-10").is_dir, process)
+        with open(ballast, "wb") as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "Traceback" not in err
+        assert "can't be written: No space left on device" in err
+        assert "free some space" in err
+        assert "ame command" in err  # goes on
+        kept = steps(output)
+        assert kept
+        assert all(examine(output / f"checkpoint-{step}").is_whole for step in kept)
+        assert not list(output.glob(".*"))
+        assert json.loads((output / "run.json").read_text())["identity"]
+        ballast.unlink()
+        process = start(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
+        wait_for((output / f"checkpoint-{kept[-1] + 10}").is_dir, process)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        assert f"resuming from {output}/checkpoint-{kept[-1]}" in out
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
+    with mounted(tmp_path / "small", "size=8m") as small:
+        output = small / "out"
+        process = start(prepared, output, *RUN, "--max_steps", 100_000)
+        wait_for((output / "checkpoint-10").is_dir, process)
+        while subprocess.run(["mount", "-o", "remount,ro", small], capture_output=True).returncode:
+            pass  # busy as long as a file is open for writing
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "Read-only file system" in err
+        assert "choose a folder that can be written to" in err
+        assert "Traceback" not in err
+        remount(small, "rw")
+        assert examine(output / f"checkpoint-{steps(output)[-1]}").is_whole
+        assert settle(output).checkpoint == str(output / f"checkpoint-{steps(output)[-1]}")
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_read_only_ends_a_run_at_once(prepared, tmp_path):
+    with mounted(tmp_path / "small", "size=8m,ro") as small:
+        done = train(prepared, small / "new", *RUN)
+        assert done.returncode == 1
+        assert "Read-only file system" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_file_size_limit_is_told_like_a_full_disk(prepared, tmp_path):
+    """What `ulimit -f` sets; a quota gives the same kind of error from the same calls."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--dataset_dir",
+            prepared,
+            "--output_dir",
+            tmp_path / "out",
+            *TINY,
+            *map(str, RUN),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "ulimit -f" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert steps(tmp_path / "out") == []
+
+
+def test_preparing_on_a_full_disk_leaves_the_earlier_dataset_as_it_was(prepared, tmp_path, vocab_file):
+    options = {"data_files": [str(prepared.parent / "rows.jsonl")], "vocab_file": str(vocab_file)}
+    with mounted(tmp_path / "small", "size=1m") as small:
+        prepare(PrepareOptions(output_dir=str(small / "data"), **options), command="test")
+        before = {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()}
+        (small / "ballast").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
+        with pytest.raises(OSError, match="No space left on device") as error:
+            prepare(PrepareOptions(output_dir=str(small / "data"), overwrite=True, **options), command="test")
+        assert "free some space" in describe(error.value)
+        assert {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()} == before
+        assert sorted(entry.name for entry in small.iterdir()) == ["ballast", "data"]
+
+
+def test_a_best_model_that_finds_no_space_leaves_the_one_before(prepared, tmp_path):
+    tokenizer, data = load_tokenizer(prepared / "tokenizer"), load_prepared(prepared)
+    with mounted(tmp_path / "small", "size=1m") as small:
+        trainer = make_trainer(tmp_path, tokenizer, data)
+        save_folder(trainer, small / "best_model", {"step": 1})
+        before = {file.name: file.read_bytes() for file in (small / "best_model").iterdir()}
+        (small / "ballast").write_bytes(bytes(shutil.disk_usage(small).free - 65536))
+        with pytest.raises(StorageError, match="best_model can't be written: No space left on device") as error:
+            save_folder(trainer, small / "best_model", {"step": 2})
+        assert "What stood there before still does" in str(error.value)
+        assert {file.name: file.read_bytes() for file in (small / "best_model").iterdir()} == before
+        assert sorted(entry.name for entry in small.iterdir()) == ["ballast", "best_model"]

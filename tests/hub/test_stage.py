@@ -1,0 +1,296 @@
+"""What a push puts together: the files that are listed, nothing private, and a card of what is known."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from huggingface_hub import SpaceCard
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from imagelm.data.load import load_prepared
+from imagelm.hub import stage_data as dataset_repo
+from imagelm.hub.arguments import PushOptions
+from imagelm.hub.checks import check_staged
+from imagelm.hub.privacy import find_private, without_paths
+from imagelm.hub.stage_data import stage_dataset
+from imagelm.hub.stage_model import stage_model
+from imagelm.hub.stage_space import stage_space
+from imagelm.hub.staged import DATASET_FILES, Staged
+from imagelm.utils.atomic_io import table_cell
+from imagelm.utils.errors import InputError
+from testing.local_hub import ALICE
+from tests.conftest import CLASSES
+from tests.pictures import class_folder, prepare_pictures, smooth_pictures
+
+MODEL, ROWS = "alice/animals", "alice/animal-rows"
+
+
+@pytest.fixture
+def folder(pictured: Path, tmp_path: Path) -> Path:
+    """A copy of the trained folder, to spoil."""
+    return Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
+
+
+def stage(folder: Path, tmp_path: Path, **more: object) -> Staged:
+    return stage_model(PushOptions(str(folder), MODEL, num_drawings=0, **more), tmp_path / "staged")
+
+
+def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: Path):
+    torch.save({"hub_token": ALICE.secret}, folder / "training_args.bin")
+    torch.save({}, folder / "optimizer.pt")
+    (folder / "evil.py").write_text("import os")
+    (folder / ".env").write_text(f"HF_TOKEN={ALICE.secret}")
+    (folder / "notes").mkdir()
+    staged = stage(folder, tmp_path)
+    check_staged([staged], ALICE.secret)
+    assert not {"training_args.bin", "optimizer.pt", "evil.py", ".env", "notes"} & set(staged.files)
+    said = "\n".join(staged.notes)
+    assert "left out: best_model/training_args.bin (may hold a pickle, which runs code when it is loaded)" in said
+    assert all(f"left out: best_model/{name}" in said for name in ("optimizer.pt", "evil.py", ".env", "notes/"))
+
+
+@pytest.mark.parametrize(
+    ("secret", "reason"),
+    [
+        (ALICE.secret, "a Hugging Face token"),
+        ("ghp_" + "a1" * 20, "a GitHub token"),
+        ("AKIA" + "A1B2C3D4" * 2, "an AWS access key"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("/home/alice/pictures/cat.png", "a path of a machine, '/home/alice/pictures/cat.png'"),
+        ("C:\\Users\\alice\\cat.png", "a path of a machine"),
+        ("file:///data/alice/x", "a path of a machine"),
+        ("alice@host:/gpfs/alice/x", "a path of a machine, '/gpfs/alice/x'"),
+        ("\\\\server\\share\\x", "a path of a machine"),
+        ("https://alice:secret@example.org/x", "a password in an address"),
+    ],
+)
+def test_what_is_private_in_a_file_is_refused_with_its_place(folder: Path, tmp_path: Path, secret: str, reason: str):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"note": f"see {secret}"}, indent=1))
+    with pytest.raises(InputError) as refused:
+        check_staged([stage(folder, tmp_path)], None)
+    assert re.search(r"model config\.json:\d+: ", str(refused.value)) and reason in str(refused.value)
+    if "token" in reason or "key" in reason:
+        assert secret not in str(refused.value)
+
+
+def test_what_json_writes_with_escapes_is_read_as_it_is_meant(folder: Path, tmp_path: Path):
+    hidden = "".join(f"\\u{ord(letter):04x}" for letter in ALICE.secret)
+    (folder / "generation_config.json").write_text(f'{{"a": "\\/home\\/alice\\/x", "b": "{hidden}"}}')
+    with pytest.raises(InputError) as refused:
+        check_staged([stage(folder, tmp_path)], None)
+    assert "'/home/alice/x'" in str(refused.value) and "a Hugging Face token" in str(refused.value)
+
+
+NO_PATHS = [
+    "C:\\",
+    "a\\alpha",
+    "\\alpha",
+    "yes/no",
+    "and/or/home/x",
+    "https://example.org/data/x",
+    "../data/x",
+    "./tmp/x",
+]
+NO_PATHS += [
+    "hf://datasets/a/b",
+    "n/a",
+    "</home>",
+    "cat:dog",
+    "sk-learn-or-something-longer",
+    "5 km/h",
+    "T:\\",
+    "<IMG>",
+]
+
+
+@pytest.mark.parametrize("text", NO_PATHS)
+def test_what_only_looks_a_little_like_a_path_or_a_secret_goes_out(text: str, tmp_path: Path):
+    (tmp_path / "x.json").write_text(json.dumps({text: [text]}, indent=1))
+    (tmp_path / "x.md").write_text(f"| {table_cell(text)} |\n{text}\n{yaml.safe_dump([text])}")
+    for file in (tmp_path / "x.json", tmp_path / "x.md"):
+        assert not list(find_private(file.name, file, None))
+    assert without_paths([text]) == ([text], 0)
+
+
+def test_texts_in_tables_and_pictures_are_looked_through(tmp_path: Path):
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {
+        "image": pa.array([None, {"bytes": b"", "path": "/home/alice/cat.png"}], picture),
+        "words": pa.array([["x"], ["y", "/mnt/alice/x"]]),
+    }
+    pq.write_table(pa.table(columns).replace_schema_metadata({"note": "/opt/alice/x"}), tmp_path / "x.parquet")
+    texts = PngInfo()
+    texts.add_text("Comment", "/home/alice/x", zip=True)
+    Image.new("L", (4, 4)).save(tmp_path / "x.png", pnginfo=texts)
+    found = [line for name in ("x.parquet", "x.png") for line in find_private(name, tmp_path / name, None)]
+    assert found == [
+        "x.parquet:schema, note: a path of a machine, '/opt/alice/x'",
+        "x.parquet:row 1, image: a path of a machine, '/home/alice/cat.png'",
+        "x.parquet:row 1, words: a path of a machine, '/mnt/alice/x'",
+        "x.png:Comment: a path of a machine, '/home/alice/x'",
+    ]
+
+
+def test_nothing_of_a_prepared_folder_goes_out_but_the_data(pictured: Path, tmp_path: Path):
+    data = Path(shutil.copytree(pictured / "data", tmp_path / "data"))
+    for name in ("tokenizer/.env", "codec/state.pkl", "me.png", "bad_rows.jsonl"):
+        (data / name).write_text("mine")
+    options = PushOptions("x", MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
+    staged = stage_dataset(options, tmp_path / "staged")
+    assert not [name for name in staged.files if name.endswith((".env", ".pkl", "bad_rows.jsonl", "me.png"))]
+    assert set(staged.files) <= {*DATASET_FILES, *(f"data/{side}-00000-of-00001.parquet" for side in ("train", "test"))}
+    assert {note for note in staged.notes if note.startswith("left out")} == {
+        "left out: data/bad_rows.jsonl (may name files of this machine)",
+        "left out: data/codec/state.pkl (not of the dataset)",
+        "left out: data/me.png (not of the dataset)",
+        "left out: data/tokenizer/.env (not of the dataset)",
+    }
+
+
+def test_shards_together_hold_the_rows_in_order_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pictures = smooth_pictures(45, channels=3)
+    class_folder(tmp_path / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
+    prepare_pictures(tmp_path / "data", tmp_path / "in", keep_images=True)
+    monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 2_000)
+    options = PushOptions("x", MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
+    staged = stage_dataset(options, tmp_path / "staged")
+    check_staged([staged], None)
+    assert len([name for name in staged.files if name.startswith("data/train-")]) > 2
+    loaded = load_dataset(str(staged.folder), cache_dir=str(tmp_path / "cache"))
+    for side, rows in load_prepared(tmp_path / "data").items():
+        assert loaded[side].features == rows.features and loaded[side]["input_ids"][:] == rows["input_ids"][:]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(loaded[side]["image"], rows["image"], strict=True))
+
+
+def test_the_token_in_use_is_found_whatever_its_form(folder: Path, tmp_path: Path):
+    (folder / "generation_config.json").write_text(json.dumps({"note": "my-own-hub-password"}))
+    with pytest.raises(InputError, match="the Hub token in use"):
+        check_staged([stage(folder, tmp_path)], "my-own-hub-password")
+
+
+def test_paths_in_commands_are_shortened_and_said(folder: Path, tmp_path: Path, pictured: Path):
+    assert str(pictured) in (folder / "run.json").read_text()
+    staged = stage(folder, tmp_path)
+    card = (staged.folder / "README.md").read_text()
+    assert str(pictured) not in card and "--dataset_dir data --output_dir out" in card
+    check_staged([staged], None)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "codec.safetensors"])
+def test_a_file_that_is_cut_off_is_refused(folder: Path, tmp_path: Path, name: str):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) - 20])
+    with pytest.raises(InputError, match=f"is damaged: {re.escape(name)}: isn't whole"):
+        stage(folder, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.transformer.ln_f.weight.data[0] = float("nan")
+    model.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"transformer\.ln_f\.weight holds values that aren't finite"):
+        stage(folder, tmp_path)
+
+
+def test_figures_of_other_weights_are_refused(folder: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.transformer.ln_f.weight.data += 0.1
+    model.save_pretrained(folder)
+    with pytest.raises(InputError, match="measured on other weights"):
+        stage(folder, tmp_path)
+
+
+def test_a_card_without_figures_makes_none_up(folder: Path, tmp_path: Path):
+    (folder / "eval_results.json").unlink()
+    staged = stage(folder, tmp_path)
+    check_staged([staged], None)
+    card = (staged.folder / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert "## Results" not in card and "model-index" not in metadata and "confusion_matrix" not in card
+    assert any("the card shows no figures" in note for note in staged.notes)
+
+
+@pytest.mark.parametrize("name", ["run.json", "stats.json", "training_args.json", "selection.json", "log_history.json"])
+def test_a_card_does_without_a_record_that_is_missing_or_tells_less(folder: Path, tmp_path: Path, name: str):
+    if name == "run.json":
+        (folder / name).write_text("{}")
+    else:
+        (folder / name).unlink()
+    staged = stage(folder, tmp_path)
+    check_staged([staged], None)
+    card = (staged.folder / "README.md").read_text()
+    gone = {
+        "run.json": ["## Training", "trained from scratch"],
+        "stats.json": ["## Data"],
+        "training_args.json": ["## Training"],
+        "selection.json": ["were chosen", "chosen by no figure"],
+        "log_history.json": ["loss.png"],
+    }
+    assert "## Results" in card and not [words for words in gone[name] if words in card]
+    assert any("run.json doesn't tell command" in note for note in staged.notes) == (name == "run.json")
+
+
+def test_figures_that_name_no_weights_are_not_shown(folder: Path, tmp_path: Path):
+    results = json.loads((folder / "eval_results.json").read_text())
+    del results["weights_sha256"]
+    (folder / "eval_results.json").write_text(json.dumps(results))
+    staged = stage(folder, tmp_path)
+    assert "## Results" not in (staged.folder / "README.md").read_text() and "eval_results.json" not in staged.files
+    assert any("eval_results.json doesn't tell weights_sha256" in note for note in staged.notes)
+
+
+@pytest.mark.parametrize(("started_from", "base"), [("/mnt/base/best_model", None), ("me/base", "me/base")])
+def test_a_base_model_is_named_where_others_can_find_it(folder: Path, tmp_path: Path, started_from: str, base: str):
+    run = json.loads((folder / "run.json").read_text())
+    run["identity"]["started_from"] = started_from
+    (folder / "run.json").write_text(json.dumps(run | {"base_model": base}))
+    card = (stage(folder, tmp_path).folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1]).get("base_model") == base
+    assert "fine-tuned on such rows" in card and f"From the checkpoint {base or 'best_model'}" in card
+
+
+def test_weights_in_several_files_go_out_and_strays_stay(folder: Path, tmp_path: Path):
+    (folder / "eval_results.json").unlink()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="30KB")
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    shutil.copyfile(folder / shards[0], folder / "model-00009-of-00009.safetensors")
+    staged = stage(folder, tmp_path)
+    check_staged([staged], None)
+    assert [name for name in staged.files if name.endswith(".safetensors") and "model-" in name] == shards
+    assert "model.safetensors.index.json" in staged.files and len(shards) > 1
+    assert "left out: best_model/model-00009-of-00009.safetensors (not of a model)" in staged.notes
+    (folder / shards[0]).unlink()
+    with pytest.raises(InputError, match=f"names {shards[0]}, which isn't there"):
+        stage_model(PushOptions(str(folder), MODEL, num_drawings=0), tmp_path / "again")
+
+
+def test_a_space_asks_for_versions_that_an_index_has(folder: Path, tmp_path: Path):
+    options = PushOptions(str(folder), "me/x", space_repo_id="me/2024", license="mit", private=True)
+    staged = stage_space(options, tmp_path / "space")
+    check_staged([staged], None)
+    assert "+" not in (staged.folder / "requirements.txt").read_text()
+    card = SpaceCard.load(staged.folder / "README.md")
+    assert (card.data.title, card.data.models, card.data.license) == ("2024", ["me/x"], "mit")
+    assert "secret HF_TOKEN" in staged.notes[0]
+
+
+def test_a_saved_again_tokenizer_class_is_mended(folder: Path, tmp_path: Path):
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    assert "TokenizersBackend" in (folder / "tokenizer_config.json").read_text()
+    config = json.loads((stage(folder, tmp_path).folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]

@@ -1,0 +1,109 @@
+"""Several processes give the same figures and the same weights as one; launches that wouldn't are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, TINY, run
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml")
+
+
+def launch(prepared: Path, output: Path, num_processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """In fp32: in bfloat16, which some CPUs have, batches of another size differ by 3 in 10,000 after a few steps."""
+    several = ("--multi_gpu", "--num_processes", num_processes, "--main_process_port", 0) if num_processes > 1 else ()
+    return run(
+        *(*LAUNCH, "--mixed_precision", "no", *several, "train.py", "--dataset_dir", prepared, "--output_dir", output),
+        *(*TINY, "--optim", "sgd", "--learning_rate", "0.5", "--max_steps", 8, *words),
+        ACCELERATE_USE_CPU="true",
+    )
+
+
+def results(output: Path) -> dict:
+    return json.loads((output / "final_model/eval_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_process(prepared, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("one") / "out"
+    done = launch(prepared, output, 1, "--per_device_train_batch_size", 8, "--cls_loss_weight", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "computing in fp32" in done.stdout
+    return output
+
+
+def test_two_processes_train_and_measure_what_one_does(prepared, one_process, tmp_path):
+    """Ragged rows, and 18 test rows in batches of 4 a process: the last ones are repeated and must not be counted."""
+    done = launch(
+        *(prepared, tmp_path / "out", 2, "--per_device_train_batch_size", 4, "--cls_loss_weight", "0.5"),
+        *("--per_device_eval_batch_size", 4),
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = results(one_process), results(tmp_path / "out")
+    for name, value in one.items():
+        if isinstance(value, float) and "second" not in name and "runtime" not in name and "leak" not in name:
+            assert two[name] == pytest.approx(value, rel=1e-4), name
+    assert two["eval_confusion_matrix"] == one["eval_confusion_matrix"]
+    assert two["eval_samples"] == one["eval_samples"] == 18
+    expected = load_file(one_process / "final_model/model.safetensors")
+    found = load_file(tmp_path / "out/final_model/model.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    assert done.stdout.count("CLS-slot accuracy  ") == 1  # the main process alone speaks
+
+
+def test_the_yaml_names_neither_devices_nor_processes_so_that_it_works_everywhere():
+    config = yaml.safe_load((ROOT / "accelerate_config.yaml").read_text())
+    assert config == {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO",
+        "num_machines": 1,
+        "mixed_precision": "bf16",
+    }
+
+
+def test_processes_that_would_each_train_alone_are_refused(prepared, tmp_path):
+    done = run("train.py", "--dataset_dir", prepared, "--output_dir", tmp_path / "out", WORLD_SIZE="4", RANK="0")
+    assert done.returncode == 2, done.stderr
+    assert "the launcher started 4 processes" in done.stderr
+
+
+def test_the_launcher_s_single_openmp_thread_is_undone():
+    code = (
+        "from imagelm.utils.device import settle_threads; import torch, os; settle_threads(0); "
+        "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
+    )
+    threads, cores = run("-c", code, OMP_NUM_THREADS="1").stdout.split()
+    assert threads == cores
+    shared = run("-c", code, OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE=cores).stdout.split()[0]
+    assert shared == "1"
+    assert run("-c", code, OMP_NUM_THREADS="3").stdout.split()[0] == "3"
+
+
+def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):
+    import imagelm.precision as precision
+
+    monkeypatch.setenv(precision.MIXED_PRECISION_VARIABLE, "bf16")
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: True)
+    assert precision.settle_mixed_precision(use_cpu=True) is None
+    assert precision.os.environ[precision.MIXED_PRECISION_VARIABLE] == "bf16"
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: False)
+    assert "fp32" in precision.settle_mixed_precision(use_cpu=True)
+    assert precision.os.environ[precision.MIXED_PRECISION_VARIABLE] == "no"
+
+
+def test_the_report_records_the_command_versions_and_durations(one_process):
+    record = json.loads((one_process / "run.json").read_text())
+    assert record["command"].startswith("accelerate launch --mixed_precision ")
+    assert record["command"].endswith(" --per_device_train_batch_size 8 --cls_loss_weight 0.5")
+    assert record["versions"]["torch"].startswith("2.13.0")
+    assert record["durations"]["total"] > record["durations"]["train"] > 0
+    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
