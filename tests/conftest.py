@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
 from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
 from tests.pictures import class_folder, prepare_pictures, smooth_pictures
@@ -83,7 +83,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, grammar: Grammar) -> Path
     folder = tmp_path_factory.mktemp("prepared")
     rows = write_jsonl(folder / "rows.jsonl", random_rows(90, seed=0))
     (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
-    prepare(PrepareOptions([str(rows)], str(folder / "vocab.json"), str(folder / "data")), command="test")
+    prepare(PrepareArguments([str(rows)], str(folder / "vocab.json"), str(folder / "data")), command="test")
     return folder / "data"
 
 

@@ -50,16 +50,18 @@ if given.who == "stock":
                 found.append(model(ids).logits[:, -1, classes].argmax(-1).numpy())
         return np.concatenate(found)
 else:
-    from imagelm.inference.arguments import ClassOptions, DrawOptions, ModelOptions
-    from imagelm.inference.generation import draw_images
+    from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+    from imagelm.inference.generation import generate_images
     from imagelm.inference.loading import load_for_inference
     from imagelm.inference.scoring import class_probabilities
 
-    loaded = load_for_inference(ModelOptions(model=given.model, dtype=given.dtype, onnx=given.onnx, device="cpu"))
+    loaded = load_for_inference(LoadArguments(model=given.model, dtype=given.dtype, onnx=given.onnx, device="cpu"))
 
     def answer() -> np.ndarray | None:
         if given.task == "generate":
-            draw_images(loaded, DrawOptions(), ClassOptions(num_samples=given.num_rows), None, given.batch_size)
+            generate_images(
+                loaded, GenerationArguments(), ClassArguments(num_samples=given.num_rows), None, given.batch_size
+            )
             return None
         return class_probabilities(loaded, questions, given.batch_size).argmax(1)
 

@@ -28,7 +28,7 @@ KEPT_BYTES = 2**30
 
 
 @dataclass
-class Form:
+class ComputePlan:
     """How a training run computes.
 
     Attributes:
@@ -53,7 +53,7 @@ class Form:
 
 def accelerate_training(
     model: PreTrainedModel, device: torch.device, choice: str, flops: float, batch: tuple[int, int] | None
-) -> Form:
+) -> ComputePlan:
     """Gives a model its training form; weights and names of parameters stay.
 
     Args:
@@ -75,7 +75,7 @@ def accelerate_training(
         for block in blocks(model):
             compile_in_training(block, batch)
     activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
-    return Form(model.config._attn_implementation, activation, compiled, reason, keeps)
+    return ComputePlan(model.config._attn_implementation, activation, compiled, reason, keeps)
 
 
 class FastTanhGELU(nn.Module):

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 
-from imagelm.hub.arguments import PREVIEW_FOLDER, PushOptions
+from imagelm.hub.arguments import PREVIEW_FOLDER, PushArguments
 from imagelm.utils.errors import run_script
 
 
-def parse_arguments() -> PushOptions:
+def parse_arguments() -> PushArguments:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,7 @@ def parse_arguments() -> PushOptions:
     add("--create_pr", action="store_true", help="open pull requests instead of committing")
     add("--commit_message", metavar="M", help="of all commits")
     add("--token", metavar="T", help="a Hub token; better: HF_TOKEN, which no list of processes shows")
-    return PushOptions(**vars(parser.parse_args()))
+    return PushArguments(**vars(parser.parse_args()))
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.evaluate import evaluate_folder, leak_proof_rows
     from imagelm.training.model_folder import keep_records, read_selection, save_folder
-    from imagelm.training.resume import identity, settle_together
+    from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.training.stopping import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
@@ -88,7 +88,7 @@ def main() -> None:
 
     # Output folder: a new run, or one to go on with
     this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)
-    settled = settle_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
+    settled = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
     if settled.finished:
         say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
         if push and is_main:

@@ -11,8 +11,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from imagelm.commands.parser import expand_config
 from imagelm.training.arguments import OWN_ARGUMENTS
-from imagelm.training.launch import Launch, settle_launch
-from imagelm.utils.device import settle_mixed_precision
+from imagelm.training.launch import Launch, resolve_launch
+from imagelm.utils.device import resolve_mixed_precision
 from imagelm.utils.errors import InputError
 
 
@@ -31,7 +31,7 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
         parser.print_help()
         sys.exit(0)
     words = [*defaults, *expand_config(words, _known_names())]
-    precision = settle_mixed_precision(use_cpu=_asks_for_cpu(words))
+    precision = resolve_mixed_precision(use_cpu=_asks_for_cpu(words))
     for required in ("dataset_dir", "output_dir"):
         if not any(word.partition("=")[0] == f"--{required}" for word in words):
             raise InputError(f"--{required} is missing; give it on the command line or in the --config file")
@@ -39,7 +39,7 @@ def parse_launch(words: list[str], defaults: list[str]) -> Launch:
         data, model, run, args = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {error}") from error
-    return settle_launch(data, model, run, args, [precision] if precision else [])
+    return resolve_launch(data, model, run, args, [precision] if precision else [])
 
 
 class _Parser(HfArgumentParser):

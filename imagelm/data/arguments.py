@@ -26,7 +26,7 @@ CODEC_OPTIONS = (
 
 
 @dataclass
-class ImageOptions:
+class ImageArguments:
     """What `prepare_dataset.py` is told about pictures; the command's arguments by the same names."""
 
     images: list[str]
@@ -79,7 +79,7 @@ class ImageOptions:
 
 
 @dataclass
-class PrepareOptions:
+class PrepareArguments:
     """What to read, where to write, and how to split; either `data_files` with `vocab_file`, or `images`."""
 
     data_files: list[str] | None = None
@@ -94,7 +94,7 @@ class PrepareOptions:
     overwrite: bool = False
     codec: str | None = None
     class_names: str | None = None
-    images: ImageOptions | None = None
+    images: ImageArguments | None = None
 
     def __post_init__(self) -> None:
         check_folder_name(self.output_dir)
@@ -132,24 +132,24 @@ class PrepareOptions:
                     )
 
 
-def make_options(arguments: dict[str, object]) -> PrepareOptions:
+def make_options(arguments: dict[str, object]) -> PrepareArguments:
     """The options that command-line arguments stand for.
 
     Raises:
         InputError: They contradict each other, or a value can't work.
     """
-    own = {entry.name: entry.default for entry in fields(ImageOptions)}
+    own = {entry.name: entry.default for entry in fields(ImageArguments)}
     about_images = {name: value for name, value in arguments.items() if name in own}
     others = {name: value for name, value in arguments.items() if name not in own}
     if arguments["images"] is not None:
         for name in CODEC_OPTIONS if arguments["codec"] else ():
             if arguments[name] != own[name]:
                 raise InputError(f"--{name} and --codec contradict each other: a codec that is there has its own")
-        return PrepareOptions(**others, images=ImageOptions(**about_images))
-    for entry in fields(ImageOptions):
+        return PrepareArguments(**others, images=ImageArguments(**about_images))
+    for entry in fields(ImageArguments):
         if entry.name != "images" and about_images[entry.name] != entry.default:
             raise InputError(f"--{entry.name} goes with --images")
-    return PrepareOptions(**others)
+    return PrepareArguments(**others)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from imagelm.codecs.kmeans import fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.codecs.open import open_codec
 from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.augmentation import augment, parse_augmentation
-from imagelm.data.image_form import settle_form
+from imagelm.data.image_form import choose_image_format
 from imagelm.data.image_scan import survey
 from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch
 from imagelm.data.sources.decode import BadImage
@@ -61,7 +61,7 @@ class ImageRows:
 
     split_by = "field"
 
-    def __init__(self, options: PrepareOptions, staging: Path, problems: ProblemLog) -> None:
+    def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
         self.options, self.about, self.staging = options, options.images, staging
         self.recipe = parse_augmentation(self.about.augment)
         self.device = str(choose_device(self.about.device))
@@ -70,7 +70,7 @@ class ImageRows:
         self._open()
         self._survey(problems)
         self._split()
-        self.form, notes = settle_form(self.about, self.codec, self.found, self.sides)
+        self.form, notes = choose_image_format(self.about, self.codec, self.found, self.sides)
         self.notes += notes
         self.t = self._numbers_in_class() if "t" in self._features() else None
         self.codec = self.codec or self._fit()
@@ -317,7 +317,7 @@ class ImageRows:
             sources=[self._source_id(int(number)) for number in numbers],
             lines=numbers,
             file=self.files[0],
-            num_mended=0,
+            num_repaired=0,
             images=[_png(image) for image in images] if self.about.keep_images else None,
         )
 

@@ -20,7 +20,7 @@ from imagelm.remote_code.codec_imagelm import flatten
 
 
 @dataclass
-class Survey:
+class ImageScan:
     """What was noted of each picture.
 
     Attributes:
@@ -44,7 +44,7 @@ def survey(
     background: int,
     problems: ProblemLog,
     place: Callable[[int], str],
-) -> Survey:
+) -> ImageScan:
     """Reads every picture once.
 
     Args:
@@ -55,7 +55,7 @@ def survey(
         place: Names a picture by its number.
     """
     readable, coloured = np.zeros(count, bool), np.zeros(count, bool)
-    found = Survey(np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE), readable, coloured)
+    found = ImageScan(np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE), readable, coloured)
     for start, pictures in slices:
         for i, picture in enumerate(pictures, start=start):
             pixels = _pixels(picture, background)

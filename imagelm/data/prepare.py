@@ -1,4 +1,4 @@
-"""Checked rows → a `DatasetDict` on disk: mended tails, truncation, deduplication, split, statistics.
+"""Checked rows → a `DatasetDict` on disk: repaired tails, truncation, deduplication, split, statistics.
 
 One idea: two passes in constant memory. The first reads, checks and cuts every row into a temporary Arrow file and
 keeps only a digest and a label of each; then it's known who stays on which side, and the second pass deals them out.
@@ -18,7 +18,7 @@ import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 from tqdm import tqdm
 
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows, RawWriter
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource
 from imagelm.data.splits import (
@@ -33,7 +33,7 @@ from imagelm.data.stats import dataset_card, describe
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
 from imagelm.utils.artifacts import BAD_ROWS_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
-from imagelm.utils.atomic_io import check_output_free, whole_folder, write_json, write_text
+from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json, write_text
 from imagelm.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ROWS_FILE = "rows.arrow"  # temporary
 
 
-def prepare(options: PrepareOptions, command: str) -> dict:
+def prepare(options: PrepareArguments, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `options.output_dir`.
 
     Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row.
@@ -59,7 +59,7 @@ def prepare(options: PrepareOptions, command: str) -> dict:
     """
     output = Path(options.output_dir)
     check_output_free(output, STATS_FILE, options.overwrite)
-    with whole_folder(output) as staging:
+    with atomic_folder(output) as staging:
         with open(staging / BAD_ROWS_FILE, "wb") as keep:
             problems = ProblemLog(keep=keep)
             source = _open_source(options, staging, problems)
@@ -78,7 +78,7 @@ def prepare(options: PrepareOptions, command: str) -> dict:
     return stats
 
 
-def _open_source(options: PrepareOptions, staging: Path, problems: ProblemLog) -> RowSource:
+def _open_source(options: PrepareArguments, staging: Path, problems: ProblemLog) -> RowSource:
     if options.images is None:
         return JsonlRows(options, staging, problems)
     from imagelm.data.image_rows import ImageRows  # late: rows of tokens need none of its libraries
@@ -86,7 +86,7 @@ def _open_source(options: PrepareOptions, staging: Path, problems: ProblemLog) -
     return ImageRows(options, staging, problems)
 
 
-def _first_pass(options: PrepareOptions, source: RowSource, problems: ProblemLog, staging: Path) -> RowTable:
+def _first_pass(options: PrepareArguments, source: RowSource, problems: ProblemLog, staging: Path) -> RowTable:
     """Reads, checks and cuts all rows into a temporary file; returns what the split needs to know of them."""
     grammar = source.grammar
     token_type = pa.list_(pa.from_numpy_dtype(grammar.id_dtype))
@@ -149,11 +149,11 @@ def _note(batch: RowBatch, table: RowTable) -> None:
         digests=np.frombuffer(b"".join(digests), dtype=DIGEST_DTYPE),
         groups=np.frombuffer(b"".join(groups), dtype=DIGEST_DTYPE),
     )
-    table.num_mended += batch.num_mended
+    table.num_repaired += batch.num_repaired
     table.code_counts += np.bincount(batch.bodies, minlength=len(table.code_counts))
 
 
-def _assign(options: PrepareOptions, table: RowTable, source: RowSource, duplicates: Duplicates) -> np.ndarray:
+def _assign(options: PrepareArguments, table: RowTable, source: RowSource, duplicates: Duplicates) -> np.ndarray:
     """The side of each row that stays, -1 for duplicates; int8, shape (rows,)."""
     keep = duplicates.keep
     if source.split_by == "field":

@@ -70,7 +70,7 @@ class RowBatch:
         sources: Id of the image each row was made from, or None where the file names none; length rows.
         lines: Line numbers, from 1; int64, shape (rows,).
         file: The file they stand in.
-        num_mended: Rows with the predecessor's tail `<CLS> <CLS> <EOS>`.
+        num_repaired: Rows with the predecessor's tail `<CLS> <CLS> <EOS>`.
         images: PNG file of each row's image, where they are kept; length rows.
     """
 
@@ -81,7 +81,7 @@ class RowBatch:
     sources: list[str | None]
     lines: np.ndarray
     file: str
-    num_mended: int
+    num_repaired: int
     images: list[bytes] | None = None
 
 

@@ -39,7 +39,7 @@ class RowTable:
     where: Callable[[str, int], str]
     code_counts: np.ndarray
     problems: ProblemLog = field(default_factory=ProblemLog)
-    num_mended: int = 0
+    num_repaired: int = 0
     num_cut_rows: int = 0
     num_cut_tokens: int = 0
     num_read_tokens: int = 0

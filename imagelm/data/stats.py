@@ -15,7 +15,7 @@ import xxhash
 from imagelm.data.rows import SPLITS
 from imagelm.data.splits import Duplicates, RowTable
 from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
-from imagelm.utils.atomic_io import table_cell
+from imagelm.utils.text import table_cell
 
 if TYPE_CHECKING:
     from imagelm.data.rows import RowSource
@@ -56,7 +56,7 @@ def describe(
             "by_kind": dict(table.problems.counts),
             "first": table.problems.shown,
         },
-        "mended_tails": table.num_mended,
+        "repaired_tails": table.num_repaired,
         "duplicates_dropped": int((~kept).sum()),
         "label_conflicts": {
             "total": len(conflicts),
@@ -95,7 +95,7 @@ def summary(stats: dict) -> list[str]:
     lines = [
         *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
         *_codec_in_words(stats),
-        f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['mended_tails']} tails mended, "
+        f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['repaired_tails']} tails repaired, "
         f"{stats['duplicates_dropped']} duplicates dropped",
         f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
@@ -149,7 +149,7 @@ the tokenizer in `tokenizer/`, `label` the class y.
 | rows | {stats["num_rows"]["train"]} train, {stats["num_rows"]["test"]} test |
 | split | {stats["split"]}; no image on both sides |
 | length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
-| rows read, bad, tails mended | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["mended_tails"]} |
+| rows read, bad, tails repaired | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["repaired_tails"]} |
 | duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |
 | truncation | {cut["rows_cut"]} rows, {cut["share_of_image_tokens_cut"]:.2%} of image tokens, {cut["side"]} side |
 | codebook | {codebook["used"]} of {codebook["size"]} entries used, perplexity {codebook["usage_perplexity"]:.1f} |

@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import binomtest
 
-from imagelm.utils.atomic_io import table_cell, whole_folder, write_text
+from imagelm.utils.atomic_io import atomic_folder, write_text
+from imagelm.utils.text import table_cell
 
 REPORT_FILE = "training_report.md"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -47,7 +48,7 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
         run: `run.json`.
         stats: The dataset's `stats.json`.
     """
-    with whole_folder(folder) as staging:
+    with atomic_folder(folder) as staging:
         write_plots(staging, results, history)
         write_text(staging / REPORT_FILE, _report(results, final, run, stats))
 
@@ -157,7 +158,7 @@ the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The m
 
 {stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({stats["split"]});
 {stats["duplicates_dropped"]} duplicates dropped, {stats["label_conflicts"]["total"]} label conflicts,
-{stats["bad_rows"]["total"]} bad rows skipped, {stats["mended_tails"]} tails mended; {cut["rows_cut"]} rows cut,
+{stats["bad_rows"]["total"]} bad rows skipped, {stats["repaired_tails"]} tails repaired; {cut["rows_cut"]} rows cut,
 {cut["share_of_image_tokens_cut"]:.2%} of image tokens. Fingerprint `{stats["fingerprint"]}`.
 
 ## How it was made

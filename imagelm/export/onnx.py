@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from imagelm.inference.onnx_session import ONNX_CONFIG, ONNX_FILE, OnnxSession, _library
-from imagelm.utils.atomic_io import check_output_free, whole_folder, write_json
+from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json
 from imagelm.utils.errors import InputError
 
 TOLERANCE = 1e-3  # of float32 weights, relative to the largest logit
@@ -43,11 +43,11 @@ def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = F
     """
     import torch
 
-    from imagelm.inference.arguments import ModelOptions
+    from imagelm.inference.arguments import LoadArguments
     from imagelm.inference.loading import load_for_inference
 
     check_output_free(output, ONNX_CONFIG, overwrite)
-    loaded = load_for_inference(ModelOptions(model=model_folder, device="cpu"))
+    loaded = load_for_inference(LoadArguments(model=model_folder, device="cpu"))
     model, positions = loaded.model, loaded.num_positions or 64
     model.set_attn_implementation("eager")  # fewer operations in the graph than sdpa's: a tenth of the time
     codes = torch.from_numpy(loaded.grammar.code_ids)
@@ -57,7 +57,7 @@ def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = F
     other, other_last = ids[:2, : max(2, ids.shape[1] // 2)], torch.tensor([0, 1])
     with torch.no_grad():
         expected = model(input_ids=other, use_cache=False).logits[torch.arange(2), other_last].numpy()
-    with whole_folder(output) as staging:
+    with atomic_folder(output) as staging:
         content = {"model": model_folder, "weights": "int8" if int8 else "float32"}
         write_json(staging / ONNX_CONFIG, content | {"vocabulary": loaded.grammar.vocabulary})
         with _quiet():

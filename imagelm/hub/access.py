@@ -5,12 +5,12 @@ from __future__ import annotations
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.client import hub_errors
 from imagelm.utils.errors import InputError
 
 
-def check_access(api: HfApi, options: PushOptions) -> str:
+def check_access(api: HfApi, options: PushArguments) -> str:
     """Asks the Hub who this is and whether it may write, before any file is touched.
 
     Returns:

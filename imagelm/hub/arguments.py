@@ -36,9 +36,9 @@ class RunPush:
     revision: str | None = None
     each_save: bool = False
 
-    def options(self, model_dir: Path, **more: object) -> PushOptions:
+    def options(self, model_dir: Path, **more: object) -> PushArguments:
         """The same as `push_to_hub.py` would be told."""
-        return PushOptions(
+        return PushArguments(
             model_dir=str(model_dir),
             repo_id=self.repo_id,
             token=self.token,
@@ -49,7 +49,7 @@ class RunPush:
 
 
 @dataclass
-class PushOptions:
+class PushArguments:
     """Which folders become which repositories, and how.
 
     Args:

@@ -18,8 +18,8 @@ from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, load_codec
 from imagelm.tokens.grammar import CLS, class_token
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
-from imagelm.utils.atomic_io import table_cell
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import table_cell
 
 TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
 # The oldest versions that were tried, by tests/test_old_transformers.py.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from imagelm.hub.privacy import find_private
 from imagelm.hub.staged import CARD_FILE, Staged
 from imagelm.hub.wholeness import file_problems
-from imagelm.inference.arguments import ModelOptions
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.loading import load_for_inference
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
 from imagelm.tokens.grammar import CLS, IMG, IMG_END
@@ -64,7 +64,7 @@ def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
 def _loading_problems(staged: Staged) -> Iterator[str]:
     """Loads the folder as its users will, and asks it one question."""
     try:
-        loaded = load_for_inference(ModelOptions(model=str(staged.folder)))
+        loaded = load_for_inference(LoadArguments(model=str(staged.folder)))
         if (staged.folder / PROCESSOR_CONFIG).is_file():
             processor = ImageLMProcessor.from_pretrained(staged.folder)
             height, width = processor.codec.image_size

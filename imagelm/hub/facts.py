@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
 from imagelm.models.save import weights_sha256
 from imagelm.utils.artifacts import (
@@ -64,7 +64,7 @@ class CardFacts:
         InputError: The figures were measured on other weights.
     """
 
-    def __init__(self, options: PushOptions, source: Path, folder: Path) -> None:
+    def __init__(self, options: PushArguments, source: Path, folder: Path) -> None:
         self.options, self.folder, self.notes = options, folder, []
         records, _ = without_paths([self._record(source / name) for name in NEEDED])
         self.results, self.run, self.stats, self.arguments, self.selection = records

@@ -11,21 +11,21 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import get_token
 
 from imagelm.hub.access import check_access
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.checks import check_staged
 from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import Staged
 from imagelm.hub.upload import check_tag, look_at, send, validate_cards
-from imagelm.utils.atomic_io import whole_folder, write_json
+from imagelm.utils.atomic_io import atomic_folder, write_json
 from imagelm.utils.errors import HubError, InputError
 
 MANIFEST_FILE = "uploads.json"
 STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
 
 
-def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
+def push(options: PushArguments, say: Callable[[str], None] = print) -> None:
     """Publishes a trained folder, and its data and a demo where asked.
 
     Everything is checked before anything is sent; each repository gets one commit or none.
@@ -65,12 +65,12 @@ def push(options: PushOptions, say: Callable[[str], None] = print) -> None:
             say(f"  {sent.url}")
 
 
-def _preview(options: PushOptions, say: Callable[[str], None]) -> None:
+def _preview(options: PushArguments, say: Callable[[str], None]) -> None:
     """Writes what would be uploaded into a folder; needs no network."""
     folder = options.preview
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
         raise InputError(f"--dry_run {folder} holds other files; name a folder that doesn't exist yet")
-    with whole_folder(folder) as home:
+    with atomic_folder(folder) as home:
         staged = _stage(options, home)
         check_staged(staged, options.token or get_token())
         listing = {
@@ -85,7 +85,7 @@ def _preview(options: PushOptions, say: Callable[[str], None]) -> None:
     say(f"nothing was uploaded; see {folder}")
 
 
-def _stage(options: PushOptions, home: Path) -> list[Staged]:
+def _stage(options: PushArguments, home: Path) -> list[Staged]:
     try:
         return [STAGERS[kind](options, home / kind) for kind in options.repositories]
     except OSError as error:
@@ -94,7 +94,7 @@ def _stage(options: PushOptions, home: Path) -> list[Staged]:
         ) from error
 
 
-def _with_namespaces(options: PushOptions, user: str) -> PushOptions:
+def _with_namespaces(options: PushArguments, user: str) -> PushArguments:
     """A name alone is a repository of the user's own."""
 
     def whole(name: str | None) -> str | None:

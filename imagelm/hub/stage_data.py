@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from imagelm.data.load import load_prepared, load_stats
 from imagelm.data.stats import dataset_card
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import CARD_FILE, DATASET_COPIED, Staged
 from imagelm.utils.artifacts import CODEC_FOLDER, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
@@ -25,7 +25,7 @@ REASONS = dict.fromkeys(("bad_rows.jsonl", RAW_FOLDER), "may name files of this 
 BATCH_ROWS = 1_000  # rows a row group: what the Hub's viewer reads at once
 
 
-def stage_dataset(options: PushOptions, folder: Path) -> Staged:
+def stage_dataset(options: PushArguments, folder: Path) -> Staged:
     """Puts a dataset repository together, in constant memory.
 
     Raises:
@@ -59,7 +59,7 @@ def _write_shards(rows: Dataset, folder: Path, split: str) -> None:
         part.to_parquet(str(folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"), batch_size=BATCH_ROWS)
 
 
-def _card(options: PushOptions, stats: dict, dataset: DatasetDict, shards: Path) -> str:
+def _card(options: PushArguments, stats: dict, dataset: DatasetDict, shards: Path) -> str:
     """The card that `prepare_dataset.py` writes, with what the Hub needs to find the shards."""
     card = DatasetCard(dataset_card(stats))
     features = dataset["train"].features._to_yaml_list()

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResultEntry
 
 from imagelm.evaluation.report import write_plots
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.card import model_card
 from imagelm.hub.facts import CardFacts
 from imagelm.hub.privacy import without_paths
@@ -30,8 +30,8 @@ from imagelm.hub.staged import (
     Staged,
 )
 from imagelm.hub.wholeness import file_problems
-from imagelm.inference.arguments import ClassOptions, DrawOptions, ModelOptions
-from imagelm.inference.generation import draw_images
+from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.pictures import drawn_picture
 from imagelm.models.processor import copy_code
@@ -54,7 +54,7 @@ REASONS = {
 }
 
 
-def stage_model(options: PushOptions, folder: Path) -> Staged:
+def stage_model(options: PushArguments, folder: Path) -> Staged:
     """Puts a model repository together.
 
     Raises:
@@ -138,7 +138,7 @@ def _left_out(source: Path, files: dict[str, Path]) -> list[str]:
     return lines
 
 
-def _write_eval_results(folder: Path, options: PushOptions, facts: CardFacts) -> None:
+def _write_eval_results(folder: Path, options: PushArguments, facts: CardFacts) -> None:
     """The figure in the Hub's newer format, beside `model-index`; it needs a dataset on the Hub to point at.
 
     The Hub shows it where that dataset is registered there as a benchmark, and leaves it alone elsewhere.
@@ -160,10 +160,10 @@ def _write_eval_results(folder: Path, options: PushOptions, facts: CardFacts) ->
 
 def _draw(folder: Path, count: int) -> str | None:
     """Draws images with the staged model; the name of the picture, or None where the codec can't draw."""
-    loaded = load_for_inference(ModelOptions(model=str(folder)))
+    loaded = load_for_inference(LoadArguments(model=str(folder)))
     if not loaded.codec.can_decode:
         return None
-    drawings, _ = draw_images(loaded, DrawOptions(), ClassOptions(num_samples=count), None, count)
+    drawings, _ = generate_images(loaded, GenerationArguments(), ClassArguments(num_samples=count), None, count)
     picture = drawn_picture(loaded, drawings)
     if picture is None:
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.staged import CARD_FILE, Staged
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.atomic_io import write_text
@@ -21,7 +21,7 @@ LIBRARIES = ("safetensors", "torch", "transformers")  # numpy and Pillow come wi
 SDK_VERSION = "6.31.0"  # of gradio, which is no requirement of this project
 
 
-def stage_space(options: PushOptions, folder: Path) -> Staged:
+def stage_space(options: PushArguments, folder: Path) -> Staged:
     """Puts a demo Space together.
 
     Raises:

@@ -14,7 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.client import hub_errors
 from imagelm.hub.staged import CARD_FILE, Staged, is_ours
 from imagelm.utils.errors import HubError, InputError
@@ -52,7 +52,7 @@ class Sent:
     num_same: int
 
 
-def look_at(api: HfApi, kind: str, repo_id: str, options: PushOptions) -> Target:
+def look_at(api: HfApi, kind: str, repo_id: str, options: PushArguments) -> Target:
     """Reads what stands in a repository, and refuses what a push couldn't do there.
 
     Raises:
@@ -104,7 +104,7 @@ def check_tag(staged: Staged, target: Target, tag: str | None) -> None:
         )
 
 
-def send(api: HfApi, staged: Staged, target: Target, options: PushOptions) -> Sent:
+def send(api: HfApi, staged: Staged, target: Target, options: PushArguments) -> Sent:
     """Makes the repository, where it isn't there, and commits what differs; all of it or nothing.
 
     Raises:
@@ -166,7 +166,7 @@ def validate_cards(staged: list[Staged]) -> None:
                 raise InputError(f"{one.kind} {one.repo_id}: the Hub refuses the card's metadata: {error}") from error
 
 
-def _made_ready(api: HfApi, target: Target, options: PushOptions) -> Target:
+def _made_ready(api: HfApi, target: Target, options: PushArguments) -> Target:
     """The repository with its branch, made where it isn't there."""
     kind, repo_id = target.kind, target.repo_id
     if not target.exists:
@@ -179,7 +179,7 @@ def _made_ready(api: HfApi, target: Target, options: PushOptions) -> Target:
     return target
 
 
-def _head_if_complete(api: HfApi, staged: Staged, options: PushOptions) -> str | None:
+def _head_if_complete(api: HfApi, staged: Staged, options: PushArguments) -> str | None:
     """The newest commit where it holds just what was to be sent, else None."""
     if options.create_pr:
         return None

@@ -32,7 +32,7 @@ def option(text: str, modes: tuple[str, ...] = SHARED, **words: object) -> dict[
 
 
 @dataclass
-class ModelOptions:
+class LoadArguments:
     """Model"""
 
     model: str = field(
@@ -64,7 +64,7 @@ class ModelOptions:
 
 
 @dataclass
-class InputOptions:
+class InputArguments:
     """Input (one of tokens, data_files, dataset_dir, images; otherwise standard input)"""
 
     tokens: list[str] | None = field(
@@ -113,7 +113,7 @@ class InputOptions:
 
 
 @dataclass
-class AnswerOptions:
+class AnswerArguments:
     """classify and next_token"""
 
     top: int = field(
@@ -136,8 +136,8 @@ class AnswerOptions:
 
 
 @dataclass
-class DrawOptions:
-    """Drawing (generate, continue); names and meaning as in transformers' GenerationConfig"""
+class GenerationArguments:
+    """GeneratedRow (generate, continue); names and meaning as in transformers' GenerationConfig"""
 
     do_sample: bool = field(default=False, metadata=option("sample (default in generate)", DRAWING))
     greedy: bool = field(
@@ -224,7 +224,7 @@ class DrawOptions:
 
 
 @dataclass
-class ClassOptions:
+class ClassArguments:
     """generate"""
 
     num_samples: int = field(default=8, metadata=option("images to draw (default: 8)", ("generate",), type=int))
@@ -260,7 +260,7 @@ class ClassOptions:
 
 
 @dataclass
-class OutputOptions:
+class OutputArguments:
     """Output"""
 
     output: str | None = field(
@@ -294,7 +294,7 @@ class OutputOptions:
             raise InputError(f"--output_image {self.output_image}: give a name that ends in .png")
 
 
-GROUPS = (ModelOptions, InputOptions, AnswerOptions, DrawOptions, ClassOptions, OutputOptions)
+GROUPS = (LoadArguments, InputArguments, AnswerArguments, GenerationArguments, ClassArguments, OutputArguments)
 
 
 @dataclass
@@ -302,12 +302,12 @@ class InferenceArguments:
     """Everything that `inference.py` was told."""
 
     mode: str
-    model: ModelOptions
-    input: InputOptions
-    answer: AnswerOptions
-    draw: DrawOptions
-    classes: ClassOptions
-    output: OutputOptions
+    model: LoadArguments
+    input: InputArguments
+    answer: AnswerArguments
+    draw: GenerationArguments
+    classes: ClassArguments
+    output: OutputArguments
 
     def __post_init__(self) -> None:
         for group in (self.model, self.input, self.answer, self.draw, self.classes, self.output):
@@ -320,7 +320,7 @@ class InferenceArguments:
         self.check_drawing(self.mode, self.draw, self.classes)
 
     @staticmethod
-    def check_drawing(mode: str, draw: DrawOptions, classes: ClassOptions) -> None:
+    def check_drawing(mode: str, draw: GenerationArguments, classes: ClassArguments) -> None:
         """Refuses to draw the same image several times.
 
         Raises:

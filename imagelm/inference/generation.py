@@ -1,4 +1,4 @@
-"""Drawing: new images, images of a class, and the rest of images.
+"""GeneratedRow: new images, images of a class, and the rest of images.
 
 One idea: transformers' `generate` draws, and a mask built from the grammar leaves only tokens from which a whole row
 can come. The answer at `<CLS>` isn't drawn: of the classes the most probable stays, so a drawn row says what the model
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, set_seed
 
-from imagelm.inference.arguments import ClassOptions, DrawOptions
+from imagelm.inference.arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities
 from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
@@ -76,7 +76,7 @@ class GrammarMask(LogitsProcessor):
 
 
 @dataclass
-class Drawing:
+class GeneratedRow:
     """A drawn row.
 
     Attributes:
@@ -95,8 +95,8 @@ class Drawing:
 
 
 def draw(
-    loaded: LoadedModel, prompts: Tensor, options: DrawOptions, sampling: bool, num_sequences: int = 1
-) -> list[Drawing]:
+    loaded: LoadedModel, prompts: Tensor, options: GenerationArguments, sampling: bool, num_sequences: int = 1
+) -> list[GeneratedRow]:
     """Continues prompts of one length until their rows end.
 
     Args:
@@ -128,12 +128,12 @@ def draw(
         # Such as beams for an architecture whose state can't be reordered, or probabilities that aren't finite.
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{loaded.name} can't draw with these options: {error}") from error
-    return _classified(loaded, [Drawing(_until_end(ids, grammar)) for ids in drawn.cpu().numpy()])
+    return _classified(loaded, [GeneratedRow(_until_end(ids, grammar)) for ids in drawn.cpu().numpy()])
 
 
-def draw_images(
-    loaded: LoadedModel, options: DrawOptions, classes: ClassOptions, label: int | None, batch_size: int
-) -> tuple[list[Drawing], int]:
+def generate_images(
+    loaded: LoadedModel, options: GenerationArguments, classes: ClassArguments, label: int | None, batch_size: int
+) -> tuple[list[GeneratedRow], int]:
     """New images.
 
     Args:
@@ -156,7 +156,7 @@ def draw_images(
         num_draws = wanted * classes.num_candidates
         candidates = [d for d in _stream(loaded, options, num_draws, batch_size) if d.probabilities is not None]
         return sorted(candidates, key=lambda d: -d.probabilities[label])[:wanted], num_draws
-    found: list[Drawing] = []
+    found: list[GeneratedRow] = []
     most, num_draws = wanted * classes.max_draws, 0
     for drawing in _stream(loaded, options, most, batch_size):
         num_draws += 1
@@ -167,8 +167,8 @@ def draw_images(
 
 
 def continue_rows(
-    loaded: LoadedModel, prompts: Sequence[np.ndarray], options: DrawOptions, batch_size: int
-) -> list[list[Drawing]]:
+    loaded: LoadedModel, prompts: Sequence[np.ndarray], options: GenerationArguments, batch_size: int
+) -> list[list[GeneratedRow]]:
     """Continuations of prompts of any lengths; those of equal length are drawn together, so nothing is padded.
 
     Args:
@@ -183,7 +183,7 @@ def continue_rows(
     set_seed(options.seed)
     sampling, several = options.samples("continue"), options.num_return_sequences
     at_once = max(1, batch_size // max(several, options.num_beams))
-    drawn: list[list[Drawing]] = [[] for _ in prompts]
+    drawn: list[list[GeneratedRow]] = [[] for _ in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
@@ -209,7 +209,7 @@ def kept_tokens(num_image_tokens: int, keep_percent: float, grid: tuple[int, int
     return max(1, int(num_image_tokens * keep_percent / 100))
 
 
-def image_length(loaded: LoadedModel, options: DrawOptions) -> int | None:
+def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | None:
     """Tokens of a drawn image; None where the model ends it itself.
 
     Raises:
@@ -230,7 +230,7 @@ def image_length(loaded: LoadedModel, options: DrawOptions) -> int | None:
     return length
 
 
-def longest_row(loaded: LoadedModel, options: DrawOptions) -> int:
+def longest_row(loaded: LoadedModel, options: GenerationArguments) -> int:
     """Most tokens a drawn row can have.
 
     Raises:
@@ -247,7 +247,7 @@ def longest_row(loaded: LoadedModel, options: DrawOptions) -> int:
 
 
 def _generation_config(
-    loaded: LoadedModel, options: DrawOptions, sampling: bool, num_sequences: int, max_length: int
+    loaded: LoadedModel, options: GenerationArguments, sampling: bool, num_sequences: int, max_length: int
 ) -> GenerationConfig:
     # The library would take 50 for a top_k that isn't named.
     warpers = {
@@ -274,7 +274,7 @@ def _begin(loaded: LoadedModel, count: int) -> Tensor:
     return torch.full((count, 1), loaded.grammar.id(IMG))
 
 
-def _stream(loaded: LoadedModel, options: DrawOptions, count: int, batch_size: int) -> Iterator[Drawing]:
+def _stream(loaded: LoadedModel, options: GenerationArguments, count: int, batch_size: int) -> Iterator[GeneratedRow]:
     """`count` images, drawn a batch at a time."""
     for start in range(0, count, batch_size):
         yield from draw(loaded, _begin(loaded, min(batch_size, count - start)), options, sampling=True)
@@ -285,7 +285,7 @@ def _until_end(ids: np.ndarray, grammar: Grammar) -> np.ndarray:
     return ids[: ends[0] + 1] if ends.size else ids
 
 
-def _classified(loaded: LoadedModel, drawings: list[Drawing]) -> list[Drawing]:
+def _classified(loaded: LoadedModel, drawings: list[GeneratedRow]) -> list[GeneratedRow]:
     """The drawings with their rows and, where the images are whole, their classes."""
     for drawing in drawings:
         tokens = [loaded.grammar.tokens[i] if i < loaded.grammar.size else "" for i in drawing.ids]

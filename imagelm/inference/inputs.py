@@ -22,9 +22,9 @@ from tqdm import tqdm
 from imagelm.data.image_form import notes_on_form
 from imagelm.data.jsonl.lines import expand_files, line_chunks
 from imagelm.data.load import load_codec_of, load_prepared
-from imagelm.data.sources.decode import NUM_FRAMES, BadImage, printable, upright_size
+from imagelm.data.sources.decode import NUM_FRAMES, BadImage, upright_size
 from imagelm.data.sources.open import ImageSource, batches, open_images
-from imagelm.inference.arguments import InputOptions
+from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.grammar import EOS, IMG, NUM_FRAME_TOKENS, NUM_TAIL_TOKENS
@@ -32,6 +32,7 @@ from imagelm.tokens.row import NUM_QUESTION_TOKENS, BadRow, Row, parse_row, shor
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import printable
 
 STANDARD_INPUT = "-"
 NUM_SHOWN_PROBLEMS = 20
@@ -56,7 +57,7 @@ class Prompts:
         return self.source.load(row.picture, row.picture + 1)[0]
 
 
-def read_prompts(options: InputOptions, mode: str, loaded: LoadedModel, cut: bool = False) -> Prompts:
+def read_prompts(options: InputArguments, mode: str, loaded: LoadedModel, cut: bool = False) -> Prompts:
     """Reads and checks the input.
 
     Args:
@@ -164,7 +165,7 @@ def _token_rows(lines: Iterable[tuple[str, bytes]], loaded: LoadedModel) -> list
     return rows
 
 
-def _lines(options: InputOptions) -> Iterator[tuple[str, bytes]]:
+def _lines(options: InputArguments) -> Iterator[tuple[str, bytes]]:
     """Every line that isn't blank, with its place."""
     if options.tokens:
         for i, row in enumerate(options.tokens, start=1):
@@ -228,7 +229,7 @@ def _parse_label(label: object, loaded: LoadedModel) -> int | None:
     return label
 
 
-def _dataset_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
+def _dataset_prompts(options: InputArguments, loaded: LoadedModel) -> Prompts:
     dataset, grammar = load_prepared(options.dataset_dir), loaded.grammar
     split = options.split or "test"
     if split not in dataset:
@@ -277,7 +278,7 @@ def _different_tensors(first: Codec, second: Codec) -> set[str]:
     return differ | (first.tensors.keys() ^ second.tensors.keys())
 
 
-def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
+def _image_prompts(options: InputArguments, loaded: LoadedModel) -> Prompts:
     require_codec(loaded, "--images")
     _check_split(options)
     source = open_images(options.images, options.image_column, options.label_column, options.split)
@@ -310,7 +311,7 @@ def _image_prompts(options: InputOptions, loaded: LoadedModel) -> Prompts:
     return prompts
 
 
-def _check_split(options: InputOptions) -> None:
+def _check_split(options: InputArguments) -> None:
     """Refuses a split of what has none; only folders of several splits and Hub datasets do."""
     for name in options.images if options.split else []:
         path = Path(name)
@@ -339,7 +340,7 @@ def _labels(class_names: Sequence[str], loaded: LoadedModel, notes: list[str]) -
     return labels
 
 
-def _input_in_words(options: InputOptions) -> str:
+def _input_in_words(options: InputArguments) -> str:
     if options.images:
         return f"--images {' '.join(options.images)}"
     if options.dataset_dir:

@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from imagelm.accel.attention import use_in
 from imagelm.accel.compile import keep_memory
-from imagelm.inference.arguments import ModelOptions
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.onnx_session import OnnxSession
 from imagelm.models.build import load_model
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
@@ -131,7 +131,7 @@ class LoadedModel:
         return label
 
 
-def load_for_inference(options: ModelOptions) -> LoadedModel:
+def load_for_inference(options: LoadArguments) -> LoadedModel:
     """Loads a trained folder or Hub id.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagelm.inference.generation import Drawing
+from imagelm.inference.generation import GeneratedRow
 from imagelm.inference.inputs import Prompts
 from imagelm.inference.loading import LoadedModel
 from imagelm.tokens.row import Row
@@ -17,7 +17,7 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown, image_grid
 
 
-def drawn_picture(loaded: LoadedModel, drawings: Sequence[Drawing]) -> np.ndarray | None:
+def drawn_picture(loaded: LoadedModel, drawings: Sequence[GeneratedRow]) -> np.ndarray | None:
     """All drawn images in a near square, with their classes; None where none is whole."""
     whole = [drawing for drawing in drawings if _is_decodable(loaded, drawing.row)]
     if not whole:
@@ -31,7 +31,7 @@ def continued_picture(
     loaded: LoadedModel,
     prompts: Prompts,
     kept: Sequence[tuple[Row, int]],
-    drawings: Sequence[Sequence[Drawing]],
+    drawings: Sequence[Sequence[GeneratedRow]],
     summary: list[str],
 ) -> np.ndarray | None:
     """A line for each row: what was given, its completions, and the original where it's known."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelm.inference.arguments import InferenceArguments, InputOptions, check_output_file, settings_of
+from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, settings_of
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
 from imagelm.inference.tasks import answer
@@ -149,18 +149,18 @@ class _Prompt(cmd.Cmd):
     def default(self, line: str) -> None:
         print(f"error: there is no command {line.split()[0]!r}; help lists them")
 
-    def _input(self, line: str) -> InputOptions:
+    def _input(self, line: str) -> InputArguments:
         """A row of tokens, or an image file."""
         if not line:
             raise InputError(
                 f"give a row of tokens{' or an image file' if self.loaded.codec else ''} after the command"
             )
         if line.startswith("<"):
-            return InputOptions(tokens=[line])
+            return InputArguments(tokens=[line])
         file = line if Path(line).exists() else " ".join(_split(line))
         if not Path(file).exists():
             raise InputError(f"{file} is neither a file nor a row of tokens such as <IMG> <Z_012>")
-        return InputOptions(images=[file])
+        return InputArguments(images=[file])
 
     def _run(self, mode: str, **groups: object) -> None:
         """Runs a mode and shows its outcome; after a drawing takes another seed, or the next would be the same."""

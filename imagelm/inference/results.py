@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from imagelm.inference.arguments import OutputOptions
-from imagelm.utils.atomic_io import whole_file
+from imagelm.inference.arguments import OutputArguments
+from imagelm.utils.atomic_io import atomic_file
 from imagelm.utils.image_grid import save_png
 
 WIDEST_CELL = 60
@@ -43,7 +43,7 @@ class Outcome:
     picture: np.ndarray | None = None
 
 
-def deliver(outcome: Outcome, options: OutputOptions) -> None:
+def deliver(outcome: Outcome, options: OutputArguments) -> None:
     """Writes the files and prints the table."""
     if options.output:
         write_jsonl(options.output, outcome.records)
@@ -80,7 +80,7 @@ def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def write_jsonl(file: str | Path, records: Sequence[dict]) -> None:
     """Writes one JSON object a line, whole or not at all."""
-    with whole_file(file) as partial, open(partial, "wb") as stream:
+    with atomic_file(file) as partial, open(partial, "wb") as stream:
         for record in records:
             stream.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 

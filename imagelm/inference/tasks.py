@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from imagelm.evaluation.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
-from imagelm.inference.arguments import AnswerOptions, ClassOptions, DrawOptions, InferenceArguments
-from imagelm.inference.generation import Drawing, continue_rows, draw_images, kept_tokens, longest_row
+from imagelm.inference.arguments import AnswerArguments, ClassArguments, GenerationArguments, InferenceArguments
+from imagelm.inference.generation import GeneratedRow, continue_rows, generate_images, kept_tokens, longest_row
 from imagelm.inference.inputs import Prompts, read_prompts, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.pictures import continued_picture, drawn_picture
@@ -65,7 +65,7 @@ def answer(arguments: InferenceArguments, loaded: LoadedModel) -> Outcome:
     return outcome
 
 
-def classify(loaded: LoadedModel, rows: Sequence[Row], options: AnswerOptions, batch_size: int) -> Outcome:
+def classify(loaded: LoadedModel, rows: Sequence[Row], options: AnswerArguments, batch_size: int) -> Outcome:
     """The class of each row, with probabilities; accuracy where labels are known; scores where asked for."""
     probabilities = class_probabilities(loaded, [row.question(loaded.grammar) for row in rows], batch_size)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, : options.top]
@@ -127,10 +127,10 @@ def next_token(
     )
 
 
-def generate(loaded: LoadedModel, draw: DrawOptions, classes: ClassOptions, batch_size: int) -> Outcome:
+def generate(loaded: LoadedModel, draw: GenerationArguments, classes: ClassArguments, batch_size: int) -> Outcome:
     """New images, with the class that the model itself sees in each."""
     label = None if classes.class_name is None else loaded.require_label(classes.class_name)
-    drawings, num_draws = draw_images(loaded, draw, classes, label, batch_size)
+    drawings, num_draws = generate_images(loaded, draw, classes, label, batch_size)
     records, cells = [], []
     for i, drawing in enumerate(drawings, start=1):
         records.append({"sample": i, **_drawing_entry(loaded, drawing)})
@@ -153,7 +153,7 @@ def generate(loaded: LoadedModel, draw: DrawOptions, classes: ClassOptions, batc
 
 
 def continue_(
-    loaded: LoadedModel, prompts: Prompts, options: DrawOptions, batch_size: int, num_pictures: int
+    loaded: LoadedModel, prompts: Prompts, options: GenerationArguments, batch_size: int, num_pictures: int
 ) -> Outcome:
     """Completes rows; measured against the true remainder where the row was whole."""
     rows = prompts.rows
@@ -225,7 +225,7 @@ def _class_entry(loaded: LoadedModel, label: int, probabilities: np.ndarray) -> 
     return {"label": label, "class": loaded.class_name(label), "probability": float(probabilities[label])}
 
 
-def _drawing_entry(loaded: LoadedModel, drawing: Drawing) -> dict:
+def _drawing_entry(loaded: LoadedModel, drawing: GeneratedRow) -> dict:
     """A drawing as a record; `tokens` and `label` make it a row that `prepare_dataset.py` reads."""
     name = None if drawing.label is None else loaded.class_name(drawing.label)
     return {
@@ -236,7 +236,7 @@ def _drawing_entry(loaded: LoadedModel, drawing: Drawing) -> dict:
     }
 
 
-def _class_cells(loaded: LoadedModel, drawing: Drawing) -> list[str]:
+def _class_cells(loaded: LoadedModel, drawing: GeneratedRow) -> list[str]:
     if drawing.label is None:
         return ["no whole image", ""]
     return [loaded.class_text(drawing.label), f"{drawing.probability:.4f}"]

@@ -23,12 +23,19 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from imagelm.utils.atomic_io import put_in_place, read_json, sync_folder, write_json, write_text
+from imagelm.utils.atomic_io import (
+    WRITE_ERRORS,
+    read_json,
+    replace_folder,
+    sync_folder,
+    why_not_written,
+    write_json,
+    write_text,
+)
 from imagelm.utils.errors import DivergedError, InputError, StorageError
-from imagelm.utils.storage import WRITE_ERRORS, why_not_written
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
-MARK_FILE = "complete.json"
+MANIFEST_FILE = "complete.json"
 DATA_STATE_FILE = "data_state.json"
 WEIGHTS_AND_STEP = "weights or step"
 # What a run can go on without, if it's told to; everything else in a checkpoint it can't.
@@ -111,12 +118,12 @@ class CheckpointWriter:
         (written / "training_args.bin").unlink(missing_ok=True)
         state = {"identity": self.identity, **_position(trainer)}
         write_json(written / DATA_STATE_FILE, state)
-        seal(written)
-        put_in_place(written, checkpoint)
+        write_manifest(written)
+        replace_folder(written, checkpoint)
 
 
 @dataclass
-class Examination:
+class CheckpointReport:
     """What is wrong with a checkpoint.
 
     Attributes:
@@ -160,24 +167,24 @@ class Choice:
     notes: list[str] = field(default_factory=list)
 
 
-def seal(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Writes the completeness mark: one line of JSON and its own SHA-256, so that no byte of it can change unseen."""
     sync_folder(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK_FILE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     content = {
         file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files
     }
     line = json.dumps({"files": content})
-    write_text(folder / MARK_FILE, f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
+    write_text(folder / MANIFEST_FILE, f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
 
 
-def examine(folder: Path) -> Examination:
+def examine(folder: Path) -> CheckpointReport:
     """Compares a checkpoint with its completeness mark, and looks whether its states can be read without a pickle."""
-    found = Examination(folder)
-    files = _read_mark(folder)
+    found = CheckpointReport(folder)
+    files = _read_manifest(folder)
     if files is None:
         found.note(
-            WEIGHTS_AND_STEP, f"no valid {MARK_FILE}, so writing it wasn't finished, or it isn't of this program"
+            WEIGHTS_AND_STEP, f"no valid {MANIFEST_FILE}, so writing it wasn't finished, or it isn't of this program"
         )
         return found
     for name, expected in files.items():
@@ -277,7 +284,7 @@ def intact_part(choice: Choice) -> Path:
     folder = choice.checkpoint.with_name(f".{choice.checkpoint.name}.partial-resume")
     _make_anew(folder)
     left_out = tuple(start for start, part in PARTS.items() if part in choice.missing)
-    for name in _read_mark(choice.checkpoint) or {}:
+    for name in _read_manifest(choice.checkpoint) or {}:
         if not name.startswith(left_out):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(choice.checkpoint / name, folder / name)
@@ -327,10 +334,10 @@ def _position(trainer: Trainer) -> dict:
     }
 
 
-def _read_mark(folder: Path) -> dict | None:
+def _read_manifest(folder: Path) -> dict | None:
     """The files that the mark names; None where it's missing or not as it was written."""
     try:
-        text = (folder / MARK_FILE).read_text(encoding="utf-8")
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
         line, digest, rest = text.split("\n")
         intact = not rest and digest == hashlib.sha256(line.encode()).hexdigest()
         files = json.loads(line)["files"] if intact else None

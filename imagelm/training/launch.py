@@ -21,7 +21,7 @@ from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.atomic_io import check_folder_name
-from imagelm.utils.device import MIXED_PRECISION_VARIABLE, settle_threads
+from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
 from imagelm.utils.errors import InputError
 
 # What a training argument may not be, and why: each would make a figure untrue or leave it out.
@@ -47,7 +47,7 @@ class Launch:
 
     Attributes:
         notes: What was decided, a line each, for the log.
-        computing: How the model computes (`imagelm.accel.compile.Form`), for the run's record.
+        computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
     """
 
     data: DataArguments
@@ -85,7 +85,7 @@ class Launch:
         return self.args.num_train_epochs * num_rows * mean_length / self.args.world_size
 
 
-def settle_launch(
+def resolve_launch(
     data: DataArguments, model: ModelArguments, run: RunArguments, args: TrainingArguments, notes: list[str]
 ) -> Launch:
     """Checks the arguments against the machine and decides what they leave open.
@@ -101,7 +101,7 @@ def settle_launch(
     logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
     args.logging_nan_inf_filter = False  # such a step is never taken; the filter would cost a wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
-    return Launch(data, model, run, args, settle_threads(run.num_threads), notes)
+    return Launch(data, model, run, args, set_num_threads(run.num_threads), notes)
 
 
 def _without_secret(before: str, word: str) -> str:

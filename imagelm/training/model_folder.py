@@ -23,8 +23,7 @@ from imagelm.utils.artifacts import (
     STATS_FILE,
     TRAINING_ARGUMENTS_FILE,
 )
-from imagelm.utils.atomic_io import read_json, whole_folder, write_json, write_text
-from imagelm.utils.storage import told_as_storage_error
+from imagelm.utils.atomic_io import atomic_folder, raise_storage_error, read_json, write_json, write_text
 
 
 def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
@@ -57,7 +56,7 @@ def save_folder(trainer: Trainer, folder: Path, selection: dict) -> None:
     unwrap = functools.partial(trainer.accelerator.unwrap_model, keep_torch_compile=False)
     state_dict = trainer.accelerator.get_state_dict(unwrap(trainer.model_wrapped))
     if trainer.is_world_process_zero():
-        with told_as_storage_error(folder, "What stood there before still does"), whole_folder(folder) as staging:
+        with raise_storage_error(folder, "What stood there before still does"), atomic_folder(folder) as staging:
             save_model(unwrap(trainer.model), staging, trainer.processing_class, state_dict)
             save_tokenizer(trainer.processing_class, staging)
             if trainer.processor:

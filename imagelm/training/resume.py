@@ -103,7 +103,7 @@ def identity(
 
 
 @dataclass
-class Settled:
+class ResumePlan:
     """What happens in the output folder.
 
     Attributes:
@@ -121,7 +121,7 @@ class Settled:
     notes: list[str] = field(default_factory=list)
 
 
-def settle_output(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool = False) -> Settled:
+def plan_resume(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool = False) -> ResumePlan:
     """Decides what happens to what stands in the output folder; call it on the main process alone.
 
     Args:
@@ -140,18 +140,18 @@ def settle_output(args: TrainingArguments, this: dict, overwrite: bool, allow_pa
             raise InputError(f"--output_dir {output} holds files that aren't of a run; choose a new folder")
         if named:
             raise InputError(f"--resume_from_checkpoint {named}: give the checkpoint's own run as --output_dir")
-        return Settled(is_new=True)
+        return ResumePlan(is_new=True)
     remove_leftovers(output, OURS)
     (output / DIVERGED_FILE).unlink(missing_ok=True)
     if overwrite:
         discard(output)
-        return Settled(is_new=True)
+        return ResumePlan(is_new=True)
     notes = _check_same_run(output, this)
     if named and named.resolve().parent != output.resolve():
         raise InputError(f"--resume_from_checkpoint {named} is no checkpoint of --output_dir {output}")
     finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
     if finished and not anew and not named:
-        return Settled(finished=True, notes=notes)
+        return ResumePlan(finished=True, notes=notes)
     if not anew and (settled := _resume(output, this, named, allow_partial, notes)):
         return settled
     if finished or checkpoints(output):
@@ -160,11 +160,11 @@ def settle_output(args: TrainingArguments, this: dict, overwrite: bool, allow_pa
             "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; discard it with --overwrite"])
         )
     discard(output)
-    return Settled(is_new=True, notes=notes)
+    return ResumePlan(is_new=True, notes=notes)
 
 
-def settle_together(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool) -> Settled:
-    """`settle_output` on the main process, which then holds the folder until it ends; every process must call it.
+def plan_resume_together(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool) -> ResumePlan:
+    """`plan_resume` on the main process, which then holds the folder until it ends; every process must call it.
 
     Raises:
         InputError: In every process.
@@ -174,7 +174,7 @@ def settle_together(args: TrainingArguments, this: dict, overwrite: bool, allow_
     if args.process_index == 0:
         try:
             lock_output(Path(args.output_dir))
-            decision = [settle_output(args, this, overwrite, allow_partial), None]
+            decision = [plan_resume(args, this, overwrite, allow_partial), None]
         except InputError as error:
             decision = [None, InputError(str(error))]
         except OSError as error:
@@ -214,7 +214,7 @@ def discard(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, notes: list[str]) -> Settled | None:
+def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, notes: list[str]) -> ResumePlan | None:
     """Where the run goes on; None where there is no checkpoint to go on from."""
     choice = choose_checkpoint(output, named, allow_partial)
     notes += choice.notes
@@ -224,7 +224,7 @@ def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, n
     if theirs is not None:
         _check_same(f"{choice.checkpoint} is of a run", theirs, this)
     source = intact_part(choice) if choice.missing else choice.checkpoint
-    return Settled(str(source), choice.missing, notes=notes)
+    return ResumePlan(str(source), choice.missing, notes=notes)
 
 
 def _check_same_run(output: Path, this: dict) -> list[str]:

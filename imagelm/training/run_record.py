@@ -22,8 +22,7 @@ from transformers import TrainerCallback
 
 from imagelm.training.launch import Launch
 from imagelm.utils.artifacts import RUN_FILE
-from imagelm.utils.atomic_io import read_json, write_json
-from imagelm.utils.storage import told_as_storage_error
+from imagelm.utils.atomic_io import raise_storage_error, read_json, write_json
 
 LIBRARIES = (
     *("accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"),
@@ -115,7 +114,7 @@ class RunRecord(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         """Brings the file up to date."""
         saved = f"checkpoint-{state.global_step} is saved; the same command goes on from it"
-        with told_as_storage_error(self.file, saved):
+        with raise_storage_error(self.file, saved):
             self.update(state.global_step)
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:

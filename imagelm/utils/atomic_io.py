@@ -18,10 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imagelm.utils.errors import InputError
+from safetensors import SafetensorError
 
+from imagelm.utils.errors import InputError, StorageError, describe
+from imagelm.utils.text import first_line
+
+# What a library raises where a write fails; RuntimeError is torch's, and has other meanings too.
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places in one step
-# What `whole_folder` and `whole_file` write beside a final place, and what may be left there by a kill.
+# What `atomic_folder` and `atomic_file` write beside a final place, and what may be left there by a kill.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-[^.]+")
 
 
@@ -64,7 +69,7 @@ def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a staging folder beside `path`; on success it takes the place of `path`, on any error it vanishes."""
     path = Path(path).resolve()
     made = [folder for folder in path.parents if not folder.exists()]
@@ -73,7 +78,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield staging
         os.chmod(staging, 0o777 & ~_umask())
-        put_in_place(staging, path)
+        replace_folder(staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if not path.exists():
@@ -89,18 +94,12 @@ def write_json(path: Path, content: object) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def table_cell(text: str) -> str:
-    """Text as it may stand in a cell of a Markdown table: one line that reads as it is, whatever it holds."""
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\|`*~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
-
-
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to; on success that file takes the place of `path`, on any error it goes."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -161,7 +160,7 @@ def remove_leftovers(folder: Path, names: re.Pattern) -> None:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def put_in_place(staging: Path, path: Path) -> None:
+def replace_folder(staging: Path, path: Path) -> None:
     """Makes a finished folder the one that stands at `path`; one that stood there goes once the new one is in place."""
     sync_folder(staging)
     if not path.exists():
@@ -169,7 +168,7 @@ def put_in_place(staging: Path, path: Path) -> None:
     elif _exchange(staging, path):
         shutil.rmtree(staging, ignore_errors=True)
     else:
-        _put_in_place_of_another(staging, path)
+        _replace_occupied(staging, path)
     _sync(path.parent)
 
 
@@ -181,7 +180,7 @@ def sync_folder(folder: Path) -> None:
         _sync(Path(where))
 
 
-def _put_in_place_of_another(staging: Path, path: Path) -> None:
+def _replace_occupied(staging: Path, path: Path) -> None:
     # Without the exchange the old one steps aside first, and comes back if the new one can't take its place.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.rename(path, old / path.name)
@@ -220,3 +219,43 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def raise_storage_error(path: Path, what_remains: str) -> Iterator[None]:
+    """Turns every failed write into a `StorageError`.
+
+    Args:
+        path: What is being written.
+        what_remains: How things stand then, for people.
+
+    Raises:
+        StorageError: Writing failed.
+    """
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise StorageError(f"{path} can't be written: {why_not_written(error, path.parent)}. {what_remains}") from error
+
+
+def why_not_written(error: Exception, folder: Path) -> str:
+    """The system's reason; of a library that doesn't pass it on, what a small file in `folder` meets.
+
+    Raises:
+        RuntimeError: The error itself, where it has nothing to do with writing.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return describe(error)
+    if isinstance(error, RuntimeError) and not re.search(r"write|writing", str(error)):
+        raise error
+    probe = folder / ".probe.partial-save"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(4 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as found:
+        return describe(found)
+    finally:
+        probe.unlink(missing_ok=True)
+    return first_line(error)

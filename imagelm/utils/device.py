@@ -52,7 +52,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False))
 
 
-def settle_mixed_precision(use_cpu: bool) -> str | None:
+def resolve_mixed_precision(use_cpu: bool) -> str | None:
     """Replaces a launcher's bfloat16 where the device only emulates it; call it before the first `TrainingArguments`.
 
     Args:
@@ -73,7 +73,7 @@ def settle_mixed_precision(use_cpu: bool) -> str | None:
     )
 
 
-def settle_threads(num_threads: int) -> int:
+def set_num_threads(num_threads: int) -> int:
     """Sets the number of CPU threads of this process and returns it.
 
     `accelerate launch` gives a process one OpenMP thread unless told otherwise, which leaves the other cores idle.

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from imagelm.utils.atomic_io import whole_file
+from imagelm.utils.atomic_io import atomic_file
 
 CELL = 96  # small images are enlarged to about this many pixels
 GAP = 8
@@ -95,7 +95,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 def save_png(pixels: np.ndarray, file: str | Path) -> None:
     """Writes a PNG file, whole or not at all."""
-    with whole_file(file) as partial:
+    with atomic_file(file) as partial:
         partial.write_bytes(png_bytes(pixels))
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import inference
 from imagelm.codecs.kmeans import fit_patch_codec
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.inference.arguments import GROUPS, flag_of
@@ -206,7 +206,9 @@ def test_labels_of_a_dataset_go_by_class_name(artist, grammar, tmp_path, infer):
     (tmp_path / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     (tmp_path / "names.json").write_text(json.dumps(["owl", "yak", "cat"]))
     names = {"class_names": str(tmp_path / "names.json")}
-    prepare(PrepareOptions([str(rows)], str(tmp_path / "vocab.json"), str(tmp_path / "data"), **names), command="test")
+    prepare(
+        PrepareArguments([str(rows)], str(tmp_path / "vocab.json"), str(tmp_path / "data"), **names), command="test"
+    )
     words = ("--mode", "classify", "--model", artist, "--dataset_dir", tmp_path / "data")
     printed = infer(*words, "--output", tmp_path / "o")
     theirs = load_prepared(tmp_path / "data")["test"]["label"]

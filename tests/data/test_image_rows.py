@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from imagelm.data import image_rows as encoding
-from imagelm.data.arguments import ImageOptions, PrepareOptions, make_options
+from imagelm.data.arguments import ImageArguments, PrepareArguments, make_options
 from imagelm.data.load import check_disjoint, load_prepared, load_stats
 from imagelm.data.prepare import prepare
 from imagelm.data.sources import decode as image_sources
@@ -453,11 +453,11 @@ def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
 )
 def test_options_for_pictures_that_cannot_work_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        ImageOptions(["x"], **options)
+        ImageArguments(["x"], **options)
 
 
 def test_options_of_the_other_route_are_refused():
-    defaults = {name: field.default for name, field in ImageOptions.__dataclass_fields__.items()}
+    defaults = {name: field.default for name, field in ImageArguments.__dataclass_fields__.items()}
     rows = {"data_files": ["a"], "vocab_file": "v", "output_dir": "o", **defaults, "images": None}
     make_options(rows)
     for name, value in {"keep_images": True, "patch_size": 8, "augment": "hflip", "test_images": ["x"]}.items():
@@ -465,10 +465,10 @@ def test_options_of_the_other_route_are_refused():
             make_options(rows | {name: value})
     for name, value in {"vocab_file": "v", "class_names": "c", "max_length": 99}.items():
         with pytest.raises(InputError, match=f"--{name} goes with --data_files"):
-            PrepareOptions(output_dir="o", images=ImageOptions(["x"]), **{name: value})
-    for given in ({}, {"data_files": ["a"], "vocab_file": "v", "images": ImageOptions(["x"])}):
+            PrepareArguments(output_dir="o", images=ImageArguments(["x"]), **{name: value})
+    for given in ({}, {"data_files": ["a"], "vocab_file": "v", "images": ImageArguments(["x"])}):
         with pytest.raises(InputError, match="one of the two"):
-            PrepareOptions(output_dir="o", **given)
+            PrepareArguments(output_dir="o", **given)
 
 
 # Both routes
@@ -484,7 +484,7 @@ def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
     data, stats = prepare_pictures(tmp_path / "images", tmp_path / "in", **options)
     raw = tmp_path / "images/raw"
     for codec in (str(tmp_path / "images/codec"), None):
-        rows = PrepareOptions(
+        rows = PrepareArguments(
             [str(raw / "rows.jsonl")],
             *(str(raw / "vocab.json"), str(tmp_path / "rows")),
             **{"class_names": str(raw / "class_names.json"), "split_by": "field", "codec": codec, "overwrite": True},
@@ -522,7 +522,7 @@ def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
         ("c", "has 9 entries"),
     ):
         with pytest.raises(InputError, match=said):
-            prepare(PrepareOptions(*raw, codec=str(tmp_path / name / "codec")), command="test")
+            prepare(PrepareArguments(*raw, codec=str(tmp_path / name / "codec")), command="test")
     assert not (tmp_path / "out").exists()
 
 
@@ -536,7 +536,7 @@ def test_class_names_that_are_none_are_refused(tmp_path, content, said):
     (tmp_path / "names.json").write_text(content)
     raw = [[str(tmp_path / "a/raw/rows.jsonl")], str(tmp_path / "a/raw/vocab.json"), str(tmp_path / "out")]
     with pytest.raises(InputError, match=said):
-        prepare(PrepareOptions(*raw, class_names=str(tmp_path / "names.json")), command="test")
+        prepare(PrepareArguments(*raw, class_names=str(tmp_path / "names.json")), command="test")
 
 
 # What is said of them

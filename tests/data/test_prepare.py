@@ -11,7 +11,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import check_disjoint, load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.data.splits import TEST, _stratified
@@ -22,7 +22,7 @@ from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
 def prepare_rows(folder: Path, rows: list[dict], vocab_file: Path, **options) -> tuple[datasets.DatasetDict, dict]:
     file = write_jsonl(folder / "rows.jsonl", rows)
     output = folder / options.pop("name", "out")
-    stats = prepare(PrepareOptions([str(file)], str(vocab_file), str(output), **options), command="test")
+    stats = prepare(PrepareArguments([str(file)], str(vocab_file), str(output), **options), command="test")
     return load_prepared(output), stats
 
 
@@ -172,7 +172,7 @@ def test_a_class_too_small_to_be_stratified_is_named(tmp_path, grammar, vocab_fi
 )
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        PrepareOptions(["a"], "v", "o", **options)
+        PrepareArguments(["a"], "v", "o", **options)
 
 
 def command(tmp_path: Path, vocab_file: Path, *words: str) -> list[object]:
@@ -198,13 +198,13 @@ def test_no_folder_is_left_behind_and_problems_stand_in_the_order_of_lines(tmp_p
     rows = [{"tokens": "x", "label": 0}, {"label": 0}, {"tokens": "y", "label": 0}]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     before = sorted(tmp_path.rglob("*"))
-    options = PrepareOptions([str(file)], str(vocab_file), str(tmp_path / "new/deep/out"))
+    options = PrepareArguments([str(file)], str(vocab_file), str(tmp_path / "new/deep/out"))
     with pytest.raises(InputError) as error:
         prepare(options, command="test")
     assert [line.split(":")[1] for line in str(error.value).splitlines()[1:4]] == ["1", "2", "3"]
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(InputError, match="is a file"):
-        PrepareOptions([str(file)], str(vocab_file), str(file / "out"))
+        PrepareArguments([str(file)], str(vocab_file), str(file / "out"))
 
 
 def test_skipped_rows_are_kept_in_a_file_with_their_reasons(tmp_path, vocab_file):
@@ -270,7 +270,7 @@ def test_all_999_tails_of_the_predecessor_are_mended(tmp_path):
     assert done.returncode == 0, done.stderr
     data = load_prepared(tmp_path / "out")
     stats = json.loads((tmp_path / "out/stats.json").read_text())
-    assert stats["mended_tails"] == len(data["train"]) + len(data["test"]) == 999
+    assert stats["repaired_tails"] == len(data["train"]) + len(data["test"]) == 999
     vocabulary = json.loads((folder / "vocab.json").read_text())
     for split in data.values():
         ids = np.array(split["input_ids"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagelm.inference.arguments import ModelOptions
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.onnx_session import ONNX_CONFIG, OnnxSession
 from tests.conftest import run
@@ -30,7 +30,7 @@ def exported(trained, tmp_path_factory):
 
 
 def test_the_graph_has_the_models_logits_at_any_length_and_position(trained, exported):
-    model = load_for_inference(ModelOptions(model=str(trained / "best_model"))).model
+    model = load_for_inference(LoadArguments(model=str(trained / "best_model"))).model
     session = OnnxSession(exported["float32"])
     for rows, length in ((1, 2), (5, 7), (2, 12)):
         ids = torch.randint(model.config.vocab_size, (rows, length))

@@ -17,13 +17,13 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
-from imagelm.training.checkpoint import MARK_FILE, examine, seal
+from imagelm.training.checkpoint import MANIFEST_FILE, examine, write_manifest
 from imagelm.training.model_folder import save_folder
-from imagelm.training.resume import lock_output, settle_output
+from imagelm.training.resume import lock_output, plan_resume
 from imagelm.utils.errors import InputError, StorageError, describe
 from tests.conftest import ROOT, TINY, train
 from tests.faults.common import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
@@ -46,7 +46,7 @@ def settle(output: Path, identity: dict | None = None, **options):
     named = options.pop("named", None)
     args = TrainingArguments(output_dir=str(output), resume_from_checkpoint=named and str(named), use_cpu=True)
     identity = identity or json.loads((output / "run.json").read_text())["identity"]
-    return settle_output(args, identity, overwrite=False, **options)
+    return plan_resume(args, identity, overwrite=False, **options)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_missing_state_is_an_error_unless_it_is_allowed_and_weights_and_step_a
     assert settled.missing == [PARTS[name]]
     assert settled.notes[-1] == f"{cut / 'checkpoint-120'} is resumed without its {PARTS[name]}"
     given = {file.name for file in Path(settled.checkpoint).iterdir()}
-    assert given == {file.name for file in (cut / "checkpoint-120").iterdir()} - {MARK_FILE}
+    assert given == {file.name for file in (cut / "checkpoint-120").iterdir()} - {MANIFEST_FILE}
 
 
 def test_a_named_checkpoint_is_taken_if_it_is_whole(cut):
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_diff
     mine = state["identity"][field]
     state["identity"][field] = "another"
     (cut / "checkpoint-120/data_state.json").write_text(json.dumps(state))
-    seal(cut / "checkpoint-120")
+    write_manifest(cut / "checkpoint-120")
     with pytest.raises(InputError) as error:
         settle(cut)
     assert f"{cut / 'checkpoint-120'} is of a run that differs in\n  {field}: another there, {mine} now" in str(
@@ -197,7 +197,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_mark(cut, name
             (cut / "checkpoint-120" / name).write_bytes(pickle.dumps(Payload(ran)))
         else:
             torch.save({"state": Payload(ran)}, cut / "checkpoint-120" / name)
-        seal(cut / "checkpoint-120")
+        write_manifest(cut / "checkpoint-120")
         settled = settle(cut)
         assert settled.checkpoint == str(cut / "checkpoint-110")
         assert f"{name} can't be read" in settled.notes[0]
@@ -208,11 +208,11 @@ def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_mark(cut, name
 
 def test_a_mark_that_leads_out_of_its_folder_is_no_mark(cut):
     folder = cut / "checkpoint-120"
-    content = json.loads((folder / MARK_FILE).read_text().split("\n")[0])
+    content = json.loads((folder / MANIFEST_FILE).read_text().split("\n")[0])
     (cut / "outside").write_text("x")
     content["files"]["../outside"] = {"bytes": 1, "sha256": "0"}
     line = json.dumps(content)
-    (folder / MARK_FILE).write_text(f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
+    (folder / MANIFEST_FILE).write_text(f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
     assert "no valid complete.json" in examine(folder).why
 
 
@@ -362,11 +362,11 @@ def test_a_file_size_limit_is_told_like_a_full_disk(prepared, tmp_path):
 def test_preparing_on_a_full_disk_leaves_the_earlier_dataset_as_it_was(prepared, tmp_path, vocab_file):
     options = {"data_files": [str(prepared.parent / "rows.jsonl")], "vocab_file": str(vocab_file)}
     with mounted(tmp_path / "small", "size=1m") as small:
-        prepare(PrepareOptions(output_dir=str(small / "data"), **options), command="test")
+        prepare(PrepareArguments(output_dir=str(small / "data"), **options), command="test")
         before = {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()}
         (small / "ballast").write_bytes(bytes(shutil.disk_usage(small).free - 8192))
         with pytest.raises(OSError, match="No space left on device") as error:
-            prepare(PrepareOptions(output_dir=str(small / "data"), overwrite=True, **options), command="test")
+            prepare(PrepareArguments(output_dir=str(small / "data"), overwrite=True, **options), command="test")
         assert "free some space" in describe(error.value)
         assert {file: file.read_bytes() for file in (small / "data").rglob("*") if file.is_file()} == before
         assert sorted(entry.name for entry in small.iterdir()) == ["ballast", "data"]

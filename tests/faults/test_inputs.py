@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from imagelm.commands.parser import expand_config
 from imagelm.commands.train_parser import parse_launch
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl import lines
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
@@ -217,7 +217,7 @@ def strange_files(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_files_that_are_none_are_refused_with_a_message_and_no_output(tmp_path, vocab_file):
     for name, (file, said) in strange_files(tmp_path).items():
         with pytest.raises(InputError) as error:
-            prepare(PrepareOptions([str(file)], str(vocab_file), str(tmp_path / "out")), command="test")
+            prepare(PrepareArguments([str(file)], str(vocab_file), str(tmp_path / "out")), command="test")
         assert said in str(error.value), name
         assert not (tmp_path / "out").exists(), name
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from imagelm.data.load import load_prepared
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.card import OLDEST_FOR_PIPELINE, OLDEST_TRANSFORMERS
 from imagelm.hub.stage_model import stage_model
 from tests.separate import environment, install
@@ -46,7 +46,7 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_old_version_reads_the_repository_and_gives_the_same_logits(version: str, pictured: Path, tmp_path: Path):
-    staged = stage_model(PushOptions(str(pictured / "out/best_model"), "me/x", num_drawings=0), tmp_path / "model")
+    staged = stage_model(PushArguments(str(pictured / "out/best_model"), "me/x", num_drawings=0), tmp_path / "model")
     row = load_prepared(pictured / "data")["test"][0]["input_ids"]
     text = json.loads((staged.folder / "eval_results.json").read_text())["example_row"]
     picture = ""

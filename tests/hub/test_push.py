@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from imagelm.data.load import load_prepared
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.push import push
 from imagelm.hub.stage_model import stage_model
 from imagelm.hub.staged import Staged
@@ -129,15 +129,15 @@ def here(hub: LocalHub, online: None, monkeypatch: pytest.MonkeyPatch) -> LocalH
 
 
 @pytest.fixture
-def options(pictured: Path) -> PushOptions:
-    return PushOptions(str(pictured / "out/best_model"), MODEL, num_drawings=0)
+def options(pictured: Path) -> PushArguments:
+    return PushArguments(str(pictured / "out/best_model"), MODEL, num_drawings=0)
 
 
 @pytest.fixture(scope="module")
 def staged(pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Staged:
     """The model's repository, put together once."""
     folder = tmp_path_factory.mktemp("staged") / "model"
-    return stage_model(PushOptions(str(pictured / "out/best_model"), MODEL, num_drawings=0), folder)
+    return stage_model(PushArguments(str(pictured / "out/best_model"), MODEL, num_drawings=0), folder)
 
 
 def stored(hub: LocalHub, repo_id: str = MODEL, kind: str = "model") -> dict[str, bytes]:
@@ -268,7 +268,7 @@ def test_the_same_push_again_sends_nothing(published: Published):
 # What differs
 
 
-def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options: PushOptions):
+def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options: PushArguments):
     push(options, say=lambda line: None)
     before = here.uploaded_bytes()
     push(replace(options, license="mit"), say=lambda line: None)
@@ -277,7 +277,7 @@ def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options
     assert {path for path in newest.files if newest.files[path] != older.files.get(path)} == {"README.md"}
 
 
-def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, options: PushOptions):
+def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, options: PushArguments):
     push(options, say=lambda line: None)
     old = {"model-00001-of-00002.safetensors": b"old weights", "LICENSE": b"ours", "notes/more.md": b"ours"}
     here.commit(MODEL, old)
@@ -288,7 +288,7 @@ def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, option
     assert any("1 old ones deleted" in line for line in lines)
 
 
-def test_a_branch_is_made_and_main_stays(here: LocalHub, options: PushOptions):
+def test_a_branch_is_made_and_main_stays(here: LocalHub, options: PushArguments):
     push(options, say=lambda line: None)
     main = here.repo(MODEL).refs["branches"]["main"]
     push(replace(options, revision="trial", license="mit"), say=lambda line: None)
@@ -296,7 +296,7 @@ def test_a_branch_is_made_and_main_stays(here: LocalHub, options: PushOptions):
     assert refs["main"] == main != refs["trial"]
 
 
-def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushOptions):
+def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushArguments):
     push(options, say=lambda line: None)
     main = here.repo(MODEL).refs["branches"]["main"]
     lines = []
@@ -305,7 +305,7 @@ def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushOptio
     assert any("/discussions/1" in line for line in lines)
 
 
-def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options: PushOptions):
+def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options: PushArguments):
     push(options, say=lambda line: None)
     theirs = replace(options, create_pr=True, license="mit", token=BOB.secret)
     for _ in range(2):
@@ -326,14 +326,14 @@ def test_a_pull_request_needs_something_to_be_opened_on(here: LocalHub, options,
     assert here.exists(MODEL) == bool(more)
 
 
-def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options: PushOptions):
+def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options: PushArguments):
     push(replace(options, private=True), say=lambda line: None)
     assert here.repo(MODEL).meta["private"] is True
     with pytest.raises(OSError):
         HfApi(endpoint=here.endpoint, token=False).model_info(MODEL)
 
 
-def test_a_name_alone_is_a_repository_of_ones_own(here: LocalHub, options: PushOptions):
+def test_a_name_alone_is_a_repository_of_ones_own(here: LocalHub, options: PushArguments):
     push(replace(options, repo_id="mine"), say=lambda line: None)
     assert (
         "model: alice/mine" not in stored(here, "alice/mine") and b"# mine" in stored(here, "alice/mine")["README.md"]
@@ -348,7 +348,7 @@ def test_an_upload_cut_at_ten_points_leaves_the_old_version_and_the_next_run_com
     hub: LocalHub,
     either_api: HfApi,  # noqa: F811
     staged: Staged,
-    options: PushOptions,
+    options: PushArguments,
     tmp_path: Path,
 ):
     send(either_api, staged, look_at(either_api, "model", MODEL, options), options)
@@ -376,7 +376,7 @@ def test_large_files_that_arrived_before_a_cut_are_not_sent_twice(
     hub: LocalHub,
     either_api: HfApi,  # noqa: F811
     staged: Staged,
-    options: PushOptions,
+    options: PushArguments,
 ):
     hub.faults.answer(500, "/commit/")
     with pytest.raises(HubError, match="500"):
@@ -389,7 +389,7 @@ def test_large_files_that_arrived_before_a_cut_are_not_sent_twice(
     assert stored(hub) == content(staged)
 
 
-def test_a_commit_whose_answer_is_lost_counts_as_made(here: LocalHub, staged: Staged, options: PushOptions, api):  # noqa: F811
+def test_a_commit_whose_answer_is_lost_counts_as_made(here: LocalHub, staged: Staged, options: PushArguments, api):  # noqa: F811
     here.faults.lose_answer("/commit/")
     sent = send(api, staged, look_at(api, "model", MODEL, options), options)
     assert sent.num_sent == len(staged.files)
@@ -435,7 +435,7 @@ def test_a_refusal_says_what_to_do(here: LocalHub, options, status: int, path: s
     assert str(status) in str(refused.value)
 
 
-def test_a_busy_hub_is_asked_again(here: LocalHub, staged: Staged, options: PushOptions, api):  # noqa: F811
+def test_a_busy_hub_is_asked_again(here: LocalHub, staged: Staged, options: PushArguments, api):  # noqa: F811
     here.faults.answer(429, "/preupload/", times=1, headers={"Retry-After": "1"})
     send(api, staged, look_at(api, "model", MODEL, options), options)
     assert [one.status for one in here.asked("/preupload/")][:2] == [429, 200]
@@ -467,14 +467,14 @@ def test_who_may_not_write_is_told_before_anything_is_put_together(here: LocalHu
     assert not lines and paths_asked(here) == {"/api/whoami-v2"}
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(here: LocalHub, options: PushOptions, api):  # noqa: F811
+def test_a_public_repository_is_not_taken_for_a_private_one(here: LocalHub, options: PushArguments, api):  # noqa: F811
     api.create_repo(MODEL)
     with pytest.raises(InputError, match="there and public"):
         push(replace(options, private=True), say=lambda line: None)
     assert stored(here) == {}
 
 
-def test_a_tag_never_moves(here: LocalHub, options: PushOptions):
+def test_a_tag_never_moves(here: LocalHub, options: PushArguments):
     push(replace(options, tag="v1"), say=lambda line: None)
     with pytest.raises(InputError, match="has a tag v1 already"):
         push(replace(options, tag="v1", license="mit"), say=lambda line: None)
@@ -494,7 +494,7 @@ def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositorie
     assert len(here.repo(ROWS, "dataset").history()) == 2
 
 
-def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushOptions):
+def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushArguments):
     here.faults.answer(500, "/tag/", times=None)
     with pytest.raises(HubError):
         push(replace(options, tag="v1"), say=lambda line: None)
@@ -514,7 +514,7 @@ def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
 
 
 def test_nothing_is_sent_of_a_folder_with_a_secret(
-    here: LocalHub, options: PushOptions, pictured: Path, tmp_path: Path
+    here: LocalHub, options: PushArguments, pictured: Path, tmp_path: Path
 ):
     folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
     (folder / "generation_config.json").write_text(json.dumps({"note": BOB.secret}))
@@ -543,7 +543,7 @@ def test_wrong_options_end_with_code_2_and_one_line(pictured: Path, change: list
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_dry_run_never_replaces_other_files(options: PushOptions, tmp_path: Path):
+def test_a_dry_run_never_replaces_other_files(options: PushArguments, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="holds other files"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.stage_space import SDK_VERSION, stage_space
 from tests.conftest import CLASSES
 from tests.separate import environment, install
@@ -44,7 +44,7 @@ def gradio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def app(gradio: Path, model: Path, tmp_path: Path):
     """The demo's address while it runs."""
-    options = PushOptions(str(model), "me/model", space_repo_id="me/demo")
+    options = PushArguments(str(model), "me/model", space_repo_id="me/demo")
     staged = stage_space(options, tmp_path / "space")
     more = {"MODEL_ID": str(model), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(tmp_path / "temporary")}
     log = tmp_path / "log.txt"

@@ -20,15 +20,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imagelm.data.load import load_prepared
 from imagelm.hub import stage_data as dataset_repo
-from imagelm.hub.arguments import PushOptions
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.checks import check_staged
 from imagelm.hub.privacy import find_private, without_paths
 from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import DATASET_FILES, Staged
-from imagelm.utils.atomic_io import table_cell
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
 from tests.conftest import CLASSES
 from tests.pictures import class_folder, prepare_pictures, smooth_pictures
@@ -43,7 +43,7 @@ def folder(pictured: Path, tmp_path: Path) -> Path:
 
 
 def stage(folder: Path, tmp_path: Path, **more: object) -> Staged:
-    return stage_model(PushOptions(str(folder), MODEL, num_drawings=0, **more), tmp_path / "staged")
+    return stage_model(PushArguments(str(folder), MODEL, num_drawings=0, **more), tmp_path / "staged")
 
 
 def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: Path):
@@ -147,7 +147,7 @@ def test_nothing_of_a_prepared_folder_goes_out_but_the_data(pictured: Path, tmp_
     data = Path(shutil.copytree(pictured / "data", tmp_path / "data"))
     for name in ("tokenizer/.env", "codec/state.pkl", "me.png", "bad_rows.jsonl"):
         (data / name).write_text("mine")
-    options = PushOptions("x", MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
+    options = PushArguments("x", MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")
     assert not [name for name in staged.files if name.endswith((".env", ".pkl", "bad_rows.jsonl", "me.png"))]
     assert set(staged.files) <= {*DATASET_FILES, *(f"data/{side}-00000-of-00001.parquet" for side in ("train", "test"))}
@@ -164,7 +164,7 @@ def test_shards_together_hold_the_rows_in_order_and_the_pictures(tmp_path: Path,
     class_folder(tmp_path / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
     prepare_pictures(tmp_path / "data", tmp_path / "in", keep_images=True)
     monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 2_000)
-    options = PushOptions("x", MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
+    options = PushArguments("x", MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")
     check_staged([staged], None)
     assert len([name for name in staged.files if name.startswith("data/train-")]) > 2
@@ -275,11 +275,11 @@ def test_weights_in_several_files_go_out_and_strays_stay(folder: Path, tmp_path:
     assert "left out: best_model/model-00009-of-00009.safetensors (not of a model)" in staged.notes
     (folder / shards[0]).unlink()
     with pytest.raises(InputError, match=f"names {shards[0]}, which isn't there"):
-        stage_model(PushOptions(str(folder), MODEL, num_drawings=0), tmp_path / "again")
+        stage_model(PushArguments(str(folder), MODEL, num_drawings=0), tmp_path / "again")
 
 
 def test_a_space_asks_for_versions_that_an_index_has(folder: Path, tmp_path: Path):
-    options = PushOptions(str(folder), "me/x", space_repo_id="me/2024", license="mit", private=True)
+    options = PushArguments(str(folder), "me/x", space_repo_id="me/2024", license="mit", private=True)
     staged = stage_space(options, tmp_path / "space")
     check_staged([staged], None)
     assert "+" not in (staged.folder / "requirements.txt").read_text()

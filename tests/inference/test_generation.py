@@ -1,4 +1,4 @@
-"""Drawing, the grammar mask, and the answers of a model: each against brute force on tiny real models."""
+"""GeneratedRow, the grammar mask, and the answers of a model: each against brute force on tiny real models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from imagelm.evaluation.similarity import bleu, rouge, similarity, token_accuracy
-from imagelm.inference.arguments import ClassOptions, DrawOptions
-from imagelm.inference.generation import GrammarMask, continue_rows, draw_images, kept_tokens
+from imagelm.inference.arguments import ClassArguments, GenerationArguments
+from imagelm.inference.generation import GrammarMask, continue_rows, generate_images, kept_tokens
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.models.arguments import ModelArguments
@@ -125,7 +125,7 @@ def test_where_repetition_rules_forbid_all_the_grammar_allows_the_grammar_wins()
     assert masked.isfinite().sum() == 2
 
 
-# Drawing
+# GeneratedRow
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_where_repetition_rules_forbid_all_the_grammar_allows_the_grammar_wins()
     ids=str,
 )
 def test_every_way_of_drawing_gives_whole_rows(small, options):
-    draw = DrawOptions(**options)
+    draw = GenerationArguments(**options)
     first = [small.grammar.id(IMG)]
     prompts = [first, [*first, small.grammar.code_ids[0]], [*first, *small.grammar.code_ids[:2]]]
     drawings = continue_rows(small, [np.array(prompt) for prompt in prompts], draw, batch_size=4)
@@ -162,7 +162,7 @@ def test_greedy_drawing_takes_the_most_probable_allowed_token_at_each_step(loade
     steps = [grammar.code_ids] * 9 + [[grammar.id(IMG_END)], [grammar.id(CLS)], grammar.class_ids, [grammar.id(EOS)]]
     for allowed in steps:
         row.append(int(max(allowed, key=lambda i: logits_of(loaded, row)[-1, i])))
-    draw = DrawOptions(greedy=True, num_image_tokens=9)
+    draw = GenerationArguments(greedy=True, num_image_tokens=9)
     drawing = continue_rows(loaded, [np.array(row[:1])], draw, 1)[0][0]
     assert drawing.ids.tolist() == row
 
@@ -176,8 +176,8 @@ def test_beam_search_finds_the_most_probable_image_of_all(small):
         shares = logits_of(small, row).log_softmax(-1)
         scores[tuple(int(i) for i in row)] = sum(shares[i, token].item() for i, token in enumerate(row[1:]))
     expected = sorted(scores, key=scores.get, reverse=True)
-    options = DrawOptions(num_beams=9, num_image_tokens=2)
-    drawings, _ = draw_images(small, options, ClassOptions(num_samples=4), None, 4)
+    options = GenerationArguments(num_beams=9, num_image_tokens=2)
+    drawings, _ = generate_images(small, options, ClassArguments(num_samples=4), None, 4)
     assert [tuple(drawing.ids.tolist()) for drawing in drawings] == expected[:4]
 
 
@@ -189,8 +189,8 @@ def test_sampling_follows_the_models_probabilities_among_the_allowed_tokens(load
     logits = logits_of(loaded, [loaded.grammar.id(IMG)])[0, codes] / options.get("temperature", 1.0)
     logits[logits < logits.sort(descending=True).values[num_kept - 1]] = -torch.inf
     expected = logits.softmax(-1).numpy()
-    draw, classes = DrawOptions(num_image_tokens=1, **options), ClassOptions(num_samples=count)
-    drawn = Counter(int(d.row.body[0]) for d in draw_images(loaded, draw, classes, None, 500)[0])
+    draw, classes = GenerationArguments(num_image_tokens=1, **options), ClassArguments(num_samples=count)
+    drawn = Counter(int(d.row.body[0]) for d in generate_images(loaded, draw, classes, None, 500)[0])
     shares = np.array([drawn[int(code)] for code in codes]) / count
     assert shares[expected == 0].sum() == 0
     assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / count)
@@ -198,14 +198,14 @@ def test_sampling_follows_the_models_probabilities_among_the_allowed_tokens(load
 
 def test_by_default_any_token_may_be_drawn():
     many = tiny(shuffled(80, 2), 7, sharpness=0.01)  # nearly flat; the library alone would leave 50
-    draw, classes = DrawOptions(num_image_tokens=1), ClassOptions(num_samples=1500)
-    assert len({int(d.row.body[0]) for d in draw_images(many, draw, classes, None, 500)[0]}) == 80
+    draw, classes = GenerationArguments(num_image_tokens=1), ClassArguments(num_samples=1500)
+    assert len({int(d.row.body[0]) for d in generate_images(many, draw, classes, None, 500)[0]}) == 80
 
 
 def test_a_seed_draws_the_same_images_again_and_another_seed_others(loaded):
     def bodies(seed: int) -> list[str]:
-        draw = DrawOptions(seed=seed, num_image_tokens=9, temperature=3.0)
-        return [loaded.text(d.ids) for d in draw_images(loaded, draw, ClassOptions(num_samples=5), None, 2)[0]]
+        draw = GenerationArguments(seed=seed, num_image_tokens=9, temperature=3.0)
+        return [loaded.text(d.ids) for d in generate_images(loaded, draw, ClassArguments(num_samples=5), None, 2)[0]]
 
     assert bodies(1) == bodies(1)
     assert bodies(1) != bodies(2)
@@ -214,37 +214,37 @@ def test_a_seed_draws_the_same_images_again_and_another_seed_others(loaded):
 def test_prompts_of_any_lengths_are_continued_as_if_each_stood_alone(loaded):
     first = loaded.grammar.id(IMG)
     prompts = [np.array([first, *body[:5]]) for body in random_bodies(loaded.grammar, 12)]
-    draw = DrawOptions(greedy=True, num_image_tokens=7)
+    draw = GenerationArguments(greedy=True, num_image_tokens=7)
     together = [several[0].ids.tolist() for several in continue_rows(loaded, prompts, draw, 5)]
     assert together == [continue_rows(loaded, [prompt], draw, 1)[0][0].ids.tolist() for prompt in prompts]
 
 
 def test_rejection_keeps_the_first_of_the_class_and_says_how_many_it_drew(loaded):
-    draw = DrawOptions(num_image_tokens=4, temperature=3.0)
-    everything, _ = draw_images(loaded, draw, ClassOptions(num_samples=64), None, 16)
+    draw = GenerationArguments(num_image_tokens=4, temperature=3.0)
+    everything, _ = generate_images(loaded, draw, ClassArguments(num_samples=64), None, 16)
     label = Counter(drawing.label for drawing in everything).most_common()[-1][0]
     hits = [i for i, drawing in enumerate(everything) if drawing.label == label]
     wanted = min(len(hits), 3)
-    found, num_draws = draw_images(loaded, draw, ClassOptions(num_samples=wanted), label, 16)
+    found, num_draws = generate_images(loaded, draw, ClassArguments(num_samples=wanted), label, 16)
     assert [d.ids.tolist() for d in found] == [everything[i].ids.tolist() for i in hits[:wanted]]
     assert num_draws == hits[wanted - 1] + 1
-    short, num_draws = draw_images(loaded, draw, ClassOptions(num_samples=40, max_draws=1), label, 16)
+    short, num_draws = generate_images(loaded, draw, ClassArguments(num_samples=40, max_draws=1), label, 16)
     assert (len(short), num_draws) == (sum(i < 40 for i in hits), 40)
 
 
 def test_likelihood_keeps_those_with_the_highest_probability_of_the_class(loaded):
-    draw = DrawOptions(num_image_tokens=4, temperature=3.0)
-    everything, _ = draw_images(loaded, draw, ClassOptions(num_samples=20), None, 8)
+    draw = GenerationArguments(num_image_tokens=4, temperature=3.0)
+    everything, _ = generate_images(loaded, draw, ClassArguments(num_samples=20), None, 8)
     shares = class_probabilities(loaded, questions_of(loaded.grammar, [d.row.body for d in everything]), 4)[:, 1]
-    classes = ClassOptions(num_samples=4, num_candidates=5, condition="likelihood")
-    kept, num_draws = draw_images(loaded, draw, classes, 1, 8)
+    classes = ClassArguments(num_samples=4, num_candidates=5, condition="likelihood")
+    kept, num_draws = generate_images(loaded, draw, classes, 1, 8)
     assert num_draws == 20
     assert [float(d.probabilities[1]) for d in kept] == pytest.approx(sorted(shares, reverse=True)[:4], abs=1e-6)
 
 
 def test_without_the_mask_what_is_no_image_has_no_class(loaded):
-    draw = DrawOptions(no_grammar=True, temperature=8.0)
-    drawings, _ = draw_images(loaded, draw, ClassOptions(num_samples=30), None, 30)
+    draw = GenerationArguments(no_grammar=True, temperature=8.0)
+    drawings, _ = generate_images(loaded, draw, ClassArguments(num_samples=30), None, 30)
     explained = [loaded.grammar.explain(loaded.text(d.ids).split(), 0) for d in drawings]
     assert sum(reason is not None for reason in explained) > 20  # random weights don't know the grammar
     assert any(drawing.label is None for drawing in drawings)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
 
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_codec_of, load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.models.processor import make_processor
@@ -145,7 +145,7 @@ def test_a_grey_codec_with_another_order_of_ids_makes_and_reads_its_own_rows(tmp
     (raw / "vocab.json").write_text(json.dumps(dict(zip(vocabulary, order, strict=True))))
     files = {"data_files": [str(raw / "rows.jsonl")], "vocab_file": str(raw / "vocab.json")}
     options = {"split_by": "field", "codec": str(tmp_path / "images/codec"), "output_dir": str(tmp_path / "rows")}
-    prepare(PrepareOptions(**files, **options), command="test")
+    prepare(PrepareArguments(**files, **options), command="test")
     rows = load_prepared(tmp_path / "rows")["train"]
     assert rows["input_ids"][:] == [[order[i] for i in row] for row in data["train"]["input_ids"]]
     tokenizer, codec = load_tokenizer(tmp_path / "rows/tokenizer"), load_codec_of(tmp_path / "rows")

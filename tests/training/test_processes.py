@@ -78,7 +78,7 @@ def test_processes_that_would_each_train_alone_are_refused(prepared, tmp_path):
 
 def test_the_launcher_s_single_openmp_thread_is_undone():
     code = (
-        "from imagelm.utils.device import settle_threads; import torch, os; settle_threads(0); "
+        "from imagelm.utils.device import set_num_threads; import torch, os; set_num_threads(0); "
         "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
     )
     threads, cores = run("-c", code, OMP_NUM_THREADS="1").stdout.split()
@@ -93,10 +93,10 @@ def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):
 
     monkeypatch.setenv(precision.MIXED_PRECISION_VARIABLE, "bf16")
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: True)
-    assert precision.settle_mixed_precision(use_cpu=True) is None
+    assert precision.resolve_mixed_precision(use_cpu=True) is None
     assert precision.os.environ[precision.MIXED_PRECISION_VARIABLE] == "bf16"
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: False)
-    assert "fp32" in precision.settle_mixed_precision(use_cpu=True)
+    assert "fp32" in precision.resolve_mixed_precision(use_cpu=True)
     assert precision.os.environ[precision.MIXED_PRECISION_VARIABLE] == "no"
 
 

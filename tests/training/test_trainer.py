@@ -23,10 +23,10 @@ from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import RunArguments
 from imagelm.training.loss import RowCollator, TokenAndSlotLoss
 from imagelm.training.muon import MuonWithAdamW, hidden_matrices, orthogonalize
-from imagelm.training.resume import Settled, settle_output
+from imagelm.training.resume import ResumePlan, plan_resume
 from imagelm.training.trainer import ImageTrainer, rows_only
-from imagelm.utils.atomic_io import table_cell
 from imagelm.utils.errors import DivergedError, InputError, LeakError
+from imagelm.utils.text import table_cell
 from tests.conftest import train
 
 
@@ -187,8 +187,8 @@ def test_a_finished_run_is_not_trained_again_and_another_is_refused_with_the_dif
     assert (output / "final_model/model.safetensors").read_bytes() != before
 
 
-def settle(folder: Path, overwrite: bool = False, identity: dict | None = None, **changes) -> Settled:
-    return settle_output(arguments(folder, **changes), identity or {"seed": 1}, overwrite)
+def settle(folder: Path, overwrite: bool = False, identity: dict | None = None, **changes) -> ResumePlan:
+    return plan_resume(arguments(folder, **changes), identity or {"seed": 1}, overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -213,7 +213,7 @@ def test_work_is_discarded_only_when_asked_for(trained, tmp_path):
     with pytest.raises(InputError, match="allow_partial_resume"):
         settle(output, identity=identity)
     assert (output / "best_model/model.safetensors").exists()
-    assert settle(output, overwrite=True, identity=identity) == Settled(is_new=True)
+    assert settle(output, overwrite=True, identity=identity) == ResumePlan(is_new=True)
     assert not (output / "best_model").exists()
 
 

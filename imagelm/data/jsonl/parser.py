@@ -68,7 +68,7 @@ class _Checker:
 
     def _check_plain(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch | None:
         """The rows of a chunk where every row is in the grammar, one space between tokens of one width; else None."""
-        bodies, labels, splits, sources, num_mended = [], [], [], [], 0
+        bodies, labels, splits, sources, num_repaired = [], [], [], [], 0
         loads, need_split = orjson.loads, self.need_split
         tails, start = self.tail_texts, f"{IMG} "
         before, mended = len(start), f"{IMG_END} {CLS} {CLS} {EOS}"
@@ -82,7 +82,7 @@ class _Checker:
                 if not text.endswith(tail):
                     if not text.endswith(mended):
                         return None
-                    tail, num_mended = mended, num_mended + 1
+                    tail, num_repaired = mended, num_repaired + 1
                 if len(row) != 2 or line.count(b'"') != 6:
                     _check_unique(line, row)
                 bodies.append(text[before : -len(tail)])
@@ -105,7 +105,7 @@ class _Checker:
             sources=sources,
             lines=np.arange(first_line, first_line + len(labels)),
             file=file,
-            num_mended=num_mended,
+            num_repaired=num_repaired,
         )
 
     def _check_any(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch:
@@ -148,7 +148,7 @@ class _Checker:
             sources=[sources[i] for i in np.flatnonzero(good)],
             lines=np.array(numbers, dtype=np.int64)[good],
             file=file,
-            num_mended=int((good & mended).sum()),
+            num_repaired=int((good & mended).sum()),
         )
 
     def _parse(self, line: bytes) -> tuple[str, int, int, int, str | None]:

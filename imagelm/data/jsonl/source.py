@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from imagelm.codecs.open import open_codec
-from imagelm.data.arguments import PrepareOptions
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.lines import expand_files
 from imagelm.data.jsonl.parser import read_rows
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch
@@ -41,7 +41,7 @@ class JsonlRows:
         InputError: A file can't be read, or vocabulary, class names and codec don't fit each other.
     """
 
-    def __init__(self, options: PrepareOptions, staging: Path, problems: ProblemLog) -> None:
+    def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
         self.problems = problems
         self.split_by = options.split_by
         self.split = split_in_words(options.split_by, options.seed)

@@ -95,11 +95,6 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
-def printable(name: object) -> str:
-    """A file's name as text that can be written anywhere; bytes that aren't UTF-8 show as `\\xff`."""
-    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def natural_key(name: Path | str) -> tuple[list[tuple[bool, int | str]], str]:
     """Sorts `2` before `10`, as people do; `1` and `01`, which count as equal, by their spelling."""
     parts = [part for part in re.split(r"(\d+)", str(name)) if part]

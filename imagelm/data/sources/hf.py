@@ -19,10 +19,10 @@ from imagelm.data.sources.decode import (
     _choose,
     _no_label,
     _number,
-    printable,
     read_image,
 )
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import printable
 
 DATASET_MARKERS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 

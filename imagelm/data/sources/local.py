@@ -20,10 +20,10 @@ from imagelm.data.sources.decode import (
     _choose,
     _number,
     natural_key,
-    printable,
     read_image,
 )
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import printable
 
 
 class Files:

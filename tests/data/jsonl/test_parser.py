@@ -134,7 +134,7 @@ def test_the_broken_tail_is_mended_and_counted(tmp_path, grammar):
     broken = {**GOOD, "tokens": GOOD["tokens"].replace("<CLS_1>", "<CLS>")}
     file = write_jsonl(tmp_path / "rows.jsonl", [GOOD, broken, broken])
     (batch,) = read_rows([file], grammar, ProblemLog(), need_split=False)
-    assert batch.num_mended == 2
+    assert batch.num_repaired == 2
     assert batch.labels.tolist() == [1, 1, 1]
 
 
@@ -215,7 +215,7 @@ def vocabulary(size: int) -> Grammar:
 def same(first, second) -> bool:
     arrays = ("bodies", "lengths", "labels", "splits", "lines")
     equal = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
-    return equal and first.sources == second.sources and first.num_mended == second.num_mended
+    return equal and first.sources == second.sources and first.num_repaired == second.num_repaired
 
 
 @pytest.mark.parametrize("size", [30, 1_200, 10_500])

@@ -1,0 +1,45 @@
+"""Text in messages, tables and cards: cut, printable, and lists that end with how many more there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+NUM_LISTED = 20  # entries of a list in a message
+
+
+def shorten(text: object, width: int = 60) -> str:
+    """The text, cut to `width` characters and ended with … where it is longer."""
+    text = str(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def first_line(error: object, width: int = 200) -> str:
+    """The first line of an error's text, cut to `width` characters."""
+    return shorten(next(iter(str(error).strip().splitlines()), ""), width)
+
+
+def list_first(entries: Iterable[object], limit: int = NUM_LISTED, total: int | None = None) -> list[str]:
+    """The first entries as indented lines; the last line says how many more there are.
+
+    Args:
+        entries: All entries, or the first ones of them.
+        limit: How many lines to give.
+        total: How many entries there are, where `entries` holds only the first ones.
+    """
+    entries = list(entries)
+    total = len(entries) if total is None else total
+    lines = [f"  {entry}" for entry in entries[:limit]]
+    return [*lines, f"  … and {total - len(lines)} more"] if total > len(lines) else lines
+
+
+def printable(name: str | Path) -> str:
+    """A file's name as text that any stream can hold; bytes that aren't UTF-8 become `\\xff`."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def table_cell(text: str) -> str:
+    """Text escaped for a cell of a Markdown table: one line, shown literally."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\|`*~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
