@@ -95,7 +95,8 @@ def summary(stats: dict) -> list[str]:
     lines = [
         *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
         *_codec_in_words(stats),
-        f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, {stats['repaired_tails']} tails repaired, "
+        f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, "
+        f"{stats['repaired_tails']} tails repaired, "
         f"{stats['duplicates_dropped']} duplicates dropped",
         f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
