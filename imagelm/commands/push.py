@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 
+from imagelm.commands.logs import log_to_terminal
 from imagelm.hub.arguments import PREVIEW_FOLDER, PushArguments
 from imagelm.utils.errors import run_script
 
@@ -52,6 +53,7 @@ def main() -> None:
     # Imported late, so that --help answers at once.
     from imagelm.hub.push import push
 
+    log_to_terminal()
     push(options)
 
 

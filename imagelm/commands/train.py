@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from imagelm.commands.logs import log_to_terminal
 from imagelm.commands.parser import short_help
 from imagelm.training.arguments import BEST_METRIC
 from imagelm.utils.errors import run_script
@@ -37,7 +38,7 @@ def main() -> None:
     from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.evaluation.leakage import prove_no_leak
     from imagelm.evaluation.report import summary, write_report
-    from imagelm.hub.callback import PushWhileTraining, check_hub, publish_run, take_over_push
+    from imagelm.hub.callback import PushWhileTraining, check_hub, publish_run, requested_push
     from imagelm.models.build import build_model, name_classes
     from imagelm.models.processor import make_processor
     from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
@@ -52,9 +53,10 @@ def main() -> None:
     from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TOKENIZER_FOLDER
     from imagelm.utils.atomic_io import write_json
 
+    log_to_terminal()
     launch = parse_launch(sys.argv[1:], DEFAULTS)
     args, is_main = launch.args, launch.args.process_index == 0
-    push, output = take_over_push(args), Path(args.output_dir)
+    push, output = requested_push(args), Path(args.output_dir)
 
     def say(text: str) -> None:
         if is_main:

@@ -5,13 +5,13 @@ One idea: a failed upload never costs a run. What was trained is on disk; the me
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from imagelm.hub.access import check_access
@@ -21,8 +21,10 @@ from imagelm.training.model_folder import save_folder
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import HubError, InputError
 
+logger = logging.getLogger(__name__)
 
-def take_over_push(args: TrainingArguments) -> RunPush | None:
+
+def requested_push(args: TrainingArguments) -> RunPush | None:
     """What the arguments ask of the Hub, taken away from Trainer: it would publish pickles and a card of its own.
 
     Raises:
@@ -96,7 +98,7 @@ class PushWhileTraining(TrainerCallback):
                     raise
                 if state.is_world_process_zero:
                     options = self.hub.options(folder, num_drawings=0, commit_message=f"Weights of {step}")
-                    push(options, say=lambda text: None)
-                    tqdm.write(f"pushed {step} to {self.hub.repo_id}")
+                    push(options, level=logging.DEBUG)
+                    logger.info("pushed %s to %s", step, self.hub.repo_id)
         except (HubError, InputError, OSError, SafetensorError) as error:
-            tqdm.write(f"warning: {step} couldn't be pushed, training goes on: {error}")
+            logger.warning("%s couldn't be pushed, training goes on: %s", step, error)

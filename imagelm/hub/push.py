@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,18 +21,20 @@ from imagelm.hub.upload import check_tag, look_at, send, validate_cards
 from imagelm.utils.atomic_io import atomic_folder, write_json
 from imagelm.utils.errors import HubError, InputError
 
+logger = logging.getLogger(__name__)
+
 MANIFEST_FILE = "uploads.json"
 STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
 
 
-def push(options: PushArguments, say: Callable[[str], None] = print) -> None:
+def push(options: PushArguments, level: int = logging.INFO) -> None:
     """Publishes a trained folder, and its data and a demo where asked.
 
     Everything is checked before anything is sent; each repository gets one commit or none.
 
     Args:
         options: What to publish, and where.
-        say: Prints a line.
+        level: Level of the lines logged about it.
 
     Raises:
         InputError: Something in the folders or the options is wrong; nothing was sent.
@@ -40,16 +42,16 @@ def push(options: PushArguments, say: Callable[[str], None] = print) -> None:
     """
     check_model_folder(Path(options.model_dir))
     if options.preview is not None:
-        _preview(options, say)
+        _preview(options, level)
         return
     api = HfApi(token=options.token)
     user = check_access(api, options)
-    say(f"logged in as {user}")
+    logger.log(level, f"logged in as {user}")
     with tempfile.TemporaryDirectory(prefix="imagelm-push-") as home:
         staged = _stage(_with_namespaces(options, user), Path(home))
         check_staged(staged, options.token or get_token())
         for one in staged:
-            _tell(one, say)
+            _log_contents(one, level)
         targets = [look_at(api, one.kind, one.repo_id, options) for one in staged]
         for one, target in zip(staged, targets, strict=True):
             check_tag(one, target, options.tag)
@@ -59,13 +61,15 @@ def push(options: PushArguments, say: Callable[[str], None] = print) -> None:
             if sent.num_sent or sent.num_deleted:
                 deleted = f", {sent.num_deleted} old ones deleted" if sent.num_deleted else ""
                 size = _size(sent.num_bytes)
-                say(f"{one.kind}: {sent.num_sent} files sent ({size}), {sent.num_same} unchanged{deleted}")
+                logger.log(
+                    level, f"{one.kind}: {sent.num_sent} files sent ({size}), {sent.num_same} unchanged{deleted}"
+                )
             else:
-                say(f"{one.kind}: all {sent.num_same} files are there already, nothing was sent")
-            say(f"  {sent.url}")
+                logger.log(level, f"{one.kind}: all {sent.num_same} files are there already, nothing was sent")
+            logger.log(level, f"  {sent.url}")
 
 
-def _preview(options: PushArguments, say: Callable[[str], None]) -> None:
+def _preview(options: PushArguments, level: int) -> None:
     """Writes what would be uploaded into a folder; needs no network."""
     folder = options.preview
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
@@ -79,10 +83,10 @@ def _preview(options: PushArguments, say: Callable[[str], None]) -> None:
         }
         write_json(home / MANIFEST_FILE, listing)
         for one in staged:
-            _tell(one, say)
+            _log_contents(one, level)
             for name, file in one.files.items():
-                say(f"  {_size(file.stat().st_size):>9}  {name}")
-    say(f"nothing was uploaded; see {folder}")
+                logger.log(level, f"  {_size(file.stat().st_size):>9}  {name}")
+    logger.log(level, f"nothing was uploaded; see {folder}")
 
 
 def _stage(options: PushArguments, home: Path) -> list[Staged]:
@@ -108,10 +112,10 @@ def _with_namespaces(options: PushArguments, user: str) -> PushArguments:
     )
 
 
-def _tell(staged: Staged, say: Callable[[str], None]) -> None:
-    say(f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(staged.size)}")
+def _log_contents(staged: Staged, level: int) -> None:
+    logger.log(level, f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(staged.size)}")
     for note in staged.notes:
-        say(f"  {note}")
+        logger.log(level, f"  {note}")
 
 
 def _size(num_bytes: int) -> str:

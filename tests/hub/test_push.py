@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -121,8 +122,9 @@ def online_environment(hub: LocalHub, home: Path, token: object = ALICE) -> dict
 
 
 @pytest.fixture
-def here(hub: LocalHub, online: None, monkeypatch: pytest.MonkeyPatch) -> LocalHub:  # noqa: F811
+def here(hub: LocalHub, online: None, monkeypatch: pytest.MonkeyPatch, caplog) -> LocalHub:  # noqa: F811
     """A Hub that clients in this process take for theirs, logged in as alice."""
+    caplog.set_level(logging.INFO, "imagelm")
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", ALICE.secret)
     return hub
@@ -269,51 +271,48 @@ def test_the_same_push_again_sends_nothing(published: Published):
 
 
 def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options: PushArguments):
-    push(options, say=lambda line: None)
+    push(options)
     before = here.uploaded_bytes()
-    push(replace(options, license="mit"), say=lambda line: None)
+    push(replace(options, license="mit"))
     assert here.uploaded_bytes() == before
     newest, older = here.repo(MODEL).history()[:2]
     assert {path for path in newest.files if newest.files[path] != older.files.get(path)} == {"README.md"}
 
 
-def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, options: PushArguments):
-    push(options, say=lambda line: None)
+def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, options: PushArguments, caplog):
+    push(options)
     old = {"model-00001-of-00002.safetensors": b"old weights", "LICENSE": b"ours", "notes/more.md": b"ours"}
     here.commit(MODEL, old)
-    lines = []
-    push(options, say=lines.append)
+    push(options)
     files = here.repo(MODEL).files()
     assert "model-00001-of-00002.safetensors" not in files and files["LICENSE"] == b"ours" and "notes/more.md" in files
-    assert any("1 old ones deleted" in line for line in lines)
+    assert "1 old ones deleted" in caplog.text
 
 
 def test_a_branch_is_made_and_main_stays(here: LocalHub, options: PushArguments):
-    push(options, say=lambda line: None)
+    push(options)
     main = here.repo(MODEL).refs["branches"]["main"]
-    push(replace(options, revision="trial", license="mit"), say=lambda line: None)
+    push(replace(options, revision="trial", license="mit"))
     refs = here.repo(MODEL).refs["branches"]
     assert refs["main"] == main != refs["trial"]
 
 
-def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushArguments):
-    push(options, say=lambda line: None)
+def test_a_pull_request_leaves_main_as_it_was(here: LocalHub, options: PushArguments, caplog):
+    push(options)
     main = here.repo(MODEL).refs["branches"]["main"]
-    lines = []
-    push(replace(options, create_pr=True, license="mit"), say=lines.append)
+    push(replace(options, create_pr=True, license="mit"))
     assert here.repo(MODEL).refs["branches"]["main"] == main
-    assert any("/discussions/1" in line for line in lines)
+    assert "/discussions/1" in caplog.text
 
 
-def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options: PushArguments):
-    push(options, say=lambda line: None)
+def test_a_pull_request_is_opened_once_also_on_someone_elses_repository(here: LocalHub, options, caplog):
+    push(options)
     theirs = replace(options, create_pr=True, license="mit", token=BOB.secret)
     for _ in range(2):
-        lines = []
-        push(theirs, say=lines.append)
-        assert lines[-1].endswith("/discussions/1")
-    push(replace(theirs, license="apache-2.0"), say=lines.append)
-    assert lines[-1].endswith("/discussions/2")
+        push(theirs)
+        assert caplog.messages[-1].endswith("/discussions/1")
+    push(replace(theirs, license="apache-2.0"))
+    assert caplog.messages[-1].endswith("/discussions/2")
     assert len(here.repo(MODEL).history()) == 2
 
 
@@ -322,19 +321,19 @@ def test_a_pull_request_needs_something_to_be_opened_on(here: LocalHub, options,
     if more:
         api.create_repo(MODEL)
     with pytest.raises(InputError, match=words):
-        push(replace(options, create_pr=True, **more), say=lambda line: None)
+        push(replace(options, create_pr=True, **more))
     assert here.exists(MODEL) == bool(more)
 
 
 def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options: PushArguments):
-    push(replace(options, private=True), say=lambda line: None)
+    push(replace(options, private=True))
     assert here.repo(MODEL).meta["private"] is True
     with pytest.raises(OSError):
         HfApi(endpoint=here.endpoint, token=False).model_info(MODEL)
 
 
 def test_a_name_alone_is_a_repository_of_ones_own(here: LocalHub, options: PushArguments):
-    push(replace(options, repo_id="mine"), say=lambda line: None)
+    push(replace(options, repo_id="mine"))
     assert (
         "model: alice/mine" not in stored(here, "alice/mine") and b"# mine" in stored(here, "alice/mine")["README.md"]
     )
@@ -431,7 +430,7 @@ def test_someone_elses_commit_in_between_is_not_overwritten(here: LocalHub, stag
 def test_a_refusal_says_what_to_do(here: LocalHub, options, status: int, path: str, kind: type, words: str):
     here.faults.answer(status, path, times=None)
     with pytest.raises(kind, match=words) as refused:
-        push(options, say=lambda line: None)
+        push(options)
     assert str(status) in str(refused.value)
 
 
@@ -446,7 +445,7 @@ def test_without_a_token_nothing_is_asked_but_the_message_is_clear(here: LocalHu
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match="no Hub token: log in with `hf auth login`, set HF_TOKEN, or give --token"):
-        push(options, say=lambda line: None)
+        push(options)
     assert not paths_asked(here)
 
 
@@ -460,24 +459,23 @@ def test_without_a_token_nothing_is_asked_but_the_message_is_clear(here: LocalHu
         ({"token": ALICE_ALONE.secret, "repo_id": "acme/x"}, "fine-grained token .* has no right to write there"),
     ],
 )
-def test_who_may_not_write_is_told_before_anything_is_put_together(here: LocalHub, options, change: dict, words: str):
-    lines = []
+def test_who_may_not_write_is_told_before_anything_is_put_together(here, options, caplog, change: dict, words: str):
     with pytest.raises(InputError, match=words):
-        push(replace(options, **change), say=lines.append)
-    assert not lines and paths_asked(here) == {"/api/whoami-v2"}
+        push(replace(options, **change))
+    assert not caplog.messages and paths_asked(here) == {"/api/whoami-v2"}
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(here: LocalHub, options: PushArguments, api):  # noqa: F811
     api.create_repo(MODEL)
     with pytest.raises(InputError, match="there and public"):
-        push(replace(options, private=True), say=lambda line: None)
+        push(replace(options, private=True))
     assert stored(here) == {}
 
 
 def test_a_tag_never_moves(here: LocalHub, options: PushArguments):
-    push(replace(options, tag="v1"), say=lambda line: None)
+    push(replace(options, tag="v1"))
     with pytest.raises(InputError, match="has a tag v1 already"):
-        push(replace(options, tag="v1", license="mit"), say=lambda line: None)
+        push(replace(options, tag="v1", license="mit"))
     assert len(here.repo(MODEL).history()) == 2
 
 
@@ -485,11 +483,11 @@ def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositorie
     both = replace(options, dataset_dir=str(pictured / "data"), dataset_repo_id=ROWS, tag="v1")
     here.faults.answer(500, f"/api/models/{MODEL}/commit/", times=None)
     with pytest.raises(HubError, match=f"model {MODEL}: the Hub failed"):
-        push(both, say=lambda line: None)
+        push(both)
     here.faults.clear()
     assert "v1" in here.repo(ROWS, "dataset").refs["tags"] and "v1" not in here.repo(MODEL).refs["tags"]
     for _ in range(2):
-        push(both, say=lambda line: None)
+        push(both)
     assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main")
     assert len(here.repo(ROWS, "dataset").history()) == 2
 
@@ -497,9 +495,9 @@ def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositorie
 def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushArguments):
     here.faults.answer(500, "/tag/", times=None)
     with pytest.raises(HubError):
-        push(replace(options, tag="v1"), say=lambda line: None)
+        push(replace(options, tag="v1"))
     here.faults.clear()
-    push(replace(options, tag="v1"), say=lambda line: None)
+    push(replace(options, tag="v1"))
     assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main") and len(here.repo(MODEL).history()) == 2
 
 
@@ -519,7 +517,7 @@ def test_nothing_is_sent_of_a_folder_with_a_secret(
     folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
     (folder / "generation_config.json").write_text(json.dumps({"note": BOB.secret}))
     with pytest.raises(InputError, match="nothing was uploaded"):
-        push(replace(options, model_dir=str(folder)), say=lambda line: None)
+        push(replace(options, model_dir=str(folder)))
     assert not here.exists(MODEL)
 
 
@@ -547,7 +545,7 @@ def test_a_dry_run_never_replaces_other_files(options: PushArguments, tmp_path: 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.png").write_bytes(b"mine")
     with pytest.raises(InputError, match="holds other files"):
-        push(replace(options, dry_run=str(tmp_path / "photos")), say=lambda line: None)
+        push(replace(options, dry_run=str(tmp_path / "photos")))
     assert (tmp_path / "photos/cat.png").read_bytes() == b"mine"
 
 
