@@ -31,7 +31,7 @@ import pytest
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
 from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
-from tests.pictures import class_folder, prepare_pictures, smooth_pictures
+from tests.images import class_folder, prepare_images, smooth_images
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -124,9 +124,9 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures of `CLASSES` in `in`, the data prepared of them in `data`, a short run in `out`."""
     home = tmp_path_factory.mktemp("home")
-    pictures = smooth_pictures(45, channels=3)
+    pictures = smooth_images(45, channels=3)
     class_folder(home / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
-    prepare_pictures(home / "data", home / "in")
+    prepare_images(home / "data", home / "in")
     done = train(home / "data", home / "out", "--num_train_epochs", "3")
     assert done.returncode == 0, done.stderr
     return home

@@ -25,7 +25,7 @@ from imagelm.remote_code.codec_imagelm import (
 )
 from imagelm.utils.errors import InputError
 from tests.conftest import SHARED, run
-from tests.pictures import random_pictures, smooth_pictures
+from tests.images import random_images, smooth_images
 
 PREDECESSOR = SHARED / "predecessor1000"
 
@@ -59,7 +59,7 @@ def different_entries(count: int, values: int, seed: int = 0) -> np.ndarray:
 
 
 def fitted(kind: str, channels: int, seed: int = 0) -> Codec:
-    images = smooth_pictures(12, (8, 12), channels)
+    images = smooth_images(12, (8, 12), channels)
     if kind == "patch":
         return fit_patch_codec(images, 2, 12, seed)
     if kind == "unified":
@@ -75,7 +75,7 @@ def fitted(kind: str, channels: int, seed: int = 0) -> Codec:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_a_patch_becomes_its_nearest_entry_by_brute_force_and_by_scikit_learn(size, channels):
-    images = random_pictures(3, (16, 24), channels)
+    images = random_images(3, (16, 24), channels)
     codebook = different_entries(40, size * size * channels)
     entries = patch_codec(codebook, size, (16, 24), channels).encode(images)
     patches = patches_by_hand(images, size)
@@ -114,7 +114,7 @@ def test_an_image_made_of_entries_is_encoded_to_exactly_these_entries(size, chan
 @pytest.mark.parametrize("kind", ["patch", "unified", "learned"])
 def test_entries_do_not_depend_on_the_batch_size(kind):
     codec = fitted(kind, 3)
-    images = smooth_pictures(130, (8, 12), 3, seed=5)
+    images = smooth_images(130, (8, 12), 3, seed=5)
     whole = codec.encode(images)
     for size in (1, 7, 64):
         parts = [codec.encode(images[start : start + size]) for start in range(0, len(images), size)]
@@ -123,7 +123,7 @@ def test_entries_do_not_depend_on_the_batch_size(kind):
 
 @pytest.mark.parametrize(("channels", "scale"), [(1, None), (3, [0.5, 2, 1, 3, 0.01, 1, 1, 1, 0.1])])
 def test_a_pixel_becomes_its_nearest_centroid_in_scaled_features(channels, scale):
-    images = random_pictures(4, (6, 9), channels)
+    images = random_images(4, (6, 9), channels)
     names = ["x", "y", "t", "R", "G", "B", "A", "Gx", "Gy"]
     t = np.array([3, 1, 4, 1])
     columns = []
@@ -191,7 +191,7 @@ def test_centroids_that_rounding_makes_equal_are_replaced_so_that_all_entries_di
 
 
 def test_entries_are_sorted_from_dark_to_bright_and_are_about_as_good_as_full_k_means():
-    images = smooth_pictures(40, (16, 16))
+    images = smooth_images(40, (16, 16))
     codec = fit_patch_codec(images, 4, 24, seed=0)
     codebook = codec.tensors["codebook"].numpy().astype(float)
     assert (np.diff(codebook.mean(1)) >= 0).all()
@@ -202,7 +202,7 @@ def test_entries_are_sorted_from_dark_to_bright_and_are_about_as_good_as_full_k_
 
 
 def test_a_unified_codec_is_fitted_without_t_and_a_on_features_of_equal_spread():
-    images = smooth_pictures(10, (8, 12))
+    images = smooth_images(10, (8, 12))
     codec = fit_unified_codec(images, 12, seed=0)
     assert tuple(codec.config["features"]) == DEFAULT_FEATURES == ("x", "y", "R", "G", "B", "Gx", "Gy")
     planes = [np.broadcast_to(np.arange(12), images.shape[:3]), np.broadcast_to(np.arange(8)[:, None], (10, 8, 12))]
@@ -215,7 +215,7 @@ def test_a_unified_codec_is_fitted_without_t_and_a_on_features_of_equal_spread()
 
 
 def test_a_codebook_with_t_refuses_a_bare_picture():
-    images = random_pictures(4)
+    images = random_images(4)
     codec = fit_unified_codec(images, 5, seed=0, features=("x", "t", "R", "G", "B"), t=np.arange(4))
     assert codec.encode(images, t=np.arange(4)).shape == (4, 64)
     with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which a picture alone doesn't"):
@@ -225,7 +225,7 @@ def test_a_codebook_with_t_refuses_a_bare_picture():
 def test_a_learned_codec_draws_images_of_the_right_shape_and_gets_better_with_training():
     from imagelm.codecs.vq_autoencoder import fit_learned_codec
 
-    images = smooth_pictures(16, (8, 12), 3)
+    images = smooth_images(16, (8, 12), 3)
     errors = []
     for steps in (1, 150):
         codec = fit_learned_codec(images, 4, 8, seed=0, steps=steps, fit="pad", background=9)
@@ -243,7 +243,7 @@ def test_a_learned_codebook_of_more_entries_than_patches_is_refused():
     from imagelm.codecs.vq_autoencoder import fit_learned_codec
 
     with pytest.raises(InputError, match="have 12 patches of 4×4 pixels, fewer than --codebook_size 13"):
-        fit_learned_codec(random_pictures(3), 4, 13, seed=0, steps=1)
+        fit_learned_codec(random_images(3), 4, 13, seed=0, steps=1)
 
 
 @pytest.mark.parametrize("size", [1, 3, 6])
@@ -251,7 +251,7 @@ def test_a_learned_codec_refuses_a_patch_size_that_is_no_power_of_two(size):
     from imagelm.codecs.vq_autoencoder import fit_learned_codec
 
     with pytest.raises(InputError, match=f"--patch_size {size}: a learned codebook needs a power of 2"):
-        fit_learned_codec(random_pictures(4, (6, 6)), size, 4, seed=0, steps=1)
+        fit_learned_codec(random_images(4, (6, 6)), size, 4, seed=0, steps=1)
 
 
 def test_fitting_and_loading_leave_the_random_numbers_of_the_caller_alone(tmp_path):
@@ -278,7 +278,7 @@ def test_a_saved_codec_is_the_loaded_one_bit_for_bit(kind, channels, tmp_path):
     assert type(loaded) is type(codec) and loaded.config == codec.config
     for name in ("codec.json", "codec.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    images = random_pictures(5, (8, 12), channels, seed=8)
+    images = random_images(5, (8, 12), channels, seed=8)
     entries = codec.encode(images)
     assert (loaded.encode(images) == entries).all()
     assert (loaded.decode(entries) == codec.decode(entries)).all()
@@ -448,7 +448,7 @@ def ssim_by_hand(a: np.ndarray, b: np.ndarray, window: int) -> float:
     ("size", "channels", "window"), [((12, 9), 1, 7), ((9, 12), 3, 7), ((6, 5), 1, 5), ((4, 9), 3, 3)]
 )
 def test_similarity_is_scikit_images_and_that_worked_out_by_hand(size, channels, window):
-    images = smooth_pictures(3, size, channels)
+    images = smooth_images(3, size, channels)
     restored = (images // 32 * 32).astype(np.uint8)
     found = measure_reconstruction(images, restored)["ssim"]
     pairs = [(a[..., i], b[..., i]) for a, b in zip(images, restored, strict=True) for i in range(channels)]
@@ -460,7 +460,7 @@ def test_similarity_is_scikit_images_and_that_worked_out_by_hand(size, channels,
 def test_codebook_and_reconstructions_are_drawn_as_png_files_that_open(kind, tmp_path):
     from PIL import Image
 
-    codec, images = fitted(kind, 3), smooth_pictures(12, (8, 12), 3)
+    codec, images = fitted(kind, 3), smooth_images(12, (8, 12), 3)
     draw_codec(codec, images, codec.decode(codec.encode(images)), tmp_path)
     for name in ("codebook.png", "reconstructions.png"):
         with Image.open(tmp_path / name) as picture:
@@ -506,7 +506,7 @@ def test_a_config_that_does_not_fit_its_tensors_is_refused(tmp_path, changed, sa
 def test_a_learned_codec_may_have_any_number_of_steps(steps):
     from imagelm.codecs.vq_autoencoder import fit_learned_codec
 
-    assert fit_learned_codec(random_pictures(4), 4, 4, seed=0, steps=steps).codebook_size == 4
+    assert fit_learned_codec(random_images(4), 4, 4, seed=0, steps=steps).codebook_size == 4
 
 
 @pytest.mark.parametrize("dimensions", [4, 12, 16, 48, 192])

@@ -34,7 +34,7 @@ from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown
 from tests.conftest import CLASSES, NUM_CODES, ROOT, random_rows, run, write_jsonl
-from tests.pictures import class_folder, prepare_pictures, smooth_pictures
+from tests.images import class_folder, prepare_images, smooth_images
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -262,9 +262,9 @@ def test_a_label_of_a_row_is_a_name_if_its_a_string_and_a_number_if_its_one(arti
 def test_rows_of_another_codec_are_refused_though_the_vocabulary_is_the_same(pictured, tmp_path, infer):
     words = ("--mode", "classify", "--model", pictured / "out/best_model", "--dataset_dir")
     assert "labelled rows" in infer(*words, pictured / "data")
-    own = smooth_pictures(30, channels=3, seed=9)
+    own = smooth_images(30, channels=3, seed=9)
     class_folder(tmp_path / "in", {name: own[i::3] for i, name in enumerate(CLASSES)})
-    prepare_pictures(tmp_path / "other", tmp_path / "in")
+    prepare_images(tmp_path / "other", tmp_path / "in")
     vocabularies = [
         (folder / "tokenizer/tokenizer.json").read_text() for folder in (pictured / "data", tmp_path / "other")
     ]
@@ -273,10 +273,10 @@ def test_rows_of_another_codec_are_refused_though_the_vocabulary_is_the_same(pic
         InputError, match=r"made with another codec: its codebook has other values; .* --codec .*/best_m"
     ):
         infer(*words, tmp_path / "other")
-    prepare_pictures(tmp_path / "white", tmp_path / "in", background=255)
+    prepare_images(tmp_path / "white", tmp_path / "in", background=255)
     with pytest.raises(InputError, match="made with another codec: background is 255 there, 0 in the model"):
         infer(*words, tmp_path / "white")
-    prepare_pictures(tmp_path / "same", tmp_path / "in", codec=str(pictured / "out/best_model"))
+    prepare_images(tmp_path / "same", tmp_path / "in", codec=str(pictured / "out/best_model"))
     assert "labelled rows" in infer(*words, tmp_path / "same")
 
 

@@ -23,7 +23,7 @@ from imagelm.training.loss import RowCollator
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import InputError
 from tests.conftest import train
-from tests.pictures import class_folder, prepare_pictures, random_pictures, smooth_pictures
+from tests.images import class_folder, prepare_images, random_images, smooth_images
 
 
 def map_of(angle: float = 0.0, size: float = 1.0, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -62,7 +62,7 @@ def sampled(image: np.ndarray, matrix: np.ndarray, background: int) -> np.ndarra
 
 @pytest.mark.parametrize(("size", "channels", "background"), [((7, 7), 1, 0), ((6, 11), 3, 200), ((28, 28), 1, 255)])
 def test_whole_shifts_move_every_pixel_exactly_and_bring_the_background_in(size, channels, background):
-    images = random_pictures(30, size, channels)
+    images = random_images(30, size, channels)
     maps = Augmentation(shift=3).draw(30, (1,))
     found = augment(images, maps, background)
     for image, matrix, variant in zip(images, maps, found, strict=True):
@@ -75,7 +75,7 @@ def test_whole_shifts_move_every_pixel_exactly_and_bring_the_background_in(size,
 
 @pytest.mark.parametrize("side", [4, 7, 28])
 def test_quarter_turns_of_a_square_are_exact(side):
-    image = random_pictures(1, (side, side), 3)
+    image = random_images(1, (side, side), 3)
     turns = [augment(image, map_of(angle))[0] for angle in (90, -90)]
     expected = [np.rot90(image[0], times) for times in (1, -1)]
     assert any(all((a == b).all() for a, b in zip(turns, order, strict=True)) for order in (expected, expected[::-1]))
@@ -83,7 +83,7 @@ def test_quarter_turns_of_a_square_are_exact(side):
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 8), (9, 4)])
 def test_a_half_turn_is_exact_for_any_sides(size):
-    image = random_pictures(1, size)
+    image = random_images(1, size)
     assert (augment(image, map_of(180))[0] == image[0, ::-1, ::-1]).all()
 
 
@@ -92,7 +92,7 @@ def test_a_half_turn_is_exact_for_any_sides(size):
     [(90, 1, (0, 0)), (30, 1, (0, 0)), (0, 1.25, (0, 0)), (0, 0.7, (2, -1)), (-17, 1.1, (1, 3))],
 )
 def test_any_map_of_an_oblong_image_is_bilinear_interpolation(angle, size, shift):
-    image = random_pictures(1, (8, 13), 3)
+    image = random_images(1, (8, 13), 3)
     matrix = map_of(angle, size, shift)
     found = augment(image, matrix, 90)[0]
     assert np.abs(found - sampled(image[0], matrix[0], 90)).max() <= 0.5 + 1e-6
@@ -100,7 +100,7 @@ def test_any_map_of_an_oblong_image_is_bilinear_interpolation(angle, size, shift
 
 @pytest.mark.parametrize(("name", "axis"), [("hflip", 2), ("vflip", 1)])
 def test_flips_are_exact_and_half_of_the_variants_have_one(name, axis):
-    images = random_pictures(200, (5, 8), 3)
+    images = random_images(200, (5, 8), 3)
     found = augment(images, Augmentation(**{name: True}).draw(200, (0,)))
     mirrored = np.flip(images, axis)
     is_mirrored = (found == mirrored).all((1, 2, 3))
@@ -114,7 +114,7 @@ def test_scaling_keeps_the_centre_and_changes_the_size():
     larger, smaller = (augment(image, map_of(size=size))[0, ..., 0] for size in (2, 0.5))
     assert (larger[5:11, 5:11] == 200).all() and larger[:3].max() == larger[13:].max() == 0
     assert (smaller[7:9, 7:9] == 200).all() and smaller[:6].max() == smaller[10:].max() == 0
-    odd = random_pictures(1, (9, 13))
+    odd = random_images(1, (9, 13))
     for maps in (map_of(size=1.3), map_of(size=0.6), map_of(angle=25, size=0.9)):
         assert augment(odd, maps)[0, 4, 6] == odd[0, 4, 6]
 
@@ -174,9 +174,9 @@ def test_a_flip_that_is_given_a_value_is_never_taken_for_a_yes(value):
 def kept(tmp_path_factory) -> tuple[Path, np.ndarray]:
     """A prepared dataset with its images, of three classes; and the pictures."""
     folder = tmp_path_factory.mktemp("kept")
-    pictures = smooth_pictures(36, (8, 12), 3)
+    pictures = smooth_images(36, (8, 12), 3)
     class_folder(folder / "in", {name: pictures[i::3] for i, name in enumerate(("ant", "bee", "cow"))})
-    prepare_pictures(folder / "data", folder / "in", keep_images=True, background=9, test_size=0.25)
+    prepare_images(folder / "data", folder / "in", keep_images=True, background=9, test_size=0.25)
     return folder / "data", pictures
 
 

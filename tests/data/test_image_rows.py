@@ -28,15 +28,15 @@ from imagelm.data.stats import summary
 from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, SHARED, run
-from tests.pictures import (
+from tests.images import (
     cats_and_dogs,
     class_folder,
     entries_in,
     grey_levels_codec,
-    prepare_pictures,
-    random_pictures,
+    prepare_images,
+    random_images,
     restored,
-    smooth_pictures,
+    smooth_images,
     to_image,
 )
 
@@ -49,7 +49,7 @@ def lossless(tmp_path_factory) -> Path:
 
 def few_levels(count: int, levels: int = 4, seed: int = 0, size: tuple[int, int] = (6, 8)) -> np.ndarray:
     """Grey pictures of a few brightnesses: a codebook of as many entries and patches of 1 keeps them as they are."""
-    return (random_pictures(count, size, seed=seed) % levels * (255 // levels)).astype(np.uint8)
+    return (random_images(count, size, seed=seed) % levels * (255 // levels)).astype(np.uint8)
 
 
 def keys(images: np.ndarray) -> set[bytes]:
@@ -69,9 +69,9 @@ def rows_of(data: datasets.DatasetDict) -> list[dict]:
 
 
 def test_rows_hold_their_pictures_and_the_split_is_stratified(tmp_path, lossless):
-    pictures = random_pictures(60, (6, 8))
+    pictures = random_images(60, (6, 8))
     class_folder(tmp_path / "in", {"cat": pictures[:40], "dog": pictures[40:]})
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", codec=str(lossless))
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
     assert stats["num_rows"] == {"train": 48, "test": 12}
     assert stats["classes"] == {"train": [32, 16], "test": [8, 4]}
     assert "stratified, seed 42" in stats["split"]
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_folder_and_another_seed_another(tmp_path):
     cats_and_dogs(tmp_path / "in")
     options = {"augment": "shift=1,rotate=9", "variants": 2}
     found = [
-        prepare_pictures(tmp_path / name, tmp_path / "in", seed=seed, **options)
+        prepare_images(tmp_path / name, tmp_path / "in", seed=seed, **options)
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     a, b, c = (stats["fingerprint"] for _, stats in found)
@@ -98,13 +98,13 @@ def test_the_same_seed_gives_the_same_folder_and_another_seed_another(tmp_path):
 
 
 def test_a_side_by_hash_stays_as_pictures_are_added_and_renamed(tmp_path, lossless):
-    pictures = random_pictures(80, (6, 8))
+    pictures = random_images(80, (6, 8))
     class_folder(tmp_path / "few", {"cat": pictures[:20], "dog": pictures[20:40]})
     class_folder(tmp_path / "many", {"cat": pictures[60::-1], "dog": pictures[61:]}, suffix=".bmp")
     sides = []
     for name in ("few", "many"):
         options = {"split_by": "hash", "test_size": 0.4, "codec": str(lossless)}
-        data, _ = prepare_pictures(tmp_path / f"out_{name}", tmp_path / name, **options)
+        data, _ = prepare_images(tmp_path / f"out_{name}", tmp_path / name, **options)
         sides.append({split: keys(restored(data[split], tmp_path / f"out_{name}")) for split in data})
     for split in ("train", "test"):
         assert sides[0][split] <= sides[1][split]
@@ -113,7 +113,7 @@ def test_a_side_by_hash_stays_as_pictures_are_added_and_renamed(tmp_path, lossle
 
 @pytest.mark.parametrize("split_by", ["stratified", "hash"])
 def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tmp_path, lossless, split_by):
-    pictures = random_pictures(24, (6, 8))
+    pictures = random_images(24, (6, 8))
     class_folder(tmp_path / "in", {"cat": pictures[:12], "dog": pictures[12:]})
     for i, pixels in enumerate(pictures):
         folder = tmp_path / "in" / ("cat" if i < 12 else "dog")
@@ -123,7 +123,7 @@ def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tm
         image.convert("LA").save(folder / f"copy{i}.webp", lossless=True, exact=True)
         Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / f"deep{i}.png")
     options = {"augment": "shift=1", "variants": 2, "split_by": split_by, "test_size": 0.3, "codec": str(lossless)}
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     check_disjoint(data)
     train, test = (keys(restored(data[name], tmp_path / "out")) for name in ("train", "test"))
     assert not train & test
@@ -139,13 +139,11 @@ def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tm
 
 
 def test_training_copies_of_test_pictures_are_left_out_and_said(tmp_path, lossless):
-    pictures = random_pictures(20, (6, 8))
+    pictures = random_images(20, (6, 8))
     class_folder(tmp_path / "train", {"cat": pictures[:6], "dog": pictures[6:12]})
     class_folder(tmp_path / "test", {"cat": pictures[4:8:2], "dog": pictures[10:14]}, suffix=".bmp")
     options = {"augment": "shift=1", "variants": 3, "codec": str(lossless)}
-    data, stats = prepare_pictures(
-        tmp_path / "out", tmp_path / "train", test_images=[str(tmp_path / "test")], **options
-    )
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "train", test_images=[str(tmp_path / "test")], **options)
     said = "4 training pictures stand among the test pictures too and were left out"
     assert any(note.startswith(said) for note in stats["images"]["notes"])
     assert any(said in line for line in summary(stats))
@@ -159,10 +157,10 @@ def test_training_copies_of_test_pictures_are_left_out_and_said(tmp_path, lossle
 
 def test_a_variant_that_looks_like_a_test_picture_leaves_the_training_rows(tmp_path, lossless):
     """Mirrored, each training picture is one of the test pictures."""
-    pictures = random_pictures(16, (6, 8))
+    pictures = random_images(16, (6, 8))
     class_folder(tmp_path / "train", {"cat": pictures[:8], "dog": pictures[8:]})
     class_folder(tmp_path / "test", {"cat": pictures[:8, :, ::-1], "dog": pictures[8:, :, ::-1]})
-    data, stats = prepare_pictures(
+    data, stats = prepare_images(
         *(tmp_path / "out", tmp_path / "train"),
         **{"test_images": [str(tmp_path / "test")], "augment": "hflip", "variants": 4, "codec": str(lossless)},
     )
@@ -172,9 +170,9 @@ def test_a_variant_that_looks_like_a_test_picture_leaves_the_training_rows(tmp_p
 
 
 def test_the_same_picture_in_two_classes_is_a_conflict_that_names_both(tmp_path, lossless):
-    pictures = random_pictures(12, (6, 8))
+    pictures = random_images(12, (6, 8))
     class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[5:]})
-    _, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", codec=str(lossless))
+    _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
     assert stats["duplicates_dropped"] == 1
     (said,) = stats["label_conflicts"]["first"]
     assert (
@@ -196,7 +194,7 @@ def test_each_training_picture_gets_its_variants_and_no_test_picture_does(tmp_pa
     pictures = few_levels(20)
     class_folder(tmp_path / "in", {"cat": pictures[:10], "dog": pictures[10:]})
     options = {"patch_size": 1, "codebook_size": 4, "augment": "shift=2", "variants": 3, "background": 0}
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert len(data["test"]) == 4
     assert len(data["train"]) + stats["duplicates_dropped"] == 16 * 4
     sources = [set(data[name]["source"]) for name in ("train", "test")]
@@ -211,23 +209,23 @@ def test_each_training_picture_gets_its_variants_and_no_test_picture_does(tmp_pa
 def test_rows_do_not_depend_on_how_many_pictures_are_read_at_a_time(tmp_path, monkeypatch, size):
     cats_and_dogs(tmp_path / "in")
     options = {"augment": "shift=1,rotate=20,scale=0.2", "variants": 2, "keep_images": True}
-    data, stats = prepare_pictures(tmp_path / "a", tmp_path / "in", **options)
+    data, stats = prepare_images(tmp_path / "a", tmp_path / "in", **options)
     monkeypatch.setattr(encoding, "batches", functools.partial(batches, size=size))
-    again, stats_again = prepare_pictures(tmp_path / "b", tmp_path / "in", **options)
+    again, stats_again = prepare_images(tmp_path / "b", tmp_path / "in", **options)
     assert stats["fingerprint"] == stats_again["fingerprint"]
     assert rows_of(again) == rows_of(data)
 
 
 def test_kept_images_are_those_that_were_encoded(tmp_path, lossless):
-    pictures = random_pictures(12, (6, 8))
+    pictures = random_images(12, (6, 8))
     class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
     options = {"augment": "shift=1,rotate=30", "variants": 2, "keep_images": True, "codec": str(lossless)}
-    data, _ = prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    data, _ = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert isinstance(data["train"].features["image"], datasets.Image)
     for rows in data.values():
         images = np.stack([np.asarray(image) for image in rows["image"]])[..., None]
         assert (images == restored(rows, tmp_path / "out")).all()
-    without, _ = prepare_pictures(tmp_path / "without", tmp_path / "in", codec=str(lossless))
+    without, _ = prepare_images(tmp_path / "without", tmp_path / "in", codec=str(lossless))
     assert set(without["train"].features) == {"input_ids", "label", "source"}
 
 
@@ -236,13 +234,13 @@ def test_kept_images_are_those_that_were_encoded(tmp_path, lossless):
 
 @pytest.mark.parametrize("codebook", ["patch", "unified", "learned"])
 def test_other_test_images_leave_the_codec_as_it_was(tmp_path, codebook):
-    train = smooth_pictures(12)
+    train = smooth_images(12)
     np.savez(tmp_path / "train.npz", image=train, label=np.arange(12) % 2)
     for i in range(2):
-        test = random_pictures(8, seed=i)
+        test = random_images(8, seed=i)
         np.savez(tmp_path / f"test{i}.npz", image=test, label=np.arange(8) % 2)
         options = {"codebook": codebook, "codebook_size": 8, "codec_steps": 40}
-        prepare_pictures(
+        prepare_images(
             tmp_path / f"out{i}", tmp_path / "train.npz", test_images=[str(tmp_path / f"test{i}.npz")], **options
         )
     for file in ("codec.json", "codec.safetensors"):
@@ -250,12 +248,12 @@ def test_other_test_images_leave_the_codec_as_it_was(tmp_path, codebook):
 
 
 def test_neither_size_nor_colour_of_test_images_changes_the_codec(tmp_path):
-    class_folder(tmp_path / "train", {"cat": smooth_pictures(6), "dog": smooth_pictures(6, seed=1)})
-    class_folder(tmp_path / "a", {"cat": smooth_pictures(2, seed=2), "dog": smooth_pictures(2, seed=3)})
-    large = {name: random_pictures(9, (16, 16), 3, seed) for seed, name in enumerate(("cat", "dog"))}
+    class_folder(tmp_path / "train", {"cat": smooth_images(6), "dog": smooth_images(6, seed=1)})
+    class_folder(tmp_path / "a", {"cat": smooth_images(2, seed=2), "dog": smooth_images(2, seed=3)})
+    large = {name: random_images(9, (16, 16), 3, seed) for seed, name in enumerate(("cat", "dog"))}
     class_folder(tmp_path / "b", large)
     for name in ("a", "b"):
-        prepare_pictures(tmp_path / f"out_{name}", tmp_path / "train", test_images=[str(tmp_path / name)])
+        prepare_images(tmp_path / f"out_{name}", tmp_path / "train", test_images=[str(tmp_path / name)])
     for file in ("codec.json", "codec.safetensors"):
         assert (tmp_path / "out_a/codec" / file).read_bytes() == (tmp_path / "out_b/codec" / file).read_bytes()
     notes = load_stats(tmp_path / "out_b")["images"]["notes"]
@@ -264,28 +262,28 @@ def test_neither_size_nor_colour_of_test_images_changes_the_codec(tmp_path):
 
 
 def test_other_pixels_in_the_pictures_that_are_split_off_leave_the_codec_as_it_was(tmp_path):
-    pictures, labels = smooth_pictures(30), np.arange(30) % 3
+    pictures, labels = smooth_images(30), np.arange(30) % 3
     files = []
     for name in ("a", "b"):
         np.savez(tmp_path / f"{name}.npz", image=pictures, label=labels)
-        data, _ = prepare_pictures(tmp_path / name, tmp_path / f"{name}.npz")
+        data, _ = prepare_images(tmp_path / name, tmp_path / f"{name}.npz")
         files.append((tmp_path / name / "codec/codec.safetensors").read_bytes())
         held_out = [int(source.split(":")[-1]) for source in data["test"]["source"]]
-        pictures[held_out] = random_pictures(len(held_out), seed=3)
+        pictures[held_out] = random_images(len(held_out), seed=3)
     assert files[0] == files[1]
     assert len(held_out) == 6
     pictures[np.setdiff1d(np.arange(30), held_out)] //= 2
     np.savez(tmp_path / "c.npz", image=pictures, label=labels)
-    prepare_pictures(tmp_path / "c", tmp_path / "c.npz")
+    prepare_images(tmp_path / "c", tmp_path / "c.npz")
     assert (tmp_path / "c/codec/codec.safetensors").read_bytes() != files[0]
 
 
 def test_t_is_the_index_within_the_class_where_no_column_says_it(tmp_path):
-    images, labels = smooth_pictures(12, (4, 4)), np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0])
+    images, labels = smooth_images(12, (4, 4)), np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0])
     t = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
     np.savez(tmp_path / "x.npz", image=images, label=labels)
     options = {"codebook": "unified", "features": "x,t,R,G,B", "codebook_size": 10}
-    data, _ = prepare_pictures(tmp_path / "out", tmp_path / "x.npz", **options)
+    data, _ = prepare_images(tmp_path / "out", tmp_path / "x.npz", **options)
     expected = load_codec(tmp_path / "out/codec").encode(images, t=t)
     for rows in data.values():
         numbers = [int(source.split(":")[-1]) for source in rows["source"]]
@@ -300,29 +298,29 @@ def form_of(folder: Path) -> dict:
 
 
 def test_the_commonest_size_is_taken_and_the_others_are_counted(tmp_path):
-    pictures = {"cat": random_pictures(5, (8, 12)), "dog": random_pictures(5, (8, 12), seed=1)}
+    pictures = {"cat": random_images(5, (8, 12)), "dog": random_images(5, (8, 12), seed=1)}
     class_folder(tmp_path / "in", pictures)
-    to_image(random_pictures(1, (30, 30), seed=2)[0]).save(tmp_path / "in/cat/large.png")
-    to_image(random_pictures(1, (3, 5), seed=3)[0]).save(tmp_path / "in/dog/small.png")
+    to_image(random_images(1, (30, 30), seed=2)[0]).save(tmp_path / "in/cat/large.png")
+    to_image(random_images(1, (3, 5), seed=3)[0]).save(tmp_path / "in/dog/small.png")
     for fit, done in (("resize", "resized"), ("pad", "padded (larger ones shrunk first)")):
-        _, stats = prepare_pictures(tmp_path / fit, tmp_path / "in", fit=fit, codebook_size=16)
+        _, stats = prepare_images(tmp_path / fit, tmp_path / "in", fit=fit, codebook_size=16)
         assert form_of(tmp_path / fit)["image_size"] == [8, 12]
         assert stats["images"]["notes"] == [f"2 of 12 pictures aren't 8×12 pixels and are {done}"]
         assert stats["codec"]["grid"] == [2, 3]
 
 
 def test_a_size_that_cant_be_cut_is_rounded_and_said_or_refused_where_it_was_asked_for(tmp_path):
-    class_folder(tmp_path / "in", {"cat": random_pictures(5, (10, 15)), "dog": random_pictures(5, (10, 15), seed=1)})
-    _, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", codebook_size=4)
+    class_folder(tmp_path / "in", {"cat": random_images(5, (10, 15)), "dog": random_images(5, (10, 15), seed=1)})
+    _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=4)
     assert form_of(tmp_path / "out")["image_size"] == [8, 16]
     assert stats["images"]["notes"][0] == "10×15 pixels can't be cut into patches of 4×4: images are made 8×16"
     said = "--image_size: 10×15 pixels can't be cut into patches of 4×4; give 8x16, or another --patch_size"
     with pytest.raises(InputError, match=said):
-        prepare_pictures(tmp_path / "no", tmp_path / "in", codebook_size=4, image_size="10x15")
+        prepare_images(tmp_path / "no", tmp_path / "in", codebook_size=4, image_size="10x15")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-    prepare_pictures(tmp_path / "five", tmp_path / "in", codebook_size=4, patch_size=5)
+    prepare_images(tmp_path / "five", tmp_path / "in", codebook_size=4, patch_size=5)
     assert form_of(tmp_path / "five")["image_size"] == [10, 15]
-    prepare_pictures(tmp_path / "asked", tmp_path / "in", codebook_size=4, image_size="12x4")
+    prepare_images(tmp_path / "asked", tmp_path / "in", codebook_size=4, image_size="12x4")
     assert form_of(tmp_path / "asked")["image_size"] == [12, 4]
 
 
@@ -337,7 +335,7 @@ def test_a_size_that_cant_be_cut_is_rounded_and_said_or_refused_where_it_was_ask
 def test_images_that_would_fill_the_memory_are_refused_before_it_is_tried(tmp_path, options, said):
     cats_and_dogs(tmp_path / "in", per_class=5)
     with pytest.raises(InputError, match=said):
-        prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+        prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
@@ -345,7 +343,7 @@ def test_padded_pictures_stand_in_the_middle_of_the_background(tmp_path):
     pictures = few_levels(12)
     class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
     options = {"fit": "pad", "background": 200, "image_size": "8x12", "patch_size": 1, "codebook_size": 5}
-    data, _ = prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    data, _ = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     found = np.concatenate([restored(rows, tmp_path / "out") for rows in data.values()])
     assert keys(found) == keys(np.pad(pictures, ((0, 0), (1, 1), (2, 2), (0, 0)), constant_values=200))
     assert (form_of(tmp_path / "out")["fit"], form_of(tmp_path / "out")["background"]) == ("pad", 200)
@@ -356,10 +354,10 @@ def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
     for file in grey.rglob("*.png"):
         Image.open(file).convert("RGBA").save(file)
     mixed = cats_and_dogs(tmp_path / "mixed", per_class=5)
-    to_image(random_pictures(1, channels=3, seed=9)[0]).save(mixed / "cat/colour.png")
+    to_image(random_images(1, channels=3, seed=9)[0]).save(mixed / "cat/colour.png")
     cases = [(grey, "auto", 1), (grey, "rgb", 3), (mixed, "auto", 3), (mixed, "grey", 1)]
     for i, (folder, channels, expected) in enumerate(cases):
-        _, stats = prepare_pictures(tmp_path / f"out{i}", folder, channels=channels, codebook_size=16)
+        _, stats = prepare_images(tmp_path / f"out{i}", folder, channels=channels, codebook_size=16)
         assert form_of(tmp_path / f"out{i}")["channels"] == expected
         said = {
             (mixed, "grey"): ["1 coloured pictures become grey"],
@@ -372,19 +370,19 @@ def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
 
 def test_transparent_pictures_lie_over_the_background_that_is_named(tmp_path):
     clear = np.zeros((10, 4, 4, 4), dtype=np.uint8)
-    clear[..., 3] = random_pictures(10, (4, 4))[..., 0] // 128 * 255
+    clear[..., 3] = random_images(10, (4, 4))[..., 0] // 128 * 255
     class_folder(tmp_path / "in", {"cat": clear[:5], "dog": clear[5:]})
     options = {"background": 255, "patch_size": 1, "codebook_size": 2}
-    data, _ = prepare_pictures(tmp_path / "out", tmp_path / "in", **options)
+    data, _ = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     found = np.concatenate([restored(rows, tmp_path / "out") for rows in data.values()])
     assert keys(found) == keys(255 - clear[..., 3:])
 
 
 def test_a_codec_of_other_images_decides_the_form(tmp_path):
     cats_and_dogs(tmp_path / "a")
-    prepare_pictures(tmp_path / "first", tmp_path / "a", fit="pad", background=7)
+    prepare_images(tmp_path / "first", tmp_path / "a", fit="pad", background=7)
     cats_and_dogs(tmp_path / "b", per_class=6, size=(12, 10), channels=3, seed=5)
-    data, stats = prepare_pictures(tmp_path / "second", tmp_path / "b", codec=str(tmp_path / "first/codec"))
+    data, stats = prepare_images(tmp_path / "second", tmp_path / "b", codec=str(tmp_path / "first/codec"))
     assert (tmp_path / "first/codec/codec.safetensors").read_bytes() == (
         tmp_path / "second/codec/codec.safetensors"
     ).read_bytes()
@@ -396,7 +394,7 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
     assert len(data["train"][0]["input_ids"]) == 4 + 5
     for name in ("nowhere", "a"):
         with pytest.raises(InputError, match=rf"--codec: .*{name} holds no codec\.json"):
-            prepare_pictures(tmp_path / "no", tmp_path / "b", codec=str(tmp_path / name))
+            prepare_images(tmp_path / "no", tmp_path / "b", codec=str(tmp_path / name))
 
 
 def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for(tmp_path, lossless):
@@ -405,14 +403,14 @@ def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for
     file = lossless / "codec.json"
     for codec, said in ((tmp_path / "none", nowhere), (file, f"--codec {file} is a file; name its folder")):
         with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
-            prepare_pictures(tmp_path / "out", tmp_path / "in", codec=str(codec))
+            prepare_images(tmp_path / "out", tmp_path / "in", codec=str(codec))
 
 
 @pytest.mark.parametrize("features", ["x,y,Gx,Gy", "x,y,R"])
 def test_a_unified_codebook_that_cannot_be_drawn_is_refused_or_made_without_pictures(tmp_path, features):
     cats_and_dogs(tmp_path / "in", per_class=5)
     try:
-        data, _ = prepare_pictures(tmp_path / "out", tmp_path / "in", codebook="unified", features=features)
+        data, _ = prepare_images(tmp_path / "out", tmp_path / "in", codebook="unified", features=features)
         assert len(data["train"]) == 8
     except InputError as error:
         assert "--features" in str(error)
@@ -421,18 +419,18 @@ def test_a_unified_codebook_that_cannot_be_drawn_is_refused_or_made_without_pict
 def test_gradients_of_images_one_pixel_wide_are_refused(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=5)
     with pytest.raises(InputError):
-        prepare_pictures(tmp_path / "out", tmp_path / "in", codebook="unified", codebook_size=4, image_size="1x8")
+        prepare_images(tmp_path / "out", tmp_path / "in", codebook="unified", codebook_size=4, image_size="1x8")
 
 
 def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=5)
     with pytest.raises(InputError, match="--split_by field: pictures have no such field"):
-        prepare_pictures(tmp_path / "out", tmp_path / "in", split_by="field")
-    class_folder(tmp_path / "one", {"cat": random_pictures(4)})
+        prepare_images(tmp_path / "out", tmp_path / "in", split_by="field")
+    class_folder(tmp_path / "one", {"cat": random_images(4)})
     with pytest.raises(InputError, match=r"all pictures are of one class \(cat\)"):
-        prepare_pictures(tmp_path / "out", tmp_path / "one")
+        prepare_images(tmp_path / "out", tmp_path / "one")
     with pytest.raises(InputError, match="different patches of 4×4 pixels, fewer than --codebook_size 999"):
-        prepare_pictures(tmp_path / "out", tmp_path / "in", codebook_size=999)
+        prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=999)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "one"]
 
 
@@ -476,12 +474,12 @@ def test_options_of_the_other_route_are_refused():
 
 def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
     """With variants, a duplicate, a conflict, an unreadable picture, an empty class and names with odd characters."""
-    pictures = smooth_pictures(24)
+    pictures = smooth_images(24)
     class_folder(tmp_path / "in", {"cat & co": pictures[:12], "dög": pictures[11:], "10": pictures[:0]})
     to_image(pictures[3]).save(tmp_path / "in/cat & co/again.bmp")
     (tmp_path / "in/dög/bad.png").touch()
     options = {"augment": "shift=1,hflip", "variants": 2, "write_jsonl": True, "codebook_size": 12}
-    data, stats = prepare_pictures(tmp_path / "images", tmp_path / "in", **options)
+    data, stats = prepare_images(tmp_path / "images", tmp_path / "in", **options)
     raw = tmp_path / "images/raw"
     for codec in (str(tmp_path / "images/codec"), None):
         rows = PrepareArguments(
@@ -513,9 +511,9 @@ def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
 
 def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
     cats_and_dogs(tmp_path / "in")
-    prepare_pictures(tmp_path / "a", tmp_path / "in", write_jsonl=True)
-    prepare_pictures(tmp_path / "b", tmp_path / "in", patch_size=2)
-    prepare_pictures(tmp_path / "c", tmp_path / "in", codebook_size=9)
+    prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
+    prepare_images(tmp_path / "b", tmp_path / "in", patch_size=2)
+    prepare_images(tmp_path / "c", tmp_path / "in", codebook_size=9)
     raw = [[str(tmp_path / "a/raw/rows.jsonl")], str(tmp_path / "a/raw/vocab.json"), str(tmp_path / "out")]
     for name, said in (
         ("b", r"rows\.jsonl:1: 4 image tokens, but an image of the codec has 4×4"),
@@ -532,7 +530,7 @@ def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
 )
 def test_class_names_that_are_none_are_refused(tmp_path, content, said):
     cats_and_dogs(tmp_path / "in")
-    prepare_pictures(tmp_path / "a", tmp_path / "in", write_jsonl=True)
+    prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
     (tmp_path / "names.json").write_text(content)
     raw = [[str(tmp_path / "a/raw/rows.jsonl")], str(tmp_path / "a/raw/vocab.json"), str(tmp_path / "out")]
     with pytest.raises(InputError, match=said):
@@ -543,7 +541,7 @@ def test_class_names_that_are_none_are_refused(tmp_path, content, said):
 
 
 def test_the_command_says_what_it_did_and_its_folder_holds_names_figures_and_pictures(tmp_path):
-    pictures = smooth_pictures(40, channels=3)
+    pictures = smooth_images(40, channels=3)
     class_folder(tmp_path / "in", {"10": pictures[:13], "9": pictures[13:26], "owl": pictures[26:]})
     out = tmp_path / "out"
     done = run(
@@ -631,8 +629,8 @@ def test_mnist_is_prepared_within_a_minute_and_two_gigabytes(tmp_path):
 
 def test_a_codec_that_was_there_already_is_not_said_to_have_seen_training_images_alone(tmp_path):
     cats_and_dogs(tmp_path / "in")
-    prepare_pictures(tmp_path / "first", tmp_path / "in")
-    prepare_pictures(tmp_path / "second", tmp_path / "in", codec=str(tmp_path / "first/codec"), seed=1)
+    prepare_images(tmp_path / "first", tmp_path / "in")
+    prepare_images(tmp_path / "second", tmp_path / "in", codec=str(tmp_path / "first/codec"), seed=1)
     fitted, taken = ((tmp_path / name / "README.md").read_text() for name in ("first", "second"))
     assert "It has seen training images alone." in fitted
     assert "training images alone" not in taken and "which images it has seen isn't known here" in taken
@@ -640,7 +638,7 @@ def test_a_codec_that_was_there_already_is_not_said_to_have_seen_training_images
 
 def test_padding_never_shrinks_what_only_lacks_a_few_pixels(tmp_path):
     cats_and_dogs(tmp_path / "in", size=(9, 9))
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", fit="pad", keep_images=True)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in", fit="pad", keep_images=True)
     assert stats["codec"]["image_size"] == [12, 12]
     kept = {row["source"].split(":")[1]: np.asarray(row["image"]) for rows in data.values() for row in rows}
     for name, pixels in kept.items():
@@ -651,16 +649,16 @@ def test_padding_never_shrinks_what_only_lacks_a_few_pixels(tmp_path):
 def test_a_link_that_leads_nowhere_is_named(tmp_path):
     cats_and_dogs(tmp_path / "in")
     (tmp_path / "in/cat/zz.png").symlink_to(tmp_path / "nothing")
-    _, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+    _, stats = prepare_images(tmp_path / "out", tmp_path / "in")
     (place,) = stats["bad_rows"]["first"]
     assert place.startswith(f"{tmp_path}/in/cat/zz.png: ") and "link" in place
 
 
 @pytest.mark.parametrize("t", [np.full(20, np.nan), np.zeros((20, 2)), np.array(["a"] * 20)])
 def test_numbers_of_files_that_are_none_are_refused(tmp_path, t):
-    np.savez(tmp_path / "x.npz", image=random_pictures(20), label=np.arange(20) % 2, t=t)
+    np.savez(tmp_path / "x.npz", image=random_images(20), label=np.arange(20) % 2, t=t)
     with pytest.raises(InputError, match="isn't a finite number for each of its pictures"):
-        prepare_pictures(tmp_path / "out", tmp_path / "x.npz", codebook="unified", features="R,G,B,t")
+        prepare_images(tmp_path / "out", tmp_path / "x.npz", codebook="unified", features="R,G,B,t")
     assert not (tmp_path / "out").exists()
 
 
@@ -676,11 +674,11 @@ def test_pictures_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monk
 
 
 def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
-    pictures = random_pictures(12, (6, 8))
+    pictures = random_images(12, (6, 8))
     class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
     to_image(pictures[0]).save(tmp_path / "in/dog/again.png")  # a cat's picture among the dogs
     options = {"codec": str(lossless), "augment": "rotate=40,shift=2", "variants": 3, "split_by": "hash"}
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in", test_size=0.3, **options)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in", test_size=0.3, **options)
     sources = Counter(source.split(":")[1] for source in data["train"]["source"])
     assert "dog/again.png" not in sources and "dog/again.png" not in {s.split(":")[1] for s in data["test"]["source"]}
     assert set(sources.values()) == {4}
@@ -690,18 +688,18 @@ def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
 def test_different_pictures_that_the_codebook_makes_equal_are_counted(tmp_path):
     black = np.zeros((8, 8, 8, 1), np.uint8)
     black[:, 0] = np.diag(np.full(8, 40))[..., None]  # a grey pixel each, which no entry keeps
-    folder = class_folder(tmp_path / "in", {"cat": black[:4], "dog": black[4:], "cow": random_pictures(8)})
+    folder = class_folder(tmp_path / "in", {"cat": black[:4], "dog": black[4:], "cow": random_images(8)})
     entries = torch.tensor([0, 85, 170, 255], dtype=torch.uint8)[:, None].repeat(1, 4)
     PatchCodec({"image_size": [8, 8], "channels": 1, "patch_size": 2}, {"codebook": entries}).save(tmp_path / "codec")
-    _, stats = prepare_pictures(tmp_path / "out", folder, codec=str(tmp_path / "codec"), split_by="hash")
+    _, stats = prepare_images(tmp_path / "out", folder, codec=str(tmp_path / "codec"), split_by="hash")
     assert stats["duplicates_dropped"] == 7
     assert any(note.startswith("7 of 16 different pictures have the tokens") for note in stats["images"]["notes"])
 
 
 def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp_path):
-    pictures = random_pictures(6)
+    pictures = random_images(6)
     folder = class_folder(tmp_path / "in", {"cat": pictures[[0, 1, 2, 0]], "dog": pictures[3:]})
-    _, stats = prepare_pictures(tmp_path / "out", folder, codebook_size=8)
+    _, stats = prepare_images(tmp_path / "out", folder, codebook_size=8)
     assert stats["duplicates_dropped"] == 1
     assert not any("different pictures" in note for note in stats["images"]["notes"])
 
@@ -709,6 +707,6 @@ def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp
 def test_a_class_folder_without_pictures_is_no_class(tmp_path):
     cats_and_dogs(tmp_path / "in")
     (tmp_path / "in/empty").mkdir()
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in")
     assert stats["class_names"] == data["train"].features["label"].names == ["cat", "dog"]
     assert f"{tmp_path}/in: no picture in empty, so there is no such class" in stats["images"]["notes"]

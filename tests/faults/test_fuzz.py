@@ -27,7 +27,7 @@ from imagelm.tokens.grammar import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, sentence
 from tests.data.jsonl.test_parser import read
-from tests.pictures import grey_levels_codec, prepare_pictures, smooth_pictures
+from tests.images import grey_levels_codec, prepare_images, smooth_images
 
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", 150)),
@@ -144,7 +144,7 @@ def test_recipes_are_read_or_told(tmp_path_factory, content):
 
 def picture_files() -> dict[str, bytes]:
     files = {}
-    image = Image.fromarray(smooth_pictures(1, (16, 16), channels=3)[0])
+    image = Image.fromarray(smooth_images(1, (16, 16), channels=3)[0])
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000"):
         stream = io.BytesIO()
         image.save(stream, kind)
@@ -173,7 +173,7 @@ def test_pictures_are_read_or_told(kind, data):
 @given(st.data())
 def test_arrays_are_read_or_told(tmp_path_factory, data):
     stream = io.BytesIO()
-    np.savez_compressed(stream, image=smooth_pictures(3), label=np.arange(3))
+    np.savez_compressed(stream, image=smooth_images(3), label=np.arange(3))
     file = tmp_path_factory.mktemp("arrays") / "x.npz"
     file.write_bytes(data.draw(damaged(stream.getvalue())))
     try:
@@ -186,9 +186,9 @@ def test_arrays_are_read_or_told(tmp_path_factory, data):
 def codecs(tmp_path_factory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("codecs")
     images = home / "x.npz"
-    np.savez(images, image=smooth_pictures(40), label=np.arange(40) % 2)
-    prepare_pictures(home / "u", images, codebook="unified", codebook_size=8)
-    prepare_pictures(home / "l", images, codebook="learned", codebook_size=8, codec_steps=2, device="cpu")
+    np.savez(images, image=smooth_images(40), label=np.arange(40) % 2)
+    prepare_images(home / "u", images, codebook="unified", codebook_size=8)
+    prepare_images(home / "l", images, codebook="learned", codebook_size=8, codec_steps=2, device="cpu")
     return {
         "patch": grey_levels_codec(home / "p", (8, 8)),
         "unified": home / "u/codec",

@@ -41,7 +41,7 @@ from tests.data.jsonl.test_parser import read
 from tests.data.sources.test_sources import png
 from tests.faults.common import mounted
 from tests.faults.test_faults import Payload
-from tests.pictures import smooth_pictures
+from tests.images import smooth_images
 
 GOOD = json.dumps({"tokens": sentence([1, 2, 3], 1), "label": 1}).encode()
 LONG = "1" * 5000
@@ -359,7 +359,7 @@ def test_an_npz_of_pickled_objects_is_refused(tmp_path):
 def test_a_path_in_a_table_may_not_lead_out_of_its_folder(tmp_path):
     inside, outside = tmp_path / "data", tmp_path / "private.png"
     inside.mkdir()
-    picture = png(smooth_pictures(1, channels=3)[0])
+    picture = png(smooth_images(1, channels=3)[0])
     outside.write_bytes(picture)
     (inside / "own.png").write_bytes(picture)
     (inside / "link.png").symlink_to(outside)

@@ -31,7 +31,7 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
 from tests.conftest import CLASSES
-from tests.pictures import class_folder, prepare_pictures, smooth_pictures
+from tests.images import class_folder, prepare_images, smooth_images
 
 MODEL, ROWS = "alice/animals", "alice/animal-rows"
 
@@ -160,9 +160,9 @@ def test_nothing_of_a_prepared_folder_goes_out_but_the_data(pictured: Path, tmp_
 
 
 def test_shards_together_hold_the_rows_in_order_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pictures = smooth_pictures(45, channels=3)
+    pictures = smooth_images(45, channels=3)
     class_folder(tmp_path / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
-    prepare_pictures(tmp_path / "data", tmp_path / "in", keep_images=True)
+    prepare_images(tmp_path / "data", tmp_path / "in", keep_images=True)
     monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 2_000)
     options = PushArguments("x", MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")

@@ -21,7 +21,7 @@ from imagelm.models.processor import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import load_tokenizer
 from tests.conftest import CLASSES, ROOT, run
-from tests.pictures import class_folder, prepare_pictures, random_pictures, smooth_pictures, to_image
+from tests.images import class_folder, prepare_images, random_images, smooth_images, to_image
 
 WITHOUT = (
     "import sys\n"
@@ -51,7 +51,7 @@ def processor(folder) -> ImageLMProcessor:
 def picture(home) -> Path:
     """One that the model hasn't seen, of another size and mode."""
     file = home / "cat.png"
-    to_image(smooth_pictures(1, (20, 14), 3, seed=77)[0]).convert("RGBA").save(file)
+    to_image(smooth_images(1, (20, 14), 3, seed=77)[0]).convert("RGBA").save(file)
     return file
 
 
@@ -91,7 +91,7 @@ def test_a_picture_may_be_a_file_an_image_an_array_or_a_list_of_them(home, proce
         assert torch.equal(processor(images=images)["input_ids"], expected)
     mixed = processor(images=[file, pixels, Image.open(file).convert("RGBA")])["input_ids"]
     assert torch.equal(mixed, expected.expand(3, -1))
-    grey = random_pictures(1)[0]
+    grey = random_images(1)[0]
     twins = processor(images=[grey, grey[..., 0], to_image(grey).convert("RGB")])["input_ids"]
     assert torch.equal(twins, twins[:1].expand(3, -1))
     assert torch.equal(processor(images=grey[..., 0])["input_ids"], twins[:1])
@@ -136,9 +136,9 @@ def test_a_saved_processor_is_the_same_and_stands_alone(processor, picture, tmp_
 
 def test_a_grey_codec_with_another_order_of_ids_makes_and_reads_its_own_rows(tmp_path):
     """A vocabulary whose ids are shuffled: entries and ids aren't the same numbers."""
-    pictures = smooth_pictures(20)
+    pictures = smooth_images(20)
     class_folder(tmp_path / "in", {"a": pictures[:10], "b": pictures[10:]})
-    data, _ = prepare_pictures(tmp_path / "images", tmp_path / "in", write_jsonl=True)
+    data, _ = prepare_images(tmp_path / "images", tmp_path / "in", write_jsonl=True)
     raw = tmp_path / "images/raw"
     vocabulary = json.loads((raw / "vocab.json").read_text())
     order = np.random.default_rng(0).permutation(len(vocabulary)).tolist()
@@ -156,9 +156,9 @@ def test_a_grey_codec_with_another_order_of_ids_makes_and_reads_its_own_rows(tmp
 
 
 def test_a_codec_with_t_refuses_a_bare_picture(tmp_path):
-    pictures = smooth_pictures(12)
+    pictures = smooth_images(12)
     class_folder(tmp_path / "in", {"a": pictures[:6], "b": pictures[6:]})
-    prepare_pictures(tmp_path / "data", tmp_path / "in", codebook="unified", features="t,R,G,B")
+    prepare_images(tmp_path / "data", tmp_path / "in", codebook="unified", features="t,R,G,B")
     tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
     processor = make_processor(tokenizer, load_codec_of(tmp_path / "data"), ["a", "b"])
     with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which a picture alone doesn't"):

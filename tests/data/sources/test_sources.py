@@ -24,13 +24,13 @@ from imagelm.data.sources.open import batches, open_images, train_and_test
 from imagelm.remote_code.codec_imagelm import flatten, read_pixels
 from imagelm.utils.errors import InputError
 from tests.conftest import run
-from tests.pictures import (
+from tests.images import (
     cats_and_dogs,
     class_folder,
     entries_in,
     grey_levels_codec,
-    prepare_pictures,
-    random_pictures,
+    prepare_images,
+    random_images,
     to_image,
 )
 
@@ -50,7 +50,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_a_folder_a_class_is_read_in_natural_order(tmp_path):
-    pictures = random_pictures(12)
+    pictures = random_images(12)
     class_folder(tmp_path, {"10": pictures[:11], "2": pictures[11:]})
     source = open_images([str(tmp_path)])
     assert source.class_names == ["2", "10"]
@@ -72,7 +72,7 @@ def test_people_count_2_before_10_and_equal_numbers_still_have_an_order():
 def test_nested_files_count_and_what_systems_leave_behind_does_not(tmp_path):
     cats_and_dogs(tmp_path, per_class=3)
     (tmp_path / "cat/2024/may").mkdir(parents=True)
-    picture = png(random_pictures(1, seed=9)[0])
+    picture = png(random_images(1, seed=9)[0])
     (tmp_path / "cat/2024/may/x.png").write_bytes(picture)
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", "dog/._0.png", ".git/x.png", "__MACOSX/cat.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def test_hidden_folders_inside_a_class_are_passed_over(tmp_path):
     cats_and_dogs(tmp_path, per_class=3)
     for name in ("cat/.ipynb_checkpoints", "dog/2024/.thumbnails", "dog/__MACOSX"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "x.png").write_bytes(png(random_pictures(1, seed=9)[0]))
+        (tmp_path / name / "x.png").write_bytes(png(random_images(1, seed=9)[0]))
     assert len(open_images([str(tmp_path)])) == 6
 
 
@@ -134,7 +134,7 @@ def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
         [str(tmp_path / "pets/test")],
         (None, None),
     )
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "pets", codebook_size=8)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "pets", codebook_size=8)
     assert (len(data["train"]), len(data["test"])) == (6, 6)
     assert stats["class_names"] == ["cat", "dog"]
     assert any("a train and a test split of its own" in note for note in stats["images"]["notes"])
@@ -147,7 +147,7 @@ def test_pictures_without_class_folders_and_single_files_have_no_labels(tmp_path
         source = open_images([str(name)])
         assert source.labels is None and source.class_names is None
         with pytest.raises(InputError, match=r"cat/\d\.png has no label; expected a folder for each class"):
-            prepare_pictures(tmp_path / "out", name)
+            prepare_images(tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
 
 
@@ -171,7 +171,7 @@ def test_names_that_lead_nowhere_are_refused(tmp_path):
     }
     for name, said in cases.items():
         with pytest.raises(InputError, match=f"--images .*{said}"):
-            prepare_pictures(tmp_path / "out", tmp_path / name)
+            prepare_images(tmp_path / "out", tmp_path / name)
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +180,7 @@ def test_an_empty_name_is_refused_even_where_the_working_folder_could_be_meant(t
         cats_and_dogs(tmp_path / side, per_class=3, seed=len(side))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="empty name"):
-        prepare_pictures(tmp_path / "out", "")
+        prepare_images(tmp_path / "out", "")
 
 
 # Tables
@@ -190,7 +190,7 @@ FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Class
 
 
 def table(count: int = 8, channels: int = 3, seed: int = 0) -> tuple[datasets.Dataset, np.ndarray]:
-    pictures = random_pictures(count, channels=channels, seed=seed)
+    pictures = random_images(count, channels=channels, seed=seed)
     columns = {"image": [to_image(picture) for picture in pictures], "label": [i % 2 for i in range(count)]}
     return datasets.Dataset.from_dict(columns, features=FEATURES), pictures
 
@@ -213,7 +213,7 @@ def test_a_parquet_file_with_image_and_class_label_is_read(tmp_path):
 
 @pytest.mark.parametrize("form", ["struct", "bytes"])
 def test_a_parquet_file_without_hugging_face_metadata_is_read(tmp_path, form):
-    pictures = random_pictures(6, channels=3)
+    pictures = random_images(6, channels=3)
     files = [png(picture) for picture in pictures]
     column = pa.array([{"bytes": file, "path": None} for file in files] if form == "struct" else files)
     if form == "struct":
@@ -235,13 +235,13 @@ def test_saved_datasets_and_their_splits_are_read(tmp_path):
     check_source(open_images([name], split="test"), others, ["owl", "ant"], [0, 1] * 2)
     with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
         open_images([name], split="dev")
-    out, _ = prepare_pictures(tmp_path / "out", name, codebook_size=8)
+    out, _ = prepare_images(tmp_path / "out", name, codebook_size=8)
     assert (len(out["train"]), len(out["test"])) == (8, 4)
     assert out["train"].features["label"].names == ["owl", "ant"]
 
 
 def test_columns_are_found_by_type_and_can_be_named(tmp_path):
-    first, second = random_pictures(4, seed=1), random_pictures(4, seed=2)
+    first, second = random_images(4, seed=1), random_images(4, seed=2)
     features = datasets.Features(
         {
             "before": datasets.Image(),
@@ -266,9 +266,9 @@ def test_a_column_that_holds_no_pictures_is_refused_as_the_image_column(tmp_path
     name = str(tmp_path / "x.parquet")
     table()[0].to_parquet(name)
     with pytest.raises(InputError, match="label"):
-        prepare_pictures(tmp_path / "out", name, image_column="label")
+        prepare_images(tmp_path / "out", name, image_column="label")
     with pytest.raises(InputError, match="image"):
-        prepare_pictures(tmp_path / "out", name, label_column="image")
+        prepare_images(tmp_path / "out", name, label_column="image")
 
 
 def test_rows_without_a_label_are_refused_with_their_place(tmp_path):
@@ -286,7 +286,7 @@ def test_rows_without_a_label_are_refused_with_their_place(tmp_path):
 
 
 def test_an_empty_cell_and_a_damaged_one_are_bad_images_and_the_others_are_read(tmp_path):
-    pictures = random_pictures(4)
+    pictures = random_images(4)
     cells = [{"bytes": png(pictures[0]), "path": None}, {"bytes": None, "path": None}]
     cells += [{"bytes": b"", "path": None}, {"bytes": png(pictures[3])[:40], "path": None}]
     column = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
@@ -305,7 +305,7 @@ def test_an_empty_cell_and_a_damaged_one_are_bad_images_and_the_others_are_read(
 )
 @pytest.mark.parametrize("channels", [0, 1, 3])
 def test_an_npz_file_is_read_by_the_usual_names_of_its_arrays(tmp_path, images, labels, channels):
-    pictures = random_pictures(7, (4, 6), max(channels, 1))
+    pictures = random_images(7, (4, 6), max(channels, 1))
     numbers = np.array([30, 4, 4, 100, 30, 4, 100])
     arrays = {images: pictures if channels else pictures[..., 0], labels: numbers, "other": np.zeros(3)}
     np.savez(tmp_path / "x.npz", **arrays)
@@ -340,7 +340,7 @@ def test_the_pictures_of_an_npz_file_are_never_all_in_memory(tmp_path, save):
     ],
 )
 def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, labels, names):
-    np.savez(tmp_path / "x.npz", image=random_pictures(3), label=np.array(labels))
+    np.savez(tmp_path / "x.npz", image=random_images(3), label=np.array(labels))
     source = open_images([str(tmp_path / "x.npz")])
     assert [source.class_names[label] for label in source.labels] == [
         label.decode() if isinstance(label, bytes) else str(label) for label in labels
@@ -366,12 +366,12 @@ def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, label
 def test_arrays_that_are_no_labelled_pictures_are_refused(tmp_path, arrays, said):
     np.savez(tmp_path / "x.npz", **{name: np.asarray(values) for name, values in arrays.items()})
     with pytest.raises(InputError, match=said):
-        prepare_pictures(tmp_path / "out", tmp_path / "x.npz")
+        prepare_images(tmp_path / "out", tmp_path / "x.npz")
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_arrays_can_be_named(tmp_path):
-    pictures = random_pictures(4)
+    pictures = random_images(4)
     arrays = {"image": np.zeros(3), "pics": pictures, "label": np.zeros(4), "kind": np.array([2, 1, 2, 1])}
     np.savez(tmp_path / "x.npz", **arrays)
     check_source(open_images([str(tmp_path / "x.npz")], "pics", "kind"), pictures, ["1", "2"], [1, 0, 1, 0])
@@ -394,7 +394,7 @@ def test_a_pickled_object_is_never_loaded(tmp_path):
 
 
 def test_several_sources_are_joined_by_class_name(tmp_path):
-    pictures = random_pictures(9)
+    pictures = random_images(9)
     class_folder(tmp_path / "a", {"cat": pictures[:2], "dog": pictures[2:4]})
     np.savez(tmp_path / "b.npz", image=pictures[4:7], label=np.array(["emu", "cat", "bee"]))
     class_folder(tmp_path / "c", {"dog": pictures[7:]})
@@ -417,16 +417,16 @@ def test_the_order_of_class_names_that_all_sources_share_is_kept(tmp_path):
 
 def test_labelled_and_unlabelled_sources_dont_mix(tmp_path):
     cats_and_dogs(tmp_path / "a", per_class=2)
-    np.savez(tmp_path / "b.npz", image=random_pictures(3))
+    np.savez(tmp_path / "b.npz", image=random_images(3))
     with pytest.raises(InputError, match=r"b\.npz:0 has no label, but other pictures have one"):
         open_images([str(tmp_path / "a"), str(tmp_path / "b.npz")])
 
 
 def test_a_class_of_the_test_images_that_training_lacks_is_refused_with_an_example(tmp_path):
     cats_and_dogs(tmp_path / "a", per_class=3)
-    class_folder(tmp_path / "b", {"cat": random_pictures(1, seed=5), "emu": random_pictures(2, seed=6)})
+    class_folder(tmp_path / "b", {"cat": random_images(1, seed=5), "emu": random_images(2, seed=6)})
     with pytest.raises(InputError, match=r"b/emu/0\.png is of class 'emu', which isn't among cat, dog"):
-        prepare_pictures(tmp_path / "out", tmp_path / "a", test_images=[str(tmp_path / "b")])
+        prepare_images(tmp_path / "out", tmp_path / "a", test_images=[str(tmp_path / "b")])
 
 
 # Pixels of every mode
@@ -523,7 +523,7 @@ def test_32_bit_pixels_have_no_known_range():
 
 
 def test_padding_keeps_the_pixels_of_a_small_picture_in_the_middle_of_the_background():
-    pixels = random_pictures(1, (2, 4), 3)[0]
+    pixels = random_images(1, (2, 4), 3)[0]
     found = read_pixels(to_image(pixels), (6, 8), 3, "pad", 77)
     expected = np.full((6, 8, 3), 77, dtype=np.uint8)
     expected[2:4, 2:6] = pixels
@@ -538,17 +538,17 @@ def test_padding_shrinks_a_large_picture_by_one_factor_for_both_sides():
 
 
 def test_resizing_is_pillows_bicubic_and_fills_the_whole_image():
-    picture = to_image(random_pictures(1, (5, 9), 1)[0])
+    picture = to_image(random_images(1, (5, 9), 1)[0])
     expected = np.asarray(picture.resize((12, 7), Image.Resampling.BICUBIC))
     assert (read_pixels(picture, (7, 12), 1, "resize", 99)[..., 0] == expected).all()
     assert (read_pixels(picture, (5, 9), 1, "resize", 99)[..., 0] == np.asarray(picture)).all()
 
 
 def test_colour_becomes_grey_by_luma_and_grey_becomes_equal_channels():
-    pixels = random_pictures(1, (6, 7), 3)[0]
+    pixels = random_images(1, (6, 7), 3)[0]
     found = read_pixels(to_image(pixels), (6, 7), 1, "resize", 0)[..., 0]
     assert np.abs(found - pixels @ np.array([0.299, 0.587, 0.114])).max() <= 0.51
-    grey = random_pictures(1, (6, 7))[0]
+    grey = random_images(1, (6, 7))[0]
     assert (read_pixels(to_image(grey), (6, 7), 3, "resize", 0) == grey).all()
 
 
@@ -619,7 +619,7 @@ def wild_folder(root: Path) -> tuple[dict[str, int], list[str]]:
     Image.new("F", (8, 8), 0.5).save(buffer, "TIFF")
     spoil("cat/float.tif", buffer.getvalue())
     spoil("dog/empty.png", b"")
-    spoil("cat/cut.png", png(random_pictures(1, (32, 32))[0])[:400])
+    spoil("cat/cut.png", png(random_images(1, (32, 32))[0])[:400])
     spoil("dog/text.png", b"not a picture")
     spoil("cat/bomb.png", bomb(60_000, 60_000))
     spoil("dog/half_bomb.png", bomb(10_000, 10_000))
@@ -694,8 +694,8 @@ def test_pictures_with_damaged_exif_data_are_read(tmp_path):
     for i, exif in enumerate(
         (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\0\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12")
     ):
-        to_image(random_pictures(1, seed=20 + i)[0]).save(tmp_path / f"in/cat/broken{i}.jpg", exif=exif)
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+        to_image(random_images(1, seed=20 + i)[0]).save(tmp_path / f"in/cat/broken{i}.jpg", exif=exif)
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in")
     assert sum(map(len, data.values())) == 11
     assert stats["bad_rows"]["total"] == 0
 
@@ -703,7 +703,7 @@ def test_pictures_with_damaged_exif_data_are_read(tmp_path):
 def test_a_file_name_that_is_no_unicode_text_does_no_harm(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=4)
     (tmp_path / "in/cat/0.png").rename(Path(str(tmp_path / "in/cat/\udcff.png")))
-    data, _ = prepare_pictures(tmp_path / "out", tmp_path / "in", write_jsonl=True)
+    data, _ = prepare_images(tmp_path / "out", tmp_path / "in", write_jsonl=True)
     assert sum(map(len, data.values())) == 8
 
 
@@ -712,7 +712,7 @@ def test_where_no_picture_can_be_read_the_files_are_named(tmp_path):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "x.png").write_text("x")
     with pytest.raises(InputError, match=r"none of the 2 pictures can be read(.|\n)*dog/x\.png: not a picture"):
-        prepare_pictures(tmp_path / "out", tmp_path / "in")
+        prepare_images(tmp_path / "out", tmp_path / "in")
     assert not (tmp_path / "out").exists()
 
 
@@ -720,7 +720,7 @@ def test_more_bad_pictures_than_are_shown_are_all_kept_in_the_file(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=4)
     for i in range(30):
         (tmp_path / f"in/cat/bad{i}.png").touch()
-    data, stats = prepare_pictures(tmp_path / "out", tmp_path / "in")
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in")
     assert stats["bad_rows"]["total"] == 30 and len(stats["bad_rows"]["first"]) == 20
     kept = [json.loads(line)["file"] for line in (tmp_path / "out/bad_rows.jsonl").read_text().splitlines()]
     assert kept == [str(tmp_path / f"in/cat/bad{i}.png") for i in range(30)]

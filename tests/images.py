@@ -1,4 +1,4 @@
-"""Pictures for tests: random arrays, folders of them, and `prepare_dataset.py --images` as a user calls it."""
+"""Images for tests: random arrays, folders of them, and `prepare_dataset.py --images` as a user calls it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 
 
-def random_pictures(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
+def random_images(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
     """uint8, shape (count, height, width, channels), all values equally likely."""
     return np.random.default_rng(seed).integers(0, 256, (count, *size, channels), dtype=np.uint8)
 
 
-def smooth_pictures(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
-    """As `random_pictures`, but of big soft shapes, so that neighbouring pixels and patches are alike."""
+def smooth_images(count: int, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0) -> np.ndarray:
+    """As `random_images`, but of big soft shapes, so that neighbouring pixels and patches are alike."""
     rng = np.random.default_rng(seed)
     y, x = np.indices(size)[:, None, :, :, None] / max(size)
     a, b, phase = rng.uniform(-6, 6, (3, count, 1, 1, channels))
@@ -35,10 +35,10 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 
 
 def class_folder(root: Path, classes: dict[str, np.ndarray], suffix: str = ".png") -> Path:
-    """A folder with a folder a class; pictures are named 0, 1, …"""
-    for name, pictures in classes.items():
+    """A folder with a folder a class; images are named 0, 1, …"""
+    for name, images in classes.items():
         (root / name).mkdir(parents=True)
-        for i, pixels in enumerate(pictures):
+        for i, pixels in enumerate(images):
             to_image(pixels).save(root / name / f"{i}{suffix}")
     return root
 
@@ -46,12 +46,12 @@ def class_folder(root: Path, classes: dict[str, np.ndarray], suffix: str = ".png
 def cats_and_dogs(
     root: Path, per_class: int = 10, size: tuple[int, int] = (8, 8), channels: int = 1, seed: int = 0
 ) -> Path:
-    """A folder of random pictures of two classes."""
-    pictures = random_pictures(2 * per_class, size, channels, seed)
-    return class_folder(root, {"cat": pictures[:per_class], "dog": pictures[per_class:]})
+    """A folder of random images of two classes."""
+    images = random_images(2 * per_class, size, channels, seed)
+    return class_folder(root, {"cat": images[:per_class], "dog": images[per_class:]})
 
 
-def prepare_pictures(output: Path, images: object, **options: object) -> tuple[datasets.DatasetDict, dict]:
+def prepare_images(output: Path, images: object, **options: object) -> tuple[datasets.DatasetDict, dict]:
     """`prepare_dataset.py --images …` with a small codebook; the dataset and its statistics."""
     own = {name: options.pop(name) for name in list(options) if name in ImageArguments.__dataclass_fields__}
     names = [str(name) for name in (images if isinstance(images, list) else [images])]
