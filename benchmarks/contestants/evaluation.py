@@ -53,11 +53,11 @@ def accuracies(prediction) -> dict[str, float]:
 with tempfile.TemporaryDirectory() as folder:
     arguments = Arguments(folder, per_device_eval_batch_size=8, use_cpu=True, disable_tqdm=True)
     if given.who == "ours":
-        from imagelm.models.build import mend_loss_scale
+        from imagelm.models.build import fix_loss_scale
         from imagelm.training.arguments import RunArguments
         from imagelm.training.trainer import ImageTrainer
 
-        mend_loss_scale(model)
+        fix_loss_scale(model)
         trainer = ImageTrainer(model, arguments, RunArguments(), tokenizer, None, rows)
     else:
         rows = rows.select_columns(["input_ids"])

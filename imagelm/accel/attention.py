@@ -189,15 +189,15 @@ def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
     return bool(seen[:, 0].all()) and not bool((seen[:, 1:] & ~seen[:, :-1]).any())
 
 
-def use_in(model: PreTrainedModel) -> None:
+def use_causal_product(model: PreTrainedModel) -> None:
     """Has a model that is loaded compute its attention so, where its architecture has a place for it."""
     if model._supports_attention_backend:
-        register()
+        register_causal_product()
         model.set_attn_implementation(CAUSAL_PRODUCT)
 
 
 @functools.cache
-def register() -> None:
+def register_causal_product() -> None:
     """Makes `attn_implementation="causal_product"` known to transformers."""
     AttentionInterface.register(CAUSAL_PRODUCT, causal_product)
     AttentionMaskInterface.register(CAUSAL_PRODUCT, _mask)

@@ -45,7 +45,7 @@ def main() -> None:
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.evaluate import evaluate_folder, leak_proof_rows
-    from imagelm.training.model_folder import keep_records, read_selection, save_folder
+    from imagelm.training.model_folder import read_selection, save_folder, write_records
     from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.training.stopping import StopOnSignal
@@ -90,16 +90,16 @@ def main() -> None:
 
     # Output folder: a new run, or one to go on with
     this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)
-    settled = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
-    if settled.finished:
+    plan = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
+    if plan.finished:
         say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
         if push and is_main:
             publish_run(push, output / BEST_FOLDER)
         return
-    checkpoint = settled.checkpoint
-    say("\n".join([*settled.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
+    checkpoint = plan.checkpoint
+    say("\n".join([*plan.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
     launch.computing = {"mixed_precision": args.mixed_precision, **asdict(form)}
-    record = RunRecord(output, this, launch, stats, is_main, started, settled.is_new)
+    record = RunRecord(output, this, launch, stats, is_main, started, plan.is_new)
 
     # Hub: whether a push could succeed is known before hours of training
     if push and is_main:
@@ -115,8 +115,8 @@ def main() -> None:
     # Training
     trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor, this)
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
-    record.spikes = trainer.finite_steps.spikes.told
-    for callback in (keep_best, record, PartialResume(checkpoint, settled.missing)):
+    record.spikes = trainer.finite_steps.spikes.found
+    for callback in (keep_best, record, PartialResume(checkpoint, plan.missing)):
         trainer.add_callback(callback)
     if push and push.each_save:
         trainer.add_callback(PushWhileTraining(trainer, push))
@@ -146,7 +146,7 @@ def main() -> None:
         best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
         write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
         for name in results:
-            keep_records(output / name, run, stats, trainer.state.log_history)
+            write_records(output / name, run, stats, trainer.state.log_history)
         print(f"\n{summary(best, run, output / REPORT_FOLDER)}")
         if push:
             publish_run(push, output / BEST_FOLDER)

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from imagelm.accel.attention import use_in
+from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
 from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.onnx_session import OnnxSession
@@ -159,7 +159,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
     _check_fit(options.model, model, grammar, codec)
     model = model.to(device=device, dtype=getattr(torch, options.dtype)).eval()
     if device.type == "cpu":
-        use_in(model)
+        use_causal_product(model)
         keep_memory()
     onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
     return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar), onnx)

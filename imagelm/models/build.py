@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, register
+from imagelm.accel.attention import CAUSAL_PRODUCT, register_causal_product
 from imagelm.models.arguments import ModelArguments
 from imagelm.utils.errors import InputError
 
@@ -61,7 +61,7 @@ def build_model(
             f"the model has {positions} positions, but the longest row has {max_length} tokens; "
             f"prepare the data with --max_length {positions}, or give the model more positions"
         )
-    mend_loss_scale(model)
+    fix_loss_scale(model)
     return model
 
 
@@ -77,7 +77,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     )
     if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
         raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
-    mend_loss_scale(model)
+    fix_loss_scale(model)
     return model
 
 
@@ -87,7 +87,7 @@ def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:
     model.config.label2id = {name: label for label, name in enumerate(class_names)}
 
 
-def mend_loss_scale(model: PreTrainedModel) -> None:
+def fix_loss_scale(model: PreTrainedModel) -> None:
     """Makes Trainer count the scored tokens right.
 
     GPT-2's class names no loss type, so Trainer counts the first position, which is never predicted, into the divisor
@@ -130,7 +130,7 @@ def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
     """The attention, or None where it's ours and the architecture has no place for it."""
     if attention != CAUSAL_PRODUCT:
         return attention
-    register()
+    register_causal_product()
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return attention if getattr(architecture, "_supports_attention_backend", False) else None
 

@@ -83,12 +83,12 @@ class CheckpointWriter:
         # Else processes would wait for each other inside the library, where one that failed never comes to.
         trainer.state.best_global_step = None
         try:
-            _together(trainer, checkpoint, lambda: _make_anew(staging), main_alone=True)
+            _in_all_processes(trainer, checkpoint, lambda: _make_empty(staging), main_alone=True)
             self.staging = staging
-            _together(trainer, checkpoint, save)
+            _in_all_processes(trainer, checkpoint, save)
             self.staging = None
             finish = lambda: self._finish(trainer, staging / checkpoint.name, checkpoint)  # noqa: E731
-            _together(trainer, checkpoint, finish, main_alone=True)
+            _in_all_processes(trainer, checkpoint, finish, main_alone=True)
         finally:
             self.staging = None
             if trainer.is_world_process_zero():
@@ -153,7 +153,7 @@ class CheckpointReport:
 
 
 @dataclass
-class Choice:
+class CheckpointChoice:
     """The checkpoint that a run goes on from.
 
     Attributes:
@@ -178,7 +178,7 @@ def write_manifest(folder: Path) -> None:
     write_text(folder / MANIFEST_FILE, f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
 
 
-def examine(folder: Path) -> CheckpointReport:
+def inspect_checkpoint(folder: Path) -> CheckpointReport:
     """Compares a checkpoint with its completeness mark, and looks whether its states can be read without a pickle."""
     found = CheckpointReport(folder)
     files = _read_manifest(folder)
@@ -207,7 +207,7 @@ def checkpoints(output: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
-def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> Choice:
+def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> CheckpointChoice:
     """The newest whole checkpoint, or the one that the user named.
 
     Args:
@@ -218,9 +218,9 @@ def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> 
     Raises:
         InputError: The named one isn't whole, or none is but one could do with `allow_partial`.
     """
-    choice, usable = Choice(), None
+    choice, usable = CheckpointChoice(), None
     for folder in [named] if named else reversed(checkpoints(output)):
-        found = examine(folder)
+        found = inspect_checkpoint(folder)
         if found.is_whole:
             choice.checkpoint = folder
             return choice
@@ -232,7 +232,7 @@ def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> 
             "from it wouldn't give the run that was begun; --allow_partial_resume does so all the same"
         )
     if named and not usable:
-        raise InputError(f"--resume_from_checkpoint {named} can't be resumed: {examine(named).why}")
+        raise InputError(f"--resume_from_checkpoint {named} can't be resumed: {inspect_checkpoint(named).why}")
     if usable:
         choice.checkpoint, choice.missing = usable.folder, list(usable.problems)
         choice.notes.append(f"{usable.folder} is resumed without its {', '.join(choice.missing)}")
@@ -279,10 +279,10 @@ def identity_of(checkpoint: Path) -> dict | None:
     return None
 
 
-def intact_part(choice: Choice) -> Path:
+def copy_intact_files(choice: CheckpointChoice) -> Path:
     """A folder beside a checkpoint with its intact files alone: what Trainer is given where parts are damaged."""
     folder = choice.checkpoint.with_name(f".{choice.checkpoint.name}.partial-resume")
-    _make_anew(folder)
+    _make_empty(folder)
     left_out = tuple(start for start, part in PARTS.items() if part in choice.missing)
     for name in _read_manifest(choice.checkpoint) or {}:
         if not name.startswith(left_out):
@@ -302,7 +302,7 @@ def check_weights(model: torch.nn.Module, step: int) -> None:
             raise DivergedError(f"weight {name} isn't finite at step {step}: the run diverged; nothing was saved of it")
 
 
-def _together(trainer: Trainer, checkpoint: Path, work: Callable[[], None], main_alone: bool = False) -> None:
+def _in_all_processes(trainer: Trainer, checkpoint: Path, work: Callable[[], None], main_alone: bool = False) -> None:
     """Does a part of the saving in all processes (or the main one), and fails in all where it fails in one."""
     reason = None
     try:
@@ -319,7 +319,7 @@ def _together(trainer: Trainer, checkpoint: Path, work: Callable[[], None], main
         )
 
 
-def _make_anew(folder: Path) -> None:
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

@@ -26,7 +26,7 @@ from imagelm.utils.artifacts import (
 from imagelm.utils.atomic_io import atomic_folder, raise_storage_error, read_json, write_json, write_text
 
 
-def keep_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
+def write_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
     """Puts run, data statistics and log history into a model's folder, where the model card finds them."""
     # JSON has no infinite numbers, as a norm of gradients may be in fp16.
     finite = [

@@ -25,8 +25,8 @@ from imagelm.training.checkpoint import (
     CHECKPOINT_PATTERN,
     checkpoints,
     choose_checkpoint,
+    copy_intact_files,
     identity_of,
-    intact_part,
 )
 from imagelm.training.run_record import read_record
 from imagelm.utils.artifacts import (
@@ -110,7 +110,7 @@ class ResumePlan:
         checkpoint: What Trainer goes on from; None begins at step 0.
         missing: Parts of the checkpoint that are left out.
         finished: Whether this very run stands complete.
-        is_new: Whether nothing of an earlier leg remains.
+        is_new: Whether nothing of an earlier launch remains.
         notes: What was passed over or mended, and why, a line each.
     """
 
@@ -144,7 +144,7 @@ def plan_resume(args: TrainingArguments, this: dict, overwrite: bool, allow_part
     remove_leftovers(output, OURS)
     (output / DIVERGED_FILE).unlink(missing_ok=True)
     if overwrite:
-        discard(output)
+        delete_run(output)
         return ResumePlan(is_new=True)
     notes = _check_same_run(output, this)
     if named and named.resolve().parent != output.resolve():
@@ -152,14 +152,14 @@ def plan_resume(args: TrainingArguments, this: dict, overwrite: bool, allow_part
     finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
     if finished and not anew and not named:
         return ResumePlan(finished=True, notes=notes)
-    if not anew and (settled := _resume(output, this, named, allow_partial, notes)):
-        return settled
+    if not anew and (plan := _resume(output, this, named, allow_partial, notes)):
+        return plan
     if finished or checkpoints(output):
         why = "a new start was asked for" if anew else "no checkpoint of it is whole"
         raise InputError(
             "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; discard it with --overwrite"])
         )
-    discard(output)
+    delete_run(output)
     return ResumePlan(is_new=True, notes=notes)
 
 
@@ -179,10 +179,10 @@ def plan_resume_together(args: TrainingArguments, this: dict, overwrite: bool, a
             decision = [None, InputError(str(error))]
         except OSError as error:
             decision = [None, StorageError(f"--output_dir {args.output_dir}: {describe(error)}")]
-    settled, refusal = broadcast_object_list(decision)
+    plan, refusal = broadcast_object_list(decision)
     if refusal:  # on every process, so that none waits for another
         raise refusal if args.process_index == 0 else type(refusal)("see the main process")
-    return settled
+    return plan
 
 
 def lock_output(output: Path) -> None:
@@ -203,7 +203,7 @@ def lock_output(output: Path) -> None:
             os.close(folder)
 
 
-def discard(output: Path) -> None:
+def delete_run(output: Path) -> None:
     """Deletes what a run leaves in its output folder, and nothing else."""
     if not output.is_dir():
         return
@@ -223,7 +223,7 @@ def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, n
     theirs = identity_of(choice.checkpoint)
     if theirs is not None:
         _check_same(f"{choice.checkpoint} is of a run", theirs, this)
-    source = intact_part(choice) if choice.missing else choice.checkpoint
+    source = copy_intact_files(choice) if choice.missing else choice.checkpoint
     return ResumePlan(str(source), choice.missing, notes=notes)
 
 

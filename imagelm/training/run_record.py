@@ -1,7 +1,7 @@
 """`run.json`: what a run was, so that it can be made again.
 
-One idea: a run may take several starts; each adds a leg, and times are sums over the legs. The file is brought up to
-date at every checkpoint, so that a kill loses no more of it than of the training.
+One idea: a run may take several launches; each adds an entry, and durations are sums over the launches. The file is
+updated at every checkpoint, so that a killed run loses no more of its record than of its training.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class RunRecord(TrainerCallback):
         launch: What the run was told.
         stats: `stats.json` of the data.
         is_main: Whether this process writes.
-        started: `time.perf_counter()` when this leg began.
-        is_new: Whether no earlier leg counts.
+        started: `time.perf_counter()` when this launch began.
+        is_new: Whether the run has no earlier launch.
 
     Attributes:
         content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
-            commit, hardware, legs, durations in seconds, loss spikes.
-        spikes: Of this leg; whoever finds them puts them here.
+            commit, hardware, launches, durations in seconds, loss spikes.
+        spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RunRecord(TrainerCallback):
         self.spikes: list[dict] = []
         earlier = {} if is_new else read_record(output)
         args = launch.args
-        self.leg = {
+        self.entry = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": launch.command,
             "from_step": 0,
@@ -87,7 +87,7 @@ class RunRecord(TrainerCallback):
             **_git(),
             "hardware": hardware(args.device, identity["world_size"], launch.num_threads),
             "computing": launch.computing,
-            "legs": [*earlier.get("legs", []), self.leg],
+            "launches": [*earlier_launches(earlier), self.entry],
         }
         self.earlier_spikes = earlier.get("loss_spikes", [])
         self.write()
@@ -96,53 +96,53 @@ class RunRecord(TrainerCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """However the training ended, its leg says so."""
+        """Records how the training ended."""
         ended = None if error is None else f"{kind.__name__}: {error}"
-        # What ended the training is told; that the record of it couldn't be written either would hide it.
+        # A failure to write the record must not hide the error that ended the training.
         with nullcontext() if error is None else suppress(OSError):
             self.update(self.step, ended)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """The clock of the training starts."""
+        """Starts the clock of the training."""
         self.training_started = time.perf_counter()
-        self.leg["from_step"] = self.step = state.global_step
+        self.entry["from_step"] = self.step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Takes note of the step."""
+        """Keeps the step."""
         self.step = state.global_step
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        """Brings the file up to date."""
+        """Updates the file."""
         saved = f"checkpoint-{state.global_step} is saved; the same command goes on from it"
         with raise_storage_error(self.file, saved):
             self.update(state.global_step)
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:
-        """Brings the leg's times up to date and writes the file.
+        """Updates the times of this launch and writes the file.
 
         Args:
             step: The step that was reached.
-            ended: How the leg ended, once it does.
+            ended: How the launch ended; None while it runs.
 
         Returns:
             The record.
         """
         now = time.perf_counter()
-        self.leg["seconds"] = now - self.started
+        self.entry["seconds"] = now - self.started
         if step is not None:
-            self.leg["to_step"] = step
-            self.leg["train_seconds"] = now - self.training_started
-        self.leg["ended"] = ended
+            self.entry["to_step"] = step
+            self.entry["train_seconds"] = now - self.training_started
+        self.entry["ended"] = ended
         self.write()
         return self.content
 
     def write(self) -> None:
-        """Writes the file with the times of all legs."""
-        legs = self.content["legs"]
+        """Writes the file with the times of all launches."""
+        launches = self.content["launches"]
         self.content["loss_spikes"] = [*self.earlier_spikes, *self.spikes]
         self.content["durations"] = {
-            "train": sum(leg["train_seconds"] for leg in legs),
-            "total": sum(leg["seconds"] for leg in legs),
+            "train": sum(launch["train_seconds"] for launch in launches),
+            "total": sum(launch["seconds"] for launch in launches),
         }
         if self.is_main:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,11 +150,16 @@ class RunRecord(TrainerCallback):
 
 
 def read_record(output: Path) -> dict:
-    """The record that stands in an output folder; empty where it can't be read."""
+    """The record in an output folder; empty if it can't be read."""
     with suppress(OSError, ValueError):
         record = read_json(output / RUN_FILE)
         return record if isinstance(record, dict) else {}
     return {}
+
+
+def earlier_launches(record: dict) -> list[dict]:
+    """The launches in a record; versions before 0.2 called them legs."""
+    return record.get("launches", record.get("legs", []))
 
 
 def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int]:

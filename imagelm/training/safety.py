@@ -53,7 +53,7 @@ class FiniteSteps(TrainerCallback):
         if args.world_size > 1:
             figures = trainer.accelerator.reduce(figures, reduction="mean")
         loss, norm, bad_loss, bad_norm = figures.tolist()
-        if bad_loss or (bad_norm and not _scaler_may_mend(trainer)):
+        if bad_loss or (bad_norm and not _scaler_recovers(trainer)):
             self._stop(loss, norm)
         trainer.checkpoint_writer.confirm(trainer)
         if state.is_world_process_zero:
@@ -83,12 +83,12 @@ class LossSpikes:
     """Tells losses that are far above the last ones.
 
     Attributes:
-        told: Step, loss and the usual loss of each; the first `MAX_KEPT_SPIKES`.
+        found: Step, loss and the usual loss of each; the first `MAX_KEPT_SPIKES`.
     """
 
     def __init__(self) -> None:
         self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
-        self.told: list[dict] = []
+        self.found: list[dict] = []
         self.last = -SPIKE_PAUSE
 
     def look(self, step: int, loss: float, learning_rate: float) -> None:
@@ -101,8 +101,8 @@ class LossSpikes:
                 tqdm.write(
                     f"loss spike at step {step}: {loss:.4g}, usually {usual:.4g} (learning rate {learning_rate:.3g})"
                 )
-                if len(self.told) < MAX_KEPT_SPIKES:
-                    self.told.append({"step": step, "loss": loss, "usual": usual})
+                if len(self.found) < MAX_KEPT_SPIKES:
+                    self.found.append({"step": step, "loss": loss, "usual": usual})
         self.losses.append(loss)
 
 
@@ -140,7 +140,7 @@ def find_rows(dataset: Sequence, wanted: list[np.ndarray]) -> list[int]:
     return found
 
 
-def _scaler_may_mend(trainer: Trainer) -> bool:
+def _scaler_recovers(trainer: Trainer) -> bool:
     """In fp16 a gradient that overflows is no divergence: the step is skipped, and the loss scaled down for the next.
 
     That ends where the scale has come down to 1: then it isn't the scale that makes it overflow.

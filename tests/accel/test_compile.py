@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.activations import ACT2FN
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register
+from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register_causal_product
 from imagelm.accel.compile import (
     COMPILE_FLOPS,
     FastTanhGELU,
@@ -28,7 +28,7 @@ LENGTH = 201
 
 
 def gpt2(attention: str, **values) -> torch.nn.Module:
-    register()
+    register_causal_product()
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=40, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, **values
@@ -103,7 +103,7 @@ def test_drawing_with_a_cache_gives_the_tokens_of_sdpa(ids):
 
 
 def test_grouped_heads_and_windows_are_those_of_sdpa(ids):
-    register()
+    register_causal_product()
     config = LlamaConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, max_position_embeddings=LENGTH,

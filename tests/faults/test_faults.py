@@ -21,9 +21,10 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
-from imagelm.training.checkpoint import MANIFEST_FILE, examine, write_manifest
+from imagelm.training.checkpoint import MANIFEST_FILE, inspect_checkpoint, write_manifest
 from imagelm.training.model_folder import save_folder
 from imagelm.training.resume import lock_output, plan_resume
+from imagelm.training.run_record import earlier_launches, read_record
 from imagelm.utils.errors import InputError, StorageError, describe
 from tests.conftest import ROOT, TINY, train
 from tests.faults.common import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
@@ -167,6 +168,12 @@ def test_a_damaged_record_is_no_reason_to_lose_a_run(cut):
         settle(cut, identity | {"seed": 7})
 
 
+def test_the_launches_of_a_record_of_an_earlier_version_count_on(tmp_path):
+    """It called them legs."""
+    (tmp_path / "run.json").write_text('{"legs": [{"train_seconds": 1.0, "seconds": 2.0}]}')
+    assert earlier_launches(read_record(tmp_path)) == [{"train_seconds": 1.0, "seconds": 2.0}]
+
+
 def test_what_killed_writers_left_is_removed_and_a_folder_that_stepped_aside_comes_back(cut):
     for name in (".checkpoint-130.partial-save", ".best_model.partial-x1", ".checkpoint-120.old-y2/checkpoint-120"):
         (cut / name).mkdir(parents=True)
@@ -213,7 +220,7 @@ def test_a_mark_that_leads_out_of_its_folder_is_no_mark(cut):
     content["files"]["../outside"] = {"bytes": 1, "sha256": "0"}
     line = json.dumps(content)
     (folder / MANIFEST_FILE).write_text(f"{line}\n{hashlib.sha256(line.encode()).hexdigest()}\n")
-    assert "no valid complete.json" in examine(folder).why
+    assert "no valid complete.json" in inspect_checkpoint(folder).why
 
 
 # Signals
@@ -228,7 +235,7 @@ def stopped(prepared, output: Path, number: signal.Signals, at: int) -> subproce
 
 
 def test_sigterm_and_ctrl_c_save_and_end_with_their_code_and_the_run_goes_on_bitwise(prepared, uninterrupted, tmp_path):
-    output, legs = tmp_path / "out", []
+    output, stops = tmp_path / "out", []
     for number, code, at in ((signal.SIGTERM, 143, 20), (signal.SIGINT, 130, 60)):
         done = stopped(prepared, output, number, at)
         assert done.returncode == code, done.stderr
@@ -236,25 +243,29 @@ def test_sigterm_and_ctrl_c_save_and_end_with_their_code_and_the_run_goes_on_bit
         step = steps(output)[-1]
         assert f"stopped by {number.name} at step {step}: checkpoint-{step} is saved" in done.stderr
         assert "Traceback" not in done.stderr
-        assert examine(output / f"checkpoint-{step}").is_whole
+        assert inspect_checkpoint(output / f"checkpoint-{step}").is_whole
         assert not (output / "final_model").exists()
-        legs.append(step)
+        stops.append(step)
     done = train(prepared, output, *RUN)
     assert done.returncode == 0, done.stderr
-    assert f"resuming from {output}/checkpoint-{legs[-1]}" in done.stdout
+    assert f"resuming from {output}/checkpoint-{stops[-1]}" in done.stdout
     assert same_weights(uninterrupted, output)
     for name in ("best_model", "final_model"):
         figures = [json.loads((o / name / "eval_results.json").read_text()) for o in (uninterrupted, output)]
         assert figures[0]["step"] == figures[1]["step"]
         assert figures[0]["eval_loss"] == figures[1]["eval_loss"]
     record = json.loads((output / "run.json").read_text())
-    assert [(leg["from_step"], leg["to_step"]) for leg in record["legs"]] == [
-        *((0, legs[0]), (legs[0], legs[1]), (legs[1], 120))
+    assert [(launch["from_step"], launch["to_step"]) for launch in record["launches"]] == [
+        *((0, stops[0]), (stops[0], stops[1]), (stops[1], 120))
     ]
-    assert [leg["ended"].split(":")[0] for leg in record["legs"]] == ["StoppedError", "StoppedError", "finished"]
+    assert [launch["ended"].split(":")[0] for launch in record["launches"]] == [
+        "StoppedError",
+        "StoppedError",
+        "finished",
+    ]
     for clock, name in (("train_seconds", "train"), ("seconds", "total")):
-        assert record["durations"][name] == pytest.approx(sum(leg[clock] for leg in record["legs"]))
-        assert all(leg[clock] > 0 for leg in record["legs"])
+        assert record["durations"][name] == pytest.approx(sum(launch[clock] for launch in record["launches"]))
+        assert all(launch[clock] > 0 for launch in record["launches"])
 
 
 def test_two_runs_cannot_write_into_one_folder(tmp_path):
@@ -295,7 +306,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepa
         assert "ame command" in err  # goes on
         kept = steps(output)
         assert kept
-        assert all(examine(output / f"checkpoint-{step}").is_whole for step in kept)
+        assert all(inspect_checkpoint(output / f"checkpoint-{step}").is_whole for step in kept)
         assert not list(output.glob(".*"))
         assert json.loads((output / "run.json").read_text())["identity"]
         ballast.unlink()
@@ -320,7 +331,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
         assert "choose a folder that can be written to" in err
         assert "Traceback" not in err
         remount(small, "rw")
-        assert examine(output / f"checkpoint-{steps(output)[-1]}").is_whole
+        assert inspect_checkpoint(output / f"checkpoint-{steps(output)[-1]}").is_whole
         assert settle(output).checkpoint == str(output / f"checkpoint-{steps(output)[-1]}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from imagelm.evaluation.report import accuracy_interval
-from imagelm.training.checkpoint import examine
+from imagelm.training.checkpoint import inspect_checkpoint
 from tests.conftest import run, train, write_jsonl
 from tests.faults.common import DROPOUT, same_weights, start, steps, wait_for
 from tests.faults.test_faults import settle
@@ -89,7 +89,7 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
             early += 1
         assert "passed over" not in watched.said
         shown = max(shown, watched.step)
-        whole_ones = [step for step in steps(output) if examine(output / f"checkpoint-{step}").is_whole]
+        whole_ones = [step for step in steps(output) if inspect_checkpoint(output / f"checkpoint-{step}").is_whole]
         assert whole_ones == steps(output)
         assert not whole_ones or shown - whole_ones[-1] <= SAVE_STEPS
         if (output / "best_model").exists():
@@ -98,7 +98,7 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "whole", output)
     record = json.loads((output / "run.json").read_text())
-    assert record["legs"][-1]["ended"] == "finished"
+    assert record["launches"][-1]["ended"] == "finished"
     print(
         f"{kills} kills, {resumed} resumed from a checkpoint, {early} before; "
         f"steps lost: mean {np.mean(lost):.1f}, at most {max(lost)}; last step seen {shown}; bitwise equal in the end"
@@ -125,7 +125,7 @@ def test_two_processes_stop_together_whichever_of_them_is_asked(prepared, tmp_pa
     step = steps(outputs[1])[-1]
     assert f"stopped by {number.name} at step {step}" in err
     checkpoint = outputs[1] / f"checkpoint-{step}"
-    assert examine(checkpoint).is_whole
+    assert inspect_checkpoint(checkpoint).is_whole
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
     process = start(prepared, outputs[1], *words, launcher=TWO, **environment)
     out, err = process.communicate(timeout=300)
@@ -161,8 +161,8 @@ def test_a_kill_of_the_launcher_alone_ends_its_process_with_a_checkpoint(prepare
         assert time.monotonic() < end
         time.sleep(0.1)
     record = json.loads((output / "run.json").read_text())
-    assert record["legs"][0]["ended"].startswith("StoppedError: stopped by SIGTERM")
-    step = record["legs"][0]["to_step"]
+    assert record["launches"][0]["ended"].startswith("StoppedError: stopped by SIGTERM")
+    step = record["launches"][0]["to_step"]
     assert settle(output).checkpoint == str(output / f"checkpoint-{step}")
     process.communicate()
 

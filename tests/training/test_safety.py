@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from imagelm.data.load import load_prepared
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.training.arguments import RunArguments
-from imagelm.training.checkpoint import examine
+from imagelm.training.checkpoint import inspect_checkpoint
 from imagelm.training.safety import LossSpikes, find_rows
 from imagelm.training.trainer import ImageTrainer, rows_only
 from imagelm.utils.errors import DivergedError
@@ -84,7 +84,7 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_named(
         ids = data["train"][number]["input_ids"]
         assert row[: len(ids)].tolist() == ids
     assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    assert examine(tmp_path / "checkpoint-4").is_whole
+    assert inspect_checkpoint(tmp_path / "checkpoint-4").is_whole
 
 
 def test_a_checkpoint_of_the_very_step_before_a_divergence_goes_and_the_last_good_one_stays(prepared, tmp_path):
@@ -99,9 +99,9 @@ def test_a_checkpoint_of_the_very_step_before_a_divergence_goes_and_the_last_goo
     assert kept == [f"checkpoint-{step - 2}"]
     assert f"checkpoint-{step - 1}, of the very step before, was removed" in done.stderr
     assert not (tmp_path / "out/final_model").exists()
-    leg = json.loads((tmp_path / "out/run.json").read_text())["legs"][0]
-    assert leg["ended"].startswith("DivergedError: ")
-    assert leg["to_step"] == step - 1
+    launch = json.loads((tmp_path / "out/run.json").read_text())["launches"][0]
+    assert launch["ended"].startswith("DivergedError: ")
+    assert launch["to_step"] == step - 1
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, tokenizer, data):
@@ -128,7 +128,7 @@ def test_loss_spikes_are_told_once_and_noise_and_a_falling_loss_are_not(capsys):
     losses[200:204] *= 3
     for step, loss in enumerate(losses, start=1):
         spikes.look(step, float(loss), 1e-3)
-    assert [spike["step"] for spike in spikes.told] == [201]
+    assert [spike["step"] for spike in spikes.found] == [201]
     assert capsys.readouterr().out.startswith("loss spike at step 201: ")
 
 

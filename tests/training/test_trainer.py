@@ -17,7 +17,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 from imagelm.data.load import load_prepared
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.evaluation.report import _plot_confusion, _save
-from imagelm.models.build import load_model, mend_loss_scale
+from imagelm.models.build import fix_loss_scale, load_model
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import RunArguments
@@ -46,7 +46,7 @@ def tiny_model(tokenizer) -> GPT2LMHeadModel:
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=32, n_layer=2, n_head=2, **ids)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = GPT2LMHeadModel(config)
-    mend_loss_scale(model)
+    fix_loss_scale(model)
     return model
 
 
@@ -136,7 +136,7 @@ def test_the_logged_training_loss_counts_only_predicted_tokens(tmp_path, tokeniz
     stock.train()
     num_rows, num_tokens = len(data["train"]), len(tokens)
     expected = np.sum(tokens) / (num_tokens + num_rows)
-    # Where this fails the library was mended, and mend_loss_scale can go.
+    # Where this fails the library was mended, and fix_loss_scale can go.
     assert stock.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
