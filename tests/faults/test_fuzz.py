@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,15 @@ def test_codec_files_are_read_or_told(tmp_path_factory, codecs, kind, name, data
         entries = codec.encode(np.zeros((1, height, width, codec.channels), dtype=np.uint8))
         assert entries.shape == (1, codec.num_tokens)
         assert (entries < codec.codebook_size).all()
+
+
+def test_a_codec_config_with_more_blocks_than_weights_is_refused_before_they_are_built(tmp_path, codecs):
+    folder = tmp_path / "codec"
+    shutil.copytree(codecs["learned"], folder)
+    config = json.loads((folder / CODEC_CONFIG).read_text())
+    (folder / CODEC_CONFIG).write_bytes(bytes_of(config | {"num_blocks": 2**31}))
+    with pytest.raises(ValueError, match="num_blocks is 2147483648"):
+        load_codec(folder)
 
 
 @pytest.mark.slow
