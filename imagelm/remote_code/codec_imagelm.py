@@ -264,7 +264,7 @@ class LearnedCodec(Codec):
             raise ValueError(f"patch_size is {self.config['patch_size']}, expected a power of 2")
         # Each block has weights of its own, so a larger number is wrong; building its layers could fill the memory.
         if not 0 <= self.config["num_blocks"] < len(self.tensors):
-            raise ValueError(f"num_blocks is {self.config['num_blocks']}, but the file holds {len(self.tensors)} tensors")
+            raise ValueError(f"num_blocks is {self.config['num_blocks']}, but there are {len(self.tensors)} tensors")
         self._check("codebook", torch.float32, self.codebook_size, *self.tensors["codebook"].shape[-1:])
 
     def _vectors(self, images: Tensor) -> Tensor:
