@@ -1,7 +1,8 @@
-"""The `imagelm` command: one word names what to do, the rest goes to that command."""
+"""The `imagelm` command: the first word names what to do, the other words are the options of that command."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -26,7 +27,9 @@ def main() -> None:
         return
     name = sys.argv[1]
     if name not in COMMANDS:
-        raise InputError(f"imagelm has no command {name!r}; choose one of {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise InputError(f"imagelm has no command {name!r}; {hint}")
     sys.argv[:2] = [f"imagelm {name}"]
     importlib.import_module(f"imagelm.commands.{name}").main()
 

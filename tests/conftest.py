@@ -83,7 +83,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, grammar: Grammar) -> Path
     folder = tmp_path_factory.mktemp("prepared")
     rows = write_jsonl(folder / "rows.jsonl", random_rows(90, seed=0))
     (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
-    prepare(PrepareArguments([str(rows)], str(folder / "vocab.json"), str(folder / "data")), command="test")
+    prepare(
+        PrepareArguments(
+            data_files=[str(rows)], vocab_file=str(folder / "vocab.json"), output_dir=str(folder / "data")
+        ),
+        command="test",
+    )
     return folder / "data"
 
 

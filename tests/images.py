@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagelm.data.arguments import ImageArguments, PrepareArguments
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
@@ -53,10 +53,13 @@ def cats_and_dogs(
 
 def prepare_images(output: Path, images: object, **options: object) -> tuple[datasets.DatasetDict, dict]:
     """`prepare_dataset.py --images …` with a small codebook; the dataset and its statistics."""
-    own = {name: options.pop(name) for name in list(options) if name in ImageArguments.__dataclass_fields__}
     names = [str(name) for name in (images if isinstance(images, list) else [images])]
-    about = ImageArguments(names, **{"codebook_size": 16, "patch_size": 4, "device": "cpu", **own})
-    stats = prepare(PrepareArguments(output_dir=str(output), images=about, **options), command="test")
+    fitted = {} if "codec" in options else {"codebook_size": 16, "patch_size": 4}
+    if "centroids" in options:
+        fitted.pop("codebook_size")
+    stats = prepare(
+        PrepareArguments(images=names, output_dir=str(output), **{"device": "cpu", **fitted, **options}), command="test"
+    )
     return load_prepared(output), stats
 
 

@@ -1,155 +1,246 @@
 #!/usr/bin/env python
-"""Arrow rows → best_model, final_model, metrics, plots and a report.
+"""Trains a model on prepared rows and writes best_model, final_model, figures, plots and a report.
 
-    accelerate launch --config_file accelerate_config.yaml train.py --config configs/digits.yaml \\
+    accelerate launch -m imagelm.commands.train --config configs/digits.yaml \\
         --dataset_dir data/digits/prepared --output_dir outputs/digits
+    imagelm train --dataset_dir data/mine --output_dir outputs/mine --num_train_epochs 10
+
+The same command resumes an interrupted run. All options of transformers' TrainingArguments are accepted.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from imagelm.commands.logs import log_to_terminal
-from imagelm.commands.parser import short_help
-from imagelm.training.arguments import BEST_METRIC
-from imagelm.utils.errors import run_script
+from imagelm.commands.logs import log_to_terminal, logger
+from imagelm.commands.parser import Command, fill
+from imagelm.models.arguments import ModelArguments
+from imagelm.training.arguments import CommonTrainingArguments, DataArguments, RunArguments
+from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TOKENIZER_FOLDER
+from imagelm.utils.errors import InputError, run_script
 
-# Stand before the recipe and the command line, which win.
-DEFAULTS = [
-    *("--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2", "--logging_steps", "10"),
-    *("--metric_for_best_model", BEST_METRIC, "--hub_strategy", "end"),
-]
+if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
+    from datasets import DatasetDict
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from imagelm.accel.compile import ComputePlan
+    from imagelm.hub.arguments import RunPush
+    from imagelm.models.processor import ImageLMProcessor
+    from imagelm.tokens.grammar import Grammar
+    from imagelm.training.launch import Launch
+    from imagelm.training.resume import ResumePlan
+    from imagelm.training.run_record import RunRecord
+    from imagelm.training.trainer import ImageTrainer
+
+EXIT_CODES = "0 done, 2 the input is wrong, 130 and 143 stopped by Ctrl-C and SIGTERM, 1 any other error"
+COMMAND = Command("train", __doc__, (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments), EXIT_CODES)
+
+
+@dataclass
+class Data:
+    """The prepared rows and everything that belongs to them; `train` is augmented in each epoch if asked."""
+
+    dataset: DatasetDict
+    train: Dataset
+    stats: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    grammar: Grammar
+    processor: ImageLMProcessor | None
 
 
 def main() -> None:
     started = time.perf_counter()
-    if len(sys.argv) == 1 or {"-h", "--help"} & set(sys.argv):
-        print(short_help(__doc__))
-        return
-    # Imported late, so that --help answers at once.
-    from transformers import enable_full_determinism, set_seed
-
-    from imagelm.accel.compile import accelerate_training, training_flops
-    from imagelm.commands.train_parser import parse_launch
-    from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_prepared, load_stats
-    from imagelm.evaluation.baselines import baseline_accuracies
-    from imagelm.evaluation.leakage import prove_no_leak
-    from imagelm.evaluation.report import summary, write_report
-    from imagelm.hub.callback import PushWhileTraining, check_hub, publish_run, requested_push
-    from imagelm.models.build import build_model, name_classes
-    from imagelm.models.processor import make_processor
-    from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
-    from imagelm.training.callbacks import KeepBest
-    from imagelm.training.checkpoint import PartialResume
-    from imagelm.training.evaluate import evaluate_folder, leak_proof_rows
-    from imagelm.training.model_folder import read_selection, save_folder, write_records
+    launch = parse_launch(sys.argv[1:] or ["--help"])
+    from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
-    from imagelm.training.stopping import StopOnSignal
-    from imagelm.training.trainer import ImageTrainer
-    from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TOKENIZER_FOLDER
-    from imagelm.utils.atomic_io import write_json
 
     log_to_terminal()
-    launch = parse_launch(sys.argv[1:], DEFAULTS)
-    args, is_main = launch.args, launch.args.process_index == 0
-    push, output = requested_push(args), Path(args.output_dir)
+    args, is_main, output = launch.args, launch.args.process_index == 0, Path(launch.args.output_dir)
+    push = requested_push(args)
+    data = load_data(launch)
+    model, plan = make_model(launch, data)
 
-    def say(text: str) -> None:
-        if is_main:
-            print(text, flush=True)
-
-    # Data
-    data_folder = Path(launch.data.dataset_dir)
-    dataset, stats = load_prepared(data_folder), load_stats(data_folder)
-    tokenizer = load_tokenizer(data_folder / TOKENIZER_FOLDER)
-    grammar = grammar_of(tokenizer)
-    check_disjoint(dataset)
-    codec = load_codec_of(data_folder)
-    data_seed = args.seed if args.data_seed is None else args.data_seed
-    train = augmented(dataset["train"], codec, grammar, launch.run.augment, data_seed)
-    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
-    say(f"data: {len(dataset['train'])} training and {len(dataset['test'])} test rows, no image in both")
-
-    # Model
-    (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
-    max_length = stats["max_length"]
-    model = build_model(launch.model, tokenizer, max_length, launch.attention())
-    name_classes(model, stats["class_names"])
-    rows = leak_proof_rows(dataset["test"])
-    prove_no_leak(model, grammar, rows, args.seed)
-    say(f"model: {model.config.model_type}, {model.num_parameters():,} parameters, {max_length} positions")
-    lengths, batch = stats["lengths"], (args.per_device_train_batch_size, max_length)
-    flops = training_flops(model, launch.num_training_tokens(len(dataset["train"]), lengths["mean"]))
-    batch = batch if lengths["min"] == lengths["max"] else None
-    choice = "off" if args.torch_compile else launch.run.compile  # which compiles the whole model
-    form = accelerate_training(model, args.device, choice, flops, batch)
-
-    # Output folder: a new run, or one to go on with
-    this = identity(stats, grammar.vocabulary, model.config, args, launch.run, launch.model)
-    plan = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
-    if plan.finished:
-        say(f"this run stands complete in {output}; see {output / REPORT_FOLDER}, or start it anew with --overwrite")
+    # A new run, or one to resume
+    this = identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
+    resume = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
+    if resume.finished:
+        logger.info(
+            "this run is complete in %s; see %s, or start it again with --overwrite", output, output / REPORT_FOLDER
+        )
         if push and is_main:
             publish_run(push, output / BEST_FOLDER)
         return
-    checkpoint = plan.checkpoint
-    say("\n".join([*plan.notes, f"resuming from {checkpoint}" if checkpoint else f"a new run in {output}"]))
-    launch.computing = {"mixed_precision": args.mixed_precision, **asdict(form)}
-    record = RunRecord(output, this, launch, stats, is_main, started, plan.is_new)
+    start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"a new run in {output}"
+    logger.info("%s", "\n".join([*resume.notes, start]))
+    record = RunRecord(output, this, launch, data.stats, is_main, started, resume.is_new)
+    if push and is_main:  # whether a push can succeed is known before hours of training
+        logger.info("%s", check_hub(push))
 
-    # Hub: whether a push could succeed is known before hours of training
-    if push and is_main:
-        say(check_hub(push))
+    baselines = measure_baselines(data) if is_main else {}
+    trainer = train(launch, data, model, plan, record, resume, push)
+    results = evaluate(launch, data, baselines)
+    if is_main:
+        report(launch, data, trainer, record, results)
+        if push:
+            publish_run(push, output / BEST_FOLDER)
 
-    # Baselines
-    baselines = baseline_accuracies(dataset["train"], dataset["test"], grammar) if is_main else {}
-    say(
-        f"baselines on the test rows: majority class {baselines.get('majority_accuracy', 0):.4f}, "
-        f"bag of tokens {baselines.get('bag_of_tokens_accuracy', 0):.4f}"
+
+def parse_launch(words: list[str]) -> Launch:
+    """Reads the command line and fits it to this machine.
+
+    Raises:
+        InputError: An option is unknown or missing, has a wrong value, or doesn't fit the way of the launch.
+    """
+    if {"-h", "--help"} & set(words):
+        COMMAND.parse(words)  # without importing transformers
+    from transformers import TrainingArguments
+
+    from imagelm.training.launch import resolve_launch
+    from imagelm.utils.device import resolve_mixed_precision
+
+    values = COMMAND.parse(words, library=TrainingArguments)
+    precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before TrainingArguments settles it
+    own = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))
+    try:
+        args = fill(TrainingArguments, values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training arguments: {error}") from error
+    return resolve_launch(*own, args, [precision] if precision else [])
+
+
+def load_data(launch: Launch) -> Data:
+    """Loads the prepared rows, and checks that no image is in both splits."""
+    from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_prepared, load_stats
+    from imagelm.models.processor import make_processor
+    from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
+
+    args, folder = launch.args, Path(launch.data.dataset_dir)
+    dataset, stats = load_prepared(folder), load_stats(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    grammar = grammar_of(tokenizer)
+    check_disjoint(dataset)
+    codec = load_codec_of(folder)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
+    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
+    logger.info("data: %d training and %d test rows, no image in both", len(dataset["train"]), len(dataset["test"]))
+    return Data(dataset, train, stats, tokenizer, grammar, processor)
+
+
+def make_model(launch: Launch, data: Data) -> tuple[PreTrainedModel, ComputePlan]:
+    """Builds or loads the model, proves that it can't see the class, and chooses how it computes."""
+    from transformers import enable_full_determinism, set_seed
+
+    from imagelm.accel.compile import accelerate_training, training_flops
+    from imagelm.evaluation.leakage import prove_no_leak
+    from imagelm.models.build import build_model, name_classes
+    from imagelm.training.evaluate import leak_proof_rows
+
+    args, stats = launch.args, data.stats
+    (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
+    max_length, lengths = stats["max_length"], stats["lengths"]
+    model = build_model(launch.model, data.tokenizer, max_length, launch.attention())
+    name_classes(model, stats["class_names"])
+    prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
+    logger.info(
+        "model: %s, %s parameters, %d positions", model.config.model_type, f"{model.num_parameters():,}", max_length
     )
+    flops = training_flops(model, launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"]))
+    batch = (args.per_device_train_batch_size, max_length) if lengths["min"] == lengths["max"] else None
+    choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
+    plan = accelerate_training(model, args.device, choice, flops, batch)
+    launch.computing = {"mixed_precision": args.mixed_precision, **asdict(plan)}
+    return model, plan
 
-    # Training
-    trainer = ImageTrainer(model, args, launch.run, tokenizer, train, dataset["test"], processor, this)
+
+def measure_baselines(data: Data) -> dict[str, float]:
+    """Accuracies on the test rows without a model."""
+    from imagelm.evaluation.baselines import baseline_accuracies
+
+    baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar)
+    logger.info(
+        "baselines on the test rows: majority class %.4f, bag of tokens %.4f",
+        baselines.get("majority_accuracy", 0),
+        baselines.get("bag_of_tokens_accuracy", 0),
+    )
+    return baselines
+
+
+def train(
+    launch: Launch,
+    data: Data,
+    model: PreTrainedModel,
+    plan: ComputePlan,
+    record: RunRecord,
+    resume: ResumePlan,
+    push: RunPush | None,
+) -> ImageTrainer:
+    """Trains, and saves final_model; best_model is saved whenever the model improves."""
+    from imagelm.hub.callback import PushWhileTraining
+    from imagelm.training.callbacks import KeepBest
+    from imagelm.training.checkpoint import PartialResume
+    from imagelm.training.model_folder import save_folder
+    from imagelm.training.stopping import StopOnSignal
+    from imagelm.training.trainer import ImageTrainer
+
+    output, test = Path(launch.args.output_dir), data.dataset["test"]
+    trainer = ImageTrainer(
+        model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, record.content["identity"]
+    )
     keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
     record.spikes = trainer.finite_steps.spikes.found
-    for callback in (keep_best, record, PartialResume(checkpoint, plan.missing)):
+    for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
     if push and push.each_save:
         trainer.add_callback(PushWhileTraining(trainer, push))
     threads = f"{launch.num_threads} thread{'s' if launch.num_threads > 1 else ''}"
-    say("\n".join([*launch.notes, f"computing in {trainer.dtype_name} with {threads}, {form.note()}"]))
+    how = f"computing in {trainer.dtype_name} with {threads}, {plan.note()}"
+    logger.info("%s", "\n".join([*launch.notes, how]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=resume.checkpoint)
         stop.raise_if_stopped()
     final = {"step": trainer.state.global_step}
     save_folder(trainer, output / FINAL_FOLDER, final)
     if keep_best.best is None:
         save_folder(trainer, output / BEST_FOLDER, final)
+    return trainer
 
-    # Evaluation of what was saved
+
+def evaluate(launch: Launch, data: Data, baselines: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Measures the saved models on the test rows; the results by folder name."""
+    from imagelm.training.evaluate import evaluate_folder
+    from imagelm.training.model_folder import read_selection
+    from imagelm.utils.atomic_io import write_json
+
     results = {}
     for name in (BEST_FOLDER, FINAL_FOLDER):
-        folder = output / name
-        results[name] = evaluate_folder(folder, args, launch.run, tokenizer, dataset["test"])
-        results[name] |= {"step": read_selection(folder)["step"], "class_names": stats["class_names"], **baselines}
-        if is_main:
+        folder = Path(launch.args.output_dir) / name
+        results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"])
+        results[name] |= {"step": read_selection(folder)["step"], "class_names": data.stats["class_names"], **baselines}
+        if launch.args.process_index == 0:
             write_json(folder / RESULTS_FILE, results[name])
+    return results
 
-    # Report
-    if is_main:
-        run = record.update(ended="finished")
-        best, last = results[BEST_FOLDER], results[FINAL_FOLDER]
-        write_report(output / REPORT_FOLDER, best, last, trainer.state.log_history, run, stats)
-        for name in results:
-            write_records(output / name, run, stats, trainer.state.log_history)
-        print(f"\n{summary(best, run, output / REPORT_FOLDER)}")
-        if push:
-            publish_run(push, output / BEST_FOLDER)
+
+def report(
+    launch: Launch, data: Data, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
+) -> None:
+    """Writes the report, and the records of the run into the models' folders."""
+    from imagelm.evaluation.report import summary, write_report
+    from imagelm.training.model_folder import write_records
+
+    output, run, history = Path(launch.args.output_dir), record.update(ended="finished"), trainer.state.log_history
+    write_report(output / REPORT_FOLDER, results[BEST_FOLDER], results[FINAL_FOLDER], history, run, data.stats)
+    for name in results:
+        write_records(output / name, run, data.stats, history)
+    logger.info("\n%s", summary(results[BEST_FOLDER], run, output / REPORT_FOLDER))
 
 
 if __name__ == "__main__":

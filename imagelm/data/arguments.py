@@ -1,155 +1,222 @@
-"""What `prepare_dataset.py` is told, checked.
+"""The options of `imagelm prepare`.
 
-One idea: a value that can't work is refused here, before anything is read; the fields are the command's arguments by
-the same names. Nothing heavy is imported, so that `--help` answers at once.
+One idea: a value that can't work, or an option that would have no effect, is refused here, before anything is read.
+Nothing heavy is imported, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.utils.atomic_io import check_folder_name
+from imagelm.utils.command_line import Option, option, options_of
 from imagelm.utils.errors import InputError
 
-CODEBOOKS = ("patch", "unified", "learned")
-FIT_MODES = ("resize", "pad")
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
+# Metadata: the input that an option goes with, and whether an existing codec decides it.
+IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
 
 
-# What a codec decides where one is given.
-CODEC_OPTIONS = (
-    *("image_size", "fit", "background", "channels", "codebook", "patch_size", "codebook_size"),
-    *("features", "feature_scaling", "centroids", "codec_steps"),
-)
+@dataclass(kw_only=True)
+class PrepareArguments:
+    """What to read, how to turn it into tokens, how to split it, and where to write it.
 
+    Raises:
+        InputError: A value can't work, or an option has no effect.
+    """
 
-@dataclass
-class ImageArguments:
-    """What `prepare_dataset.py` is told about pictures; the command's arguments by the same names."""
+    images: list[str] | None = option(
+        "folders (one subfolder per class), .parquet, .arrow or .npz files, or a dataset's id on the Hub",
+        None,
+        group="Input and output",
+        metavar="PATH",
+    )
+    test_images: list[str] | None = option(
+        "held-out images; without them a share of --images is held out", None, metavar="PATH", **IMAGES
+    )
+    data_files: list[str] | None = option("rows: .jsonl, .jsonl.gz or .jsonl.zst files, or globs", None, metavar="FILE")
+    vocab_file: str | None = option("vocabulary of the rows: JSON, token to id", None, metavar="FILE", **ROWS)
+    class_names: str | None = option(
+        "names of the rows' classes: a JSON list in the order of the labels", None, metavar="FILE", **ROWS
+    )
+    output_dir: str = option("folder to write; it is complete or absent", metavar="FOLDER")
+    overwrite: bool = option("replace an existing dataset in --output_dir", False)
 
-    images: list[str]
-    test_images: list[str] | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    image_size: str | None = None
-    fit: str = "resize"
-    background: int = 0
-    channels: str = "auto"
-    codebook: str = "patch"
-    patch_size: int = 4
-    codebook_size: int = 500
-    features: str = "x,y,R,G,B,Gx,Gy"
-    feature_scaling: str = "standardize"
-    centroids: str | None = None
-    codec_steps: int = 2000
-    augment: str | None = None
-    variants: int = 0
-    keep_images: bool = False
-    write_jsonl: bool = False
-    device: str = "auto"
+    image_size: str | None = option(
+        "size in pixels: 32, or 32x48 for height x width; without it the most common size",
+        None,
+        group="Images",
+        metavar="SIZE",
+        **CODEC,
+    )
+    fit: str = option(
+        "how to fit images of another size: resize them, or pad them (larger ones are shrunk first)",
+        "resize",
+        choices=("resize", "pad"),
+        **CODEC,
+    )
+    background: int = option(
+        "brightness under transparent and padded pixels, from 0 (black) to 255 (white)", 0, **CODEC
+    )
+    channels: str = option(
+        "colour channels; auto: grey if no image is coloured", "auto", choices=("auto", "grey", "rgb"), **CODEC
+    )
+    image_column: str | None = option(
+        "column or NPZ array with the images; without it the column is found by its type",
+        None,
+        metavar="NAME",
+        **IMAGES,
+    )
+    label_column: str | None = option("column or NPZ array with the labels", None, metavar="NAME", **IMAGES)
+    augment: str | None = option(
+        "how variants of training images differ: any of shift=2,rotate=10,scale=0.1,hflip,vflip (pixels, degrees, "
+        "share); needs --variants",
+        None,
+        metavar="CHANGES",
+        **IMAGES,
+    )
+    variants: int = option("number of variants of each training image", 0, **IMAGES)
+    keep_images: bool = option("keep the images in the dataset; imagelm train --augment needs them", False, **IMAGES)
+    write_jsonl: bool = option("also write the rows as raw JSONL, to the subfolder raw", False, **IMAGES)
+
+    codebook: str = option(
+        "patch: k-means over patches; unified: k-means over pixels with position and gradient, one token per pixel; "
+        "learned: a small vector-quantized autoencoder",
+        "patch",
+        group="Codebook",
+        choices=("patch", "unified", "learned"),
+        **CODEC,
+    )
+    patch_size: int = option("side of the patch of a token, in pixels (patch, learned)", 4, **CODEC)
+    codebook_size: int = option("number of codebook entries", 500, **CODEC)
+    codec: str | None = option(
+        "use this codec instead of fitting one: the codec folder of another dataset, or a model", None, metavar="FOLDER"
+    )
+    features: str = option(
+        "unified: features of a pixel, from x,y,t,R,G,B,A,Gx,Gy; t is the image's number: a column or array t, or else "
+        "its index within its class",
+        "x,y,R,G,B,Gx,Gy",
+        metavar="X,Y",
+        **CODEC,
+    )
+    feature_scaling: str = option(
+        "unified: standardize divides each feature by its standard deviation",
+        "standardize",
+        choices=("standardize", "none"),
+        **CODEC,
+    )
+    centroids: str | None = option(
+        "unified: read the centroids from a CSV file with one column per feature instead of fitting them",
+        None,
+        metavar="FILE",
+        **CODEC,
+    )
+    codec_steps: int = option("learned: number of training steps", 2000, **CODEC)
+    device: str = option("device to fit the codec on: auto, cpu, cuda or cuda:N", "auto", metavar="DEVICE", **IMAGES)
+
+    on_bad_rows: str | None = option(
+        "stop: write nothing (default for rows); skip: drop bad rows or unreadable images and list them in "
+        "bad_rows.jsonl (default for images)",
+        None,
+        group="Rows",
+        choices=("stop", "skip"),
+    )
+    max_length: int | None = option("longest row in tokens; without it the longest row is kept whole", None, **ROWS)
+    truncation_side: str = option(
+        "side on which longer images lose tokens; <IMG> and the tail are always kept",
+        "left",
+        choices=("left", "right"),
+    )
+
+    split_by: str = option(
+        "stratified: at random within each class; hash: the side of a row never changes as the data grow; field: the "
+        "rows' own split, train or test",
+        "stratified",
+        group="Split",
+        choices=("stratified", "hash", "field"),
+    )
+    test_size: float = option("share of test rows", 0.2)
+    seed: int = option("seed of the stratified split, the codebook and the variants", 42)
 
     def __post_init__(self) -> None:
-        if self.codebook not in CODEBOOKS:
-            raise InputError(f"--codebook {self.codebook} is unknown; choose one of {', '.join(CODEBOOKS)}")
-        if self.fit not in FIT_MODES:
-            raise InputError(f"--fit {self.fit} is unknown; choose one of {', '.join(FIT_MODES)}")
+        check_folder_name(self.output_dir)
+        if (self.data_files is None) == (self.images is None):
+            raise InputError("give --images, or --data_files with --vocab_file: one of the two")
+        if self.images is None and self.vocab_file is None:
+            raise InputError("--data_files needs --vocab_file: a JSON file with the id of each token")
+        if self.on_bad_rows is None:
+            # A bad row is an error in the program that wrote the rows; a damaged file among many images is common.
+            self.on_bad_rows = "skip" if self.images else "stop"
+        self._check_values()
+        for entry in options_of(PrepareArguments):
+            if getattr(self, entry.name) != entry.default:
+                self._check_effect(entry)
+        self._check_codebook()
+        self._check_output()
+
+    def _check_values(self) -> None:
+        for entry in options_of(PrepareArguments):
+            value = getattr(self, entry.name)
+            if entry.choices and value not in entry.choices:
+                raise InputError(f"{entry.flag} {value} is unknown; choose one of {', '.join(entry.choices)}")
         for name, low in (("patch_size", 1), ("codebook_size", 2), ("codec_steps", 1), ("variants", 0)):
             if getattr(self, name) < low:
                 raise InputError(f"--{name} {getattr(self, name)}: give {low} or more")
         if not 0 <= self.background <= 255:
             raise InputError(f"--background {self.background}: give a brightness from 0 (black) to 255 (white)")
-        if wrong := [name for name in self.features.split(",") if name not in PIXEL_FEATURES]:
-            raise InputError(f"--features: {wrong[0]!r} is unknown; choose from {','.join(PIXEL_FEATURES)}")
-        if bool(self.augment) != bool(self.variants):
-            raise InputError(
-                "--augment and --variants belong together: how a variant may differ, and how many a training image "
-                "gets, such as --augment shift=2,rotate=10 --variants 4"
-            )
-        if self.centroids and self.codebook != "unified":
-            raise InputError("--centroids is for --codebook unified")
-        names = self.features.split(",")
-        if len(set(names)) < len(names):
-            raise InputError(f"--features {self.features} names one of them twice")
-        for name in ("features", "feature_scaling", "codebook_size") if self.centroids else ():
-            if getattr(self, name) != getattr(type(self), name):
-                raise InputError(f"--{name} and --centroids contradict each other: the file decides it")
-        parse_size(self.image_size)
-
-
-@dataclass
-class PrepareArguments:
-    """What to read, where to write, and how to split; either `data_files` with `vocab_file`, or `images`."""
-
-    data_files: list[str] | None = None
-    vocab_file: str | None = None
-    output_dir: str = ""
-    max_length: int | None = None
-    truncation_side: str = "left"
-    test_size: float = 0.2
-    split_by: str = "stratified"
-    seed: int = 42
-    on_bad_rows: str | None = None
-    overwrite: bool = False
-    codec: str | None = None
-    class_names: str | None = None
-    images: ImageArguments | None = None
-
-    def __post_init__(self) -> None:
-        check_folder_name(self.output_dir)
-        self._check_input()
-        if self.on_bad_rows is None:
-            # A bad row is a fault in what wrote the rows; a damaged file among many pictures is everyday life.
-            self.on_bad_rows = "skip" if self.images else "stop"
         if not 0 < self.test_size < 1:
-            raise InputError(f"--test_size {self.test_size} is no share; give one between 0 and 1, such as 0.2")
+            raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
         if self.max_length is not None and self.max_length <= NUM_FRAME_TOKENS:
             raise InputError(
                 f"--max_length {self.max_length} leaves no room for an image; "
                 f"the frame takes {NUM_FRAME_TOKENS} tokens, so give at least {NUM_FRAME_TOKENS + 1}"
             )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
+        parse_size(self.image_size)
 
-    def _check_input(self) -> None:
-        if (self.data_files is None) == (self.images is None):
-            raise InputError("give --images, or --data_files with --vocab_file: one of the two")
-        if self.images is None and self.vocab_file is None:
-            raise InputError("--data_files needs --vocab_file: a JSON file with each token's id")
-        if self.images is not None:
-            for folder in [*self.images.images, *(self.images.test_images or [])]:
-                inside = Path(self.output_dir).resolve().is_relative_to(Path(folder).resolve())
-                if folder and Path(folder).is_dir() and inside:
-                    raise InputError(
-                        f"--output_dir {self.output_dir} lies in the images' folder {folder}, which would take it for "
-                        "a class the next time; choose another"
-                    )
-            for name in ("vocab_file", "class_names", "max_length"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--{name} goes with --data_files; with --images the codebook and the pictures decide it"
-                    )
+    def _check_effect(self, entry: Option) -> None:
+        """Refuses an option that isn't at its default and would have no effect."""
+        needed = entry.field.metadata.get("input")
+        if needed == "images" and self.images is None:
+            raise InputError(f"{entry.flag} goes with --images")
+        if needed == "data_files" and self.data_files is None:
+            raise InputError(
+                f"{entry.flag} goes with --data_files; with --images the codebook and the images decide it"
+            )
+        if self.codec and "in_codec" in entry.field.metadata:
+            raise InputError(
+                f"{entry.flag} and --codec contradict each other: the codec decides it; remove one of them"
+            )
+        if self.centroids and entry.name in ("features", "feature_scaling", "codebook_size"):
+            raise InputError(
+                f"{entry.flag} and --centroids contradict each other: the file decides it; remove one of them"
+            )
 
+    def _check_codebook(self) -> None:
+        names = self.features.split(",")
+        if wrong := [name for name in names if name not in PIXEL_FEATURES]:
+            raise InputError(f"--features: {wrong[0]!r} is unknown; choose from {','.join(PIXEL_FEATURES)}")
+        if len(set(names)) < len(names):
+            raise InputError(f"--features {self.features} names a feature twice; name each once")
+        if self.centroids and self.codebook != "unified":
+            raise InputError("--centroids needs --codebook unified")
+        if bool(self.augment) != bool(self.variants):
+            raise InputError(
+                "--augment and --variants belong together: how a variant may differ, and how many variants a training "
+                "image gets, such as --augment shift=2,rotate=10 --variants 4"
+            )
 
-def make_options(arguments: dict[str, object]) -> PrepareArguments:
-    """The options that command-line arguments stand for.
-
-    Raises:
-        InputError: They contradict each other, or a value can't work.
-    """
-    own = {entry.name: entry.default for entry in fields(ImageArguments)}
-    about_images = {name: value for name, value in arguments.items() if name in own}
-    others = {name: value for name, value in arguments.items() if name not in own}
-    if arguments["images"] is not None:
-        for name in CODEC_OPTIONS if arguments["codec"] else ():
-            if arguments[name] != own[name]:
-                raise InputError(f"--{name} and --codec contradict each other: a codec that is there has its own")
-        return PrepareArguments(**others, images=ImageArguments(**about_images))
-    for entry in fields(ImageArguments):
-        if entry.name != "images" and about_images[entry.name] != entry.default:
-            raise InputError(f"--{entry.name} goes with --images")
-    return PrepareArguments(**others)
+    def _check_output(self) -> None:
+        for folder in [*(self.images or []), *(self.test_images or [])]:
+            inside = Path(self.output_dir).resolve().is_relative_to(Path(folder).resolve())
+            if folder and Path(folder).is_dir() and inside:
+                raise InputError(
+                    f"--output_dir {self.output_dir} is inside the image folder {folder}, and would be read as a class "
+                    "next time; choose another folder"
+                )
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -158,5 +225,5 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = str(text).lower().replace("×", "x").split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"--image_size {text}: give pixels, as 32, or height and width, as 32x48")
+        raise InputError(f"--image_size {text}: give pixels, such as 32, or height and width, such as 32x48")
     return int(sides[0]), int(sides[-1])

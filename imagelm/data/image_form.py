@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from imagelm.data.arguments import ImageArguments, parse_size
+from imagelm.data.arguments import PrepareArguments, parse_size
 from imagelm.data.image_scan import ImageScan
 from imagelm.data.splits import TRAIN
 from imagelm.remote_code.codec_imagelm import Codec
@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 26
 
 
 def choose_image_format(
-    about: ImageArguments, codec: Codec | None, found: ImageScan, sides: np.ndarray
+    about: PrepareArguments, codec: Codec | None, found: ImageScan, sides: np.ndarray
 ) -> tuple[dict, list[str]]:
     """What all images become.
 
@@ -77,7 +77,7 @@ def notes_on_form(form: dict, sizes: np.ndarray, num_animated: int) -> list[str]
     return notes
 
 
-def _divisible(height: int, width: int, about: ImageArguments, asked: bool, notes: list[str]) -> list[int]:
+def _divisible(height: int, width: int, about: PrepareArguments, asked: bool, notes: list[str]) -> list[int]:
     """The nearest size that can be cut into patches; with padding the next larger one, so that nothing is lost."""
     size = 1 if about.codebook == "unified" else about.patch_size
     parts = [side / size for side in (height, width)]
@@ -90,7 +90,7 @@ def _divisible(height: int, width: int, about: ImageArguments, asked: bool, note
     return rounded
 
 
-def _check_not_too_large(size: list[int], about: ImageArguments) -> None:
+def _check_not_too_large(size: list[int], about: PrepareArguments) -> None:
     """Refuses what would fill the memory, or make rows that no transformer is trained on, before it's tried."""
     pixels, side = size[0] * size[1], 1 if about.codebook == "unified" else about.patch_size
     if pixels > MAX_PIXELS or pixels // side**2 > MAX_TOKENS:

@@ -62,7 +62,7 @@ class ImageRows:
     split_by = "field"
 
     def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
-        self.options, self.about, self.staging = options, options.images, staging
+        self.options, self.about, self.staging = options, options, staging
         self.recipe = parse_augmentation(self.about.augment)
         self.device = str(choose_device(self.about.device))
         self.notes: list[str] = []

@@ -93,7 +93,7 @@ def _first_pass(options: PrepareArguments, source: RowSource, problems: ProblemL
     schema = pa.schema([("input_ids", token_type), ("source", pa.string()), ("image", pa.binary())])
     code_counts = np.zeros(grammar.size, dtype=np.int64)
     table = RowTable(files=source.files, where=source.place, code_counts=code_counts, problems=problems)
-    raw = RawWriter(staging / RAW_FOLDER, source) if options.images and options.images.write_jsonl else None
+    raw = RawWriter(staging / RAW_FOLDER, source) if options.write_jsonl else None
     with pa.OSFile(str(staging / ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in source.batches():
             table.num_read_tokens += int(batch.lengths.sum())

@@ -1,4 +1,4 @@
-"""What `push_to_hub.py` can be told.
+"""The options of `imagelm push`.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """
@@ -9,11 +9,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagelm.utils.command_line import option
 from imagelm.utils.errors import InputError
 
-KINDS = ("dataset", "model", "space")  # in the order in which they go out: each may name those before it
+KINDS = ("dataset", "model", "space")  # in the order of the uploads: each may link to those before it
 REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,94}[A-Za-z0-9_]|[A-Za-z0-9_]")
-# What git takes for a branch or tag (git-check-ref-format); other refs, such as refs/pr/1, are the Hub's own.
+# Valid branch and tag names (git-check-ref-format); other refs, such as refs/pr/1, belong to the Hub.
 REF_NAME = re.compile(r"(?!refs/)(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[^-./\s~^:?*\[\\][^\s~^:?*\[\\]*(?<![./])")
 PREVIEW_FOLDER = "hub_preview"  # of --dry_run, beside the model's folder
 
@@ -37,7 +38,7 @@ class RunPush:
     each_save: bool = False
 
     def options(self, model_dir: Path, **more: object) -> PushArguments:
-        """The same as `push_to_hub.py` would be told."""
+        """The options of `imagelm push` that publish the same."""
         return PushArguments(
             model_dir=str(model_dir),
             repo_id=self.repo_id,
@@ -48,78 +49,80 @@ class RunPush:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PushArguments:
     """Which folders become which repositories, and how.
 
-    Args:
-        model_dir: A trained folder, such as `outputs/mine/best_model`.
-        repo_id: The model's repository, `USER/NAME`; a name alone is taken for one of the user's own.
-        dataset_dir: What `prepare_dataset.py` wrote; needed for a dataset repository.
-        dataset_repo_id: Of the data's repository; None publishes no data.
-        space_repo_id: Of the demo's; None makes no demo.
-        dry_run: Write what would be uploaded to this folder and send nothing; None uploads.
-        private: Make new repositories private.
-        revision: Branch to commit to; it is made where it isn't there.
-        tag: Name for the commits.
-        create_pr: Open pull requests instead of committing.
-        commit_message: Of all commits.
-        token: A Hub token; None takes the one that the machine is logged in with.
-        license: The model's licence by its identifier on the Hub, such as "apache-2.0"; None names none.
-        num_drawings: Images drawn for the card, where the model has its codec.
-
     Raises:
-        InputError: Options contradict each other or a name can't be one.
+        InputError: Options contradict each other, or a name isn't valid.
     """
 
-    model_dir: str
-    repo_id: str
-    dataset_dir: str | None = None
-    dataset_repo_id: str | None = None
-    space_repo_id: str | None = None
-    dry_run: str | None = None
-    private: bool = False
-    revision: str | None = None
-    tag: str | None = None
-    create_pr: bool = False
-    commit_message: str | None = None
-    token: str | None = None
-    license: str | None = None
-    num_drawings: int = 28
+    model_dir: str = option(
+        "trained folder, such as outputs/mine/best_model", group="What to publish", metavar="FOLDER"
+    )
+    repo_id: str = option("repository of the model: USER/NAME, or NAME for your own account", metavar="REPOSITORY")
+    dataset_dir: str | None = option(
+        "data that imagelm prepare wrote; published if --dataset_repo_id is given", None, metavar="FOLDER"
+    )
+    dataset_repo_id: str | None = option(
+        "also publish the data to this repository, as Parquet; the model card links to it", None, metavar="REPOSITORY"
+    )
+    space_repo_id: str | None = option("also create a demo Space in this repository", None, metavar="REPOSITORY")
+    license: str | None = option("license of model and data, such as apache-2.0, mit or cc-by-4.0", None, metavar="ID")
+    num_drawings: int = option("sample images for the card, if the model has its codec; 0: none", 28)
+
+    dry_run: str | None = option(
+        f"upload nothing; write exactly what would be uploaded to FOLDER ({PREVIEW_FOLDER} beside --model_dir if not "
+        "given)",
+        None,
+        group="How to publish it",
+        metavar="FOLDER",
+        bare="",
+    )
+    private: bool = option("make new repositories private", False)
+    revision: str | None = option(
+        "branch to commit to; it is created if it doesn't exist; the main branch if not given", None, metavar="BRANCH"
+    )
+    tag: str | None = option("tag for the commits, such as v1.0", None, metavar="NAME")
+    create_pr: bool = option("open pull requests instead of committing", False)
+    commit_message: str | None = option("message of all commits", None)
+    token: str | None = option(
+        "Hub token; better: set HF_TOKEN, which no list of processes shows", None, metavar="TOKEN"
+    )
 
     def __post_init__(self) -> None:
         for flag, name in self._named().items():
             parts = name.split("/")
             if len(parts) > 2 or not all(REPO_NAME.fullmatch(part) for part in parts) or name.endswith(".git"):
                 raise InputError(
-                    f"{flag} {name!r} is no repository; give USER/NAME, of letters, digits, '-', '_' and '.', "
+                    f"{flag} {name!r} isn't a repository name; give USER/NAME, of letters, digits, '-', '_' and '.', "
                     "96 characters at most"
                 )
         if self.dataset_repo_id and not self.dataset_dir:
-            raise InputError("--dataset_repo_id needs --dataset_dir, the folder that prepare_dataset.py wrote")
+            raise InputError("--dataset_repo_id needs --dataset_dir, the folder that imagelm prepare wrote")
         if self.create_pr and self.tag:
-            raise InputError("--tag names a commit that stays; a pull request's doesn't yet: leave out one of the two")
+            raise InputError("--tag names a permanent commit, and --create_pr makes none yet; remove one of the two")
         for flag, ref in (("--revision", self.revision), ("--tag", self.tag)):
             if ref is not None and not REF_NAME.fullmatch(ref):
-                raise InputError(f"{flag} {ref!r} can't be a name in git; give one such as main or v1.0")
+                raise InputError(f"{flag} {ref!r} isn't a valid name in git; give one such as main or v1.0")
         if self.num_drawings < 0:
             raise InputError(f"--num_drawings {self.num_drawings}: give 0 or more")
         if self.commit_message is not None and not self.commit_message.strip():
-            raise InputError("--commit_message is empty; leave it out or say what changed")
+            raise InputError("--commit_message is empty; remove it or describe the change")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise InputError(
-                f"--license {self.license!r} is no identifier; give one such as apache-2.0, mit or cc-by-4.0"
+                f"--license {self.license!r} isn't a license identifier; give one such as apache-2.0, mit or cc-by-4.0"
             )
 
     @property
     def repositories(self) -> dict[str, str]:
-        """Kind to id of every repository that was asked for, in the order in which they go out."""
+        """Kind to id of each repository to publish, in the order of the uploads."""
         ids = dict(zip(KINDS, (self.dataset_repo_id, self.repo_id, self.space_repo_id), strict=True))
         return {kind: name for kind, name in ids.items() if name}
 
     @property
     def preview(self) -> Path | None:
-        """The folder of a dry run, or None; the name alone stands for one beside the model's folder."""
+        """The folder of a dry run, or None; an empty name stands for a folder beside the model's."""
         if self.dry_run is None:
             return None
         return Path(self.dry_run) if self.dry_run else Path(self.model_dir).resolve().parent / PREVIEW_FOLDER

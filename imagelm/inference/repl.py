@@ -23,6 +23,7 @@ from imagelm.inference.arguments import InferenceArguments, InputArguments, chec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
 from imagelm.inference.tasks import answer
+from imagelm.utils.command_line import Option
 from imagelm.utils.errors import DivergedError, InputError
 from imagelm.utils.image_grid import save_png
 
@@ -187,29 +188,14 @@ def _split(line: str) -> list[str]:
         raise InputError(f"{error}; quotes come in pairs") from error
 
 
-def _value(entry: dataclasses.Field, word: str) -> object:
-    """A word as the value of a field."""
+def _value(entry: Option, word: str) -> object:
+    """A word as the value of an option."""
     if entry.default is None and word.lower() in NOTHING:
         return None
-    words = entry.metadata["words"]
-    if isinstance(entry.default, bool):
-        values = {
-            "true": True,
-            "yes": True,
-            "on": True,
-            "1": True,
-            "false": False,
-            "no": False,
-            "off": False,
-            "0": False,
-        }
-        if word.lower() not in values:
-            raise InputError(f"set {entry.name} {word}: give on or off")
-        return values[word.lower()]
     try:
-        value = words.get("type", str)(word)
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise InputError(f"set {entry.name} {word}: that's no {words['type'].__name__}") from error
-    if value not in words.get("choices", (value,)):
-        raise InputError(f"set {entry.name} {word}: choose one of {', '.join(words['choices'])}")
+        value = entry.parse(word)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"set {entry.name} {word}: {error}") from error
+    if value not in (entry.choices or (value,)):
+        raise InputError(f"set {entry.name} {word}: choose one of {', '.join(entry.choices)}")
     return value

@@ -1,29 +1,35 @@
-"""Which model is trained."""
+"""The options that choose the model of a training run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from imagelm.utils.command_line import option
 from imagelm.utils.errors import InputError
 
 
 @dataclass
 class ModelArguments:
-    """The model."""
+    """A model from scratch, or a checkpoint to fine-tune."""
 
-    model_type: str = field(default="gpt2", metadata={"help": "architecture of a model from scratch: any causal one"})
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "fields of its config, such as num_hidden_layers=4,hidden_size=128"}
+    model_type: str = option(
+        "architecture of a model from scratch: any causal language model of transformers",
+        "gpt2",
+        group="Model",
+        metavar="NAME",
     )
-    model_config_file: str | None = field(
-        default=None, metadata={"help": "a config.json (or its folder) instead of --model_type"}
+    config_overrides: str | None = option(
+        "config fields to change, such as num_hidden_layers=4,hidden_size=128", None, metavar="FIELDS"
     )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "checkpoint to fine-tune (folder or Hub id) instead of a model from scratch"}
+    model_config_file: str | None = option(
+        "a config.json, or its folder, instead of --model_type", None, metavar="FILE"
+    )
+    model_name_or_path: str | None = option(
+        "checkpoint to fine-tune (folder or Hub id) instead of a model from scratch", None, metavar="FOLDER|ID"
     )
 
     def __post_init__(self) -> None:
         if self.model_name_or_path and (self.model_config_file or self.config_overrides):
             raise InputError(
-                "--model_name_or_path brings its own config; leave out --model_config_file and --config_overrides"
+                "--model_name_or_path brings its own config; remove --model_config_file and --config_overrides"
             )

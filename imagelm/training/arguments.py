@@ -1,102 +1,104 @@
-"""What `train.py` can be told, beside everything in transformers' `TrainingArguments`.
+"""The options of `imagelm train`, in addition to everything in transformers' `TrainingArguments`.
 
-One idea: a YAML recipe is turned into command-line words that stand before the user's own, so that the command line
-wins by the ordinary rule that the last word counts. Nothing heavy is imported here, so that `--help` answers at once.
+Nothing heavy is imported here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from imagelm.models.arguments import ModelArguments
+from imagelm.utils.command_line import option
 from imagelm.utils.errors import InputError
 
 BEST_METRIC = "cls_accuracy"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataArguments:
-    """The data."""
+    """Which data, and what to do with an earlier run."""
 
-    dataset_dir: str | None = field(default=None, metadata={"help": "folder that prepare_dataset.py wrote (required)"})
-    overwrite: bool = field(
-        default=False, metadata={"help": "discard an earlier run that stands in --output_dir and start anew"}
-    )
-    allow_partial_resume: bool = field(
-        default=False,
-        metadata={"help": "go on from a checkpoint that lacks optimizer, scheduler, random numbers or data state"},
+    dataset_dir: str = option("folder that imagelm prepare wrote", group="Data", metavar="FOLDER")
+    overwrite: bool = option("discard the earlier run in --output_dir and start again", False)
+    allow_partial_resume: bool = option(
+        "resume from a checkpoint that lacks the state of the optimizer, scheduler, random numbers or data", False
     )
 
 
 @dataclass
 class RunArguments:
-    """Loss, optimizer, augmentation and threads."""
+    """Loss, optimizer, augmentation, and how a step is computed."""
 
-    cls_loss_weight: float = field(
-        default=0.0,
-        metadata={"help": "w in loss = (1-w) * mean over scored tokens + w * mean over CLS slots; 0: plain causal LM"},
+    cls_loss_weight: float = option(
+        "w in loss = (1-w) * mean over scored tokens + w * mean over CLS slots; 0: plain causal LM",
+        0.0,
+        group="Loss, optimizer, augmentation and threads",
+        metavar="W",
     )
-    optimizer: str = field(
-        default="trainer",
-        metadata={
-            "help": "trainer: what --optim names; muon: Muon for the matrices, AdamW for the rest",
-            "choices": ["trainer", "muon"],
-        },
+    optimizer: str = option(
+        "trainer: the optimizer that --optim names; muon: Muon for the matrices, AdamW for the rest",
+        "trainer",
+        choices=("trainer", "muon"),
     )
-    muon_learning_rate: float = field(default=0.02, metadata={"help": "Muon's; --learning_rate is AdamW's"})
-    augment: str | None = field(
-        default=None,
-        metadata={
-            "help": "change training images anew in each epoch, such as shift=2,rotate=10,scale=0.1,hflip; "
-            "needs data prepared with --keep_images"
-        },
+    muon_learning_rate: float = option("learning rate of Muon; --learning_rate is that of AdamW", 0.02)
+    augment: str | None = option(
+        "change the training images in each epoch, such as shift=2,rotate=10,scale=0.1,hflip; needs data prepared with "
+        "--keep_images",
+        None,
+        metavar="CHANGES",
     )
-    early_stopping_patience: int = field(
-        default=0, metadata={"help": "stop after so many evaluations without a better one (0: never)"}
+    early_stopping_patience: int = option("stop after this many evaluations without improvement; 0: never", 0)
+    attention: str = option(
+        "how attention is computed; auto: causal_product (in chunks of rows) on a CPU, otherwise sdpa",
+        "auto",
+        choices=("auto", "eager", "sdpa", "causal_product"),
     )
-    attention: str = field(
-        default="auto",
-        metadata={
-            "help": "how attention is computed; auto: causal_product (in chunks of rows) on a CPU, else sdpa",
-            "choices": ["auto", "eager", "sdpa", "causal_product"],
-        },
+    compile: str = option(
+        "compile the model's blocks; auto: on a CPU with a C++ compiler, if rows have one length and the run is long "
+        "enough to earn back the half minute",
+        "auto",
+        choices=("auto", "on", "off"),
     )
-    compile: str = field(
-        default="auto",
-        metadata={
-            "help": "compile the model's blocks; auto: on a CPU with a C++ compiler, where rows are of one length and "
-            "the run is long enough to earn the half minute back",
-            "choices": ["auto", "on", "off"],
-        },
-    )
-    num_threads: int = field(default=0, metadata={"help": "CPU threads a process (0: share the cores)"})
+    num_threads: int = option("CPU threads per process; 0: share the cores", 0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cls_loss_weight <= 1:
-            raise InputError(f"--cls_loss_weight {self.cls_loss_weight} is no share; give one from 0 to 1")
+            raise InputError(f"--cls_loss_weight {self.cls_loss_weight} isn't a share; give one from 0 to 1")
         if self.early_stopping_patience < 0 or self.num_threads < 0:
-            raise InputError("--early_stopping_patience and --num_threads can't be negative")
+            raise InputError("--early_stopping_patience and --num_threads can't be negative; give 0 or more")
 
 
-OWN_ARGUMENTS = (DataArguments, ModelArguments, RunArguments)
-# The options of TrainingArguments that a first run needs, for the short help.
-COMMON_TRAINING_ARGUMENTS = {
-    "output_dir": "folder for best_model, final_model, report and checkpoints (required)",
-    "num_train_epochs": "passes over the training rows (default 3)",
-    "max_steps": "number of updates instead of epochs",
-    "per_device_train_batch_size": "rows a step and device (default 8)",
-    "gradient_accumulation_steps": "steps an update",
-    "learning_rate": "peak learning rate (default 5e-5)",
-    "lr_scheduler_type": "linear, cosine, constant, …",
-    "warmup_steps": "updates until the peak; below 1 a share of all",
-    "weight_decay": "decay of the matrices",
-    "bf16, fp16": "mixed precision (accelerate_config.yaml sets bf16 where the device has it)",
-    "eval_strategy, eval_steps": "when to evaluate (default here: each epoch)",
-    "save_strategy, save_steps": "when to save a checkpoint (default here: each epoch)",
-    "metric_for_best_model": f"which figure chooses best_model (default here: {BEST_METRIC})",
-    "resume_from_checkpoint": "a checkpoint (default: the newest whole one in --output_dir)",
-    "push_to_hub, hub_model_id": "publish best_model at the end (--hub_strategy every_save: also at each save)",
-    "seed": "of weights and dropout",
-    "data_seed": "of the rows' order (default: --seed)",
-    "full_determinism": "bitwise the same run again, also on a GPU; slower there",
-}
+@dataclass(kw_only=True)
+class CommonTrainingArguments:
+    """The most used options of transformers' `TrainingArguments`, with our defaults."""
+
+    output_dir: str = option(
+        "folder for best_model, final_model, report and checkpoints",
+        group="Training: the most used of transformers' TrainingArguments (--help_all lists all)",
+        metavar="FOLDER",
+    )
+    num_train_epochs: float = option("passes over the training rows", 3.0)
+    max_steps: int = option("number of updates; above 0 it replaces the epochs", -1)
+    per_device_train_batch_size: int = option("rows per step and device", 8)
+    gradient_accumulation_steps: int = option("steps per update", 1)
+    learning_rate: float = option("peak learning rate", 5e-5)
+    lr_scheduler_type: str = option("linear, cosine, constant, …", "linear", metavar="NAME")
+    warmup_steps: float = option("updates until the peak; below 1: share of all updates", 0.0)
+    weight_decay: float = option("decay of the matrices", 0.0)
+    bf16: bool = option("mixed precision; accelerate_config.yaml sets it where the device supports it", False)
+    fp16: bool = option("mixed precision in float16", False)
+    eval_strategy: str = option("when to evaluate: no, steps or epoch", "epoch", metavar="WHEN")
+    eval_steps: float | None = option("updates between evaluations, for steps; --logging_steps if not given", None)
+    save_strategy: str = option("when to save a checkpoint: no, steps, epoch or best", "epoch", metavar="WHEN")
+    save_steps: float = option("updates between checkpoints, for steps", 500)
+    save_total_limit: int | None = option("number of checkpoints to keep", 2)
+    logging_steps: float = option("updates between logged losses", 10)
+    metric_for_best_model: str | None = option("figure that chooses best_model", BEST_METRIC, metavar="NAME")
+    resume_from_checkpoint: str | None = option(
+        "checkpoint to resume from; the newest complete one in --output_dir if not given", None, metavar="FOLDER"
+    )
+    push_to_hub: bool = option("publish best_model at the end", False)
+    hub_model_id: str | None = option("repository to publish to; the name of --output_dir if not given", None)
+    hub_strategy: str = option("end: publish at the end; every_save: also at each checkpoint", "end", metavar="WHEN")
+    seed: int = option("seed of weights and dropout", 42)
+    data_seed: int | None = option("seed of the rows' order; --seed if not given", None)
+    full_determinism: bool = option("repeat the run bit by bit, also on a GPU; slower there", False)

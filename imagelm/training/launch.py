@@ -6,6 +6,7 @@ decides itself (dtype, threads, attention, devices) is decided here, and said.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -21,6 +22,7 @@ from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.atomic_io import check_folder_name
+from imagelm.utils.command_line import invocation
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
 from imagelm.utils.errors import InputError
 
@@ -62,11 +64,13 @@ class Launch:
     def command(self) -> str:
         """A command that starts the same run, whether `accelerate launch` started this one or Python."""
         mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
-        words = [_without_secret(before, word) for before, word in zip(["", *sys.argv], sys.argv, strict=False)]
+        words = [_without_secret(*pair) for pair in itertools.pairwise(sys.argv)]
+        program = invocation()
         if mixed_precision is None:
-            return shlex.join(["python", *words])
+            return shlex.join([*program, *words])
+        program = program[1:] if program[0] == "python" else program
         several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
-        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *words])
+        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *program, *words])
 
     def attention(self) -> str | None:
         """transformers' `attn_implementation` on this device, where the architecture has it.

@@ -21,16 +21,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import inference
 from imagelm.codecs.kmeans import fit_patch_codec
+from imagelm.commands.infer import COMMAND
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
-from imagelm.inference.arguments import GROUPS, flag_of
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
 from imagelm.models.save import save_model
 from imagelm.remote_code.codec_imagelm import load_codec
 from imagelm.tokens.grammar import CLS, IMG, IMG_END, Grammar
 from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
+from imagelm.utils.command_line import options_of
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown
 from tests.conftest import CLASSES, NUM_CODES, ROOT, random_rows, run, write_jsonl
@@ -207,7 +208,10 @@ def test_labels_of_a_dataset_go_by_class_name(artist, grammar, tmp_path, infer):
     (tmp_path / "names.json").write_text(json.dumps(["owl", "yak", "cat"]))
     names = {"class_names": str(tmp_path / "names.json")}
     prepare(
-        PrepareArguments([str(rows)], str(tmp_path / "vocab.json"), str(tmp_path / "data"), **names), command="test"
+        PrepareArguments(
+            data_files=[str(rows)], vocab_file=str(tmp_path / "vocab.json"), output_dir=str(tmp_path / "data"), **names
+        ),
+        command="test",
     )
     words = ("--mode", "classify", "--model", artist, "--dataset_dir", tmp_path / "data")
     printed = infer(*words, "--output", tmp_path / "o")
@@ -439,7 +443,7 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--mode", "classify"), "--model is missing; name a trained folder"),
+        (("--mode", "classify"), "--model is missing; give it on the command line"),
         (("--mode", "draw"), "argument --mode: invalid choice: 'draw'"),
         (("--mode", "classify", "--model", "./absent"), "--model ./absent: no such folder"),
         (("--mode", "classify", "--model", "absent/model"), "--model absent/model is no folder here, and as a Hub id"),
@@ -484,7 +488,7 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
             ("--mode", "generate", "--model", "{best}", "--repetition_penalty", "1e-40"),
             "best_model can't draw with these options",
         ),
-        (("--mode", "generate", "--model", "m", "--top_p", "1.5"), "--top_p 1.5 is no share"),
+        (("--mode", "generate", "--model", "m", "--top_p", "1.5"), "--top_p 1.5 isn't a share"),
         (("--mode", "generate", "--model", "m", "--top_k", "-1"), "--top_k -1: give 0 or more"),
         (("--mode", "generate", "--model", "m", "--seed", "-1"), "--seed -1 is out of range"),
         (("--mode", "generate", "--model", "m", "--greedy", "--top_k", "2"), "--top_k without effect"),
@@ -597,8 +601,8 @@ def test_help_names_every_option_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=5)
     assert done.returncode == 0, done.stderr
-    options = [flag_of(entry) for group in GROUPS for entry in group.__dataclass_fields__.values()]
-    assert [option for option in ["--mode", *options] if f"{option} " not in done.stdout.replace("\n", " ")] == []
+    options = [option.flag for option in options_of(*COMMAND.groups)]
+    assert [option for option in options if f"{option} " not in done.stdout.replace("\n", " ")] == []
 
 
 def test_rows_come_through_a_pipe_and_the_reader_may_leave_early(best, prepared, tmp_path):
@@ -674,10 +678,10 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
         'generate "': "quotes come in pairs",
         "set temperature 0": "--temperature 0.0: give 0.001 or more",
         "set temperature 1e-40": "--temperature 1e-40: give 0.001 or more",
-        "set top_k many": "set top_k many: that's no int",
+        "set top_k many": "set top_k many: invalid int value",
         "set foo 1": "set takes one of top",
         "set condition x": "set condition x: choose one of rejection, likelihood",
-        "set greedy maybe": "give on or off",
+        "set greedy maybe": "neither true nor false",
         "picture x.png": "nothing has been drawn yet",
         "help foo": "there is no command 'foo'",
     }

@@ -8,8 +8,7 @@ import shlex
 
 import pytest
 
-from imagelm.commands.train import DEFAULTS
-from imagelm.commands.train_parser import parse_launch
+from imagelm.commands.train import parse_launch
 from tests.conftest import CLASSES, ROOT, run
 
 SCRIPTS = ("prepare_dataset.py", "train.py", "inference.py", "push_to_hub.py")
@@ -88,7 +87,7 @@ def test_both_commands_to_publish_put_the_repositories_together(pictured, tmp_pa
 def test_the_training_command_parses():
     command = "accelerate launch --config_file accelerate_config.yaml train.py --dataset_dir data/mine"
     words = shlex.split(indented(command).splitlines()[0])
-    launch = parse_launch([*words[words.index("train.py") + 1 :], "--use_cpu"], DEFAULTS)
+    launch = parse_launch([*words[words.index("train.py") + 1 :], "--use_cpu"])
     assert (launch.data.dataset_dir, launch.args.output_dir) == ("data/mine", "outputs/mine")
 
 

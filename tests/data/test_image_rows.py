@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from imagelm.data import image_rows as encoding
-from imagelm.data.arguments import ImageArguments, PrepareArguments, make_options
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import check_disjoint, load_prepared, load_stats
 from imagelm.data.prepare import prepare
 from imagelm.data.sources import decode as image_sources
@@ -443,7 +443,7 @@ def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
         ({"codebook_size": 1}, "--codebook_size 1"),
         ({"background": 256}, "--background 256"),
         ({"features": "x,brightness"}, "'brightness' is unknown"),
-        ({"centroids": "c.csv"}, "--centroids is for --codebook unified"),
+        ({"centroids": "c.csv"}, "--centroids needs --codebook unified"),
         ({"image_size": "wide"}, "--image_size wide"),
         ({"fit": "crop"}, "--fit crop"),
         ({"codebook": "cubist"}, "--codebook cubist"),
@@ -451,22 +451,28 @@ def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
 )
 def test_options_for_pictures_that_cannot_work_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        ImageArguments(["x"], **options)
+        PrepareArguments(images=["x"], output_dir="o", **options)
 
 
 def test_options_of_the_other_route_are_refused():
-    defaults = {name: field.default for name, field in ImageArguments.__dataclass_fields__.items()}
-    rows = {"data_files": ["a"], "vocab_file": "v", "output_dir": "o", **defaults, "images": None}
-    make_options(rows)
+    rows = {"data_files": ["a"], "vocab_file": "v", "output_dir": "o"}
     for name, value in {"keep_images": True, "patch_size": 8, "augment": "hflip", "test_images": ["x"]}.items():
         with pytest.raises(InputError, match=f"--{name} goes with --images"):
-            make_options(rows | {name: value})
+            PrepareArguments(**rows, **{name: value})
     for name, value in {"vocab_file": "v", "class_names": "c", "max_length": 99}.items():
         with pytest.raises(InputError, match=f"--{name} goes with --data_files"):
-            PrepareArguments(output_dir="o", images=ImageArguments(["x"]), **{name: value})
-    for given in ({}, {"data_files": ["a"], "vocab_file": "v", "images": ImageArguments(["x"])}):
+            PrepareArguments(output_dir="o", images=["x"], **{name: value})
+    for given in ({}, {"data_files": ["a"], "vocab_file": "v", "images": ["x"]}):
         with pytest.raises(InputError, match="one of the two"):
             PrepareArguments(output_dir="o", **given)
+
+
+def test_what_a_codec_or_a_file_of_centroids_decides_is_refused_beside_it():
+    for name, value in {"patch_size": 8, "fit": "pad", "image_size": "8", "codec_steps": 1}.items():
+        with pytest.raises(InputError, match=f"--{name} and --codec contradict each other"):
+            PrepareArguments(output_dir="o", images=["x"], codec="c", **{name: value})
+    with pytest.raises(InputError, match="--codebook_size and --centroids contradict each other"):
+        PrepareArguments(output_dir="o", images=["x"], codebook="unified", centroids="c.csv", codebook_size=9)
 
 
 # Both routes
@@ -483,8 +489,9 @@ def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
     raw = tmp_path / "images/raw"
     for codec in (str(tmp_path / "images/codec"), None):
         rows = PrepareArguments(
-            [str(raw / "rows.jsonl")],
-            *(str(raw / "vocab.json"), str(tmp_path / "rows")),
+            data_files=[str(raw / "rows.jsonl")],
+            vocab_file=str(raw / "vocab.json"),
+            output_dir=str(tmp_path / "rows"),
             **{"class_names": str(raw / "class_names.json"), "split_by": "field", "codec": codec, "overwrite": True},
         )
         stats_again = prepare(rows, command="test")
@@ -514,13 +521,17 @@ def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
     prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
     prepare_images(tmp_path / "b", tmp_path / "in", patch_size=2)
     prepare_images(tmp_path / "c", tmp_path / "in", codebook_size=9)
-    raw = [[str(tmp_path / "a/raw/rows.jsonl")], str(tmp_path / "a/raw/vocab.json"), str(tmp_path / "out")]
+    raw = {
+        "data_files": [str(tmp_path / "a/raw/rows.jsonl")],
+        "vocab_file": str(tmp_path / "a/raw/vocab.json"),
+        "output_dir": str(tmp_path / "out"),
+    }
     for name, said in (
         ("b", r"rows\.jsonl:1: 4 image tokens, but an image of the codec has 4×4"),
         ("c", "has 9 entries"),
     ):
         with pytest.raises(InputError, match=said):
-            prepare(PrepareArguments(*raw, codec=str(tmp_path / name / "codec")), command="test")
+            prepare(PrepareArguments(**raw, codec=str(tmp_path / name / "codec")), command="test")
     assert not (tmp_path / "out").exists()
 
 
@@ -532,9 +543,13 @@ def test_class_names_that_are_none_are_refused(tmp_path, content, said):
     cats_and_dogs(tmp_path / "in")
     prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
     (tmp_path / "names.json").write_text(content)
-    raw = [[str(tmp_path / "a/raw/rows.jsonl")], str(tmp_path / "a/raw/vocab.json"), str(tmp_path / "out")]
+    raw = {
+        "data_files": [str(tmp_path / "a/raw/rows.jsonl")],
+        "vocab_file": str(tmp_path / "a/raw/vocab.json"),
+        "output_dir": str(tmp_path / "out"),
+    }
     with pytest.raises(InputError, match=said):
-        prepare(PrepareArguments(*raw, class_names=str(tmp_path / "names.json")), command="test")
+        prepare(PrepareArguments(**raw, class_names=str(tmp_path / "names.json")), command="test")
 
 
 # What is said of them

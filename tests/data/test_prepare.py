@@ -22,7 +22,10 @@ from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
 def prepare_rows(folder: Path, rows: list[dict], vocab_file: Path, **options) -> tuple[datasets.DatasetDict, dict]:
     file = write_jsonl(folder / "rows.jsonl", rows)
     output = folder / options.pop("name", "out")
-    stats = prepare(PrepareArguments([str(file)], str(vocab_file), str(output), **options), command="test")
+    stats = prepare(
+        PrepareArguments(data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(output), **options),
+        command="test",
+    )
     return load_prepared(output), stats
 
 
@@ -172,7 +175,7 @@ def test_a_class_too_small_to_be_stratified_is_named(tmp_path, grammar, vocab_fi
 )
 def test_options_out_of_range_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        PrepareArguments(["a"], "v", "o", **options)
+        PrepareArguments(data_files=["a"], vocab_file="v", output_dir="o", **options)
 
 
 def command(tmp_path: Path, vocab_file: Path, *words: str) -> list[object]:
@@ -198,13 +201,15 @@ def test_no_folder_is_left_behind_and_problems_stand_in_the_order_of_lines(tmp_p
     rows = [{"tokens": "x", "label": 0}, {"label": 0}, {"tokens": "y", "label": 0}]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     before = sorted(tmp_path.rglob("*"))
-    options = PrepareArguments([str(file)], str(vocab_file), str(tmp_path / "new/deep/out"))
+    options = PrepareArguments(
+        data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(tmp_path / "new/deep/out")
+    )
     with pytest.raises(InputError) as error:
         prepare(options, command="test")
     assert [line.split(":")[1] for line in str(error.value).splitlines()[1:4]] == ["1", "2", "3"]
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(InputError, match="is a file"):
-        PrepareArguments([str(file)], str(vocab_file), str(file / "out"))
+        PrepareArguments(data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(file / "out"))
 
 
 def test_skipped_rows_are_kept_in_a_file_with_their_reasons(tmp_path, vocab_file):

@@ -41,7 +41,12 @@ def test_variants_of_an_image_do_not_weaken_the_bag(tmp_path, grammar, vocab_fil
             codes = rng.integers(0, 10, 8) + 10 * ((label + (variant > 0)) % 3)
             rows.append({"tokens": sentence(codes, label), "label": label, "split": split, "source": source})
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    prepare(PrepareArguments([str(file)], str(vocab_file), str(tmp_path / "out"), split_by="field"), command="test")
+    prepare(
+        PrepareArguments(
+            data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(tmp_path / "out"), split_by="field"
+        ),
+        command="test",
+    )
     data = load_prepared(tmp_path / "out")
     train, labels = bag_of_tokens(data["train"], grammar)
     test, truth = bag_of_tokens(data["test"], grammar)

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagelm.commands.parser import expand_config
-from imagelm.commands.train_parser import parse_launch
+from imagelm.commands.train import parse_launch
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl import lines
 from imagelm.data.load import load_prepared
@@ -35,7 +35,6 @@ from imagelm.models.build import build_model
 from imagelm.tokens.grammar import load_vocabulary
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.utils.errors import InputError
-from tests.commands.test_commands import DEFAULTS
 from tests.conftest import random_rows, run, sentence, train, write_jsonl
 from tests.data.jsonl.test_parser import read
 from tests.data.sources.test_sources import png
@@ -217,7 +216,10 @@ def strange_files(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_files_that_are_none_are_refused_with_a_message_and_no_output(tmp_path, vocab_file):
     for name, (file, said) in strange_files(tmp_path).items():
         with pytest.raises(InputError) as error:
-            prepare(PrepareArguments([str(file)], str(vocab_file), str(tmp_path / "out")), command="test")
+            prepare(
+                PrepareArguments(data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(tmp_path / "out")),
+                command="test",
+            )
         assert said in str(error.value), name
         assert not (tmp_path / "out").exists(), name
 
@@ -265,8 +267,8 @@ def test_a_vocabulary_of_a_million_tokens_is_read_in_seconds(tmp_path, grammar):
 STRANGE_RECIPES = {
     "laughs": ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]", "anchors"),
     "itself": ("seed: &a [*a]", "anchors"),
-    "twice": ("seed: 1\nlearning_rate: 1\nseed: 2", "key 'seed' stands twice"),
-    "twice inside": ("lr_scheduler_kwargs: {a: 1, a: 2}", "key 'a' stands twice"),
+    "twice": ("seed: 1\nlearning_rate: 1\nseed: 2", "key 'seed' occurs twice"),
+    "twice inside": ("lr_scheduler_kwargs: {a: 1, a: 2}", "key 'a' occurs twice"),
     "nested": ("seed: " + "[" * 20_000, "isn't YAML"),
     "object": ("seed: !!python/object/apply:os.system [ls]", "isn't YAML"),
     "huge": (f"seed: {LONG}", "isn't YAML"),
@@ -300,7 +302,7 @@ def test_a_recipe_that_is_no_file_is_refused(tmp_path, name):
 def test_a_number_that_is_not_finite_is_refused_before_anything_is_trained(tmp_path, value):
     words = ["--dataset_dir", "d", "--output_dir", str(tmp_path), "--use_cpu", f"--learning_rate={value}"]
     with pytest.raises(InputError, match=r"--learning_rate .*: give a finite number"):
-        parse_launch(words, DEFAULTS)
+        parse_launch(words)
 
 
 # What comes from elsewhere

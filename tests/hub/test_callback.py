@@ -65,7 +65,7 @@ def test_a_push_that_fails_costs_no_run_and_can_be_made_up(module_hub: LocalHub,
     module_hub.faults.clear()
     again = run(*words(prepared, tmp_path / "out", *more), **environment(module_hub, tmp_path / "home"))
     assert again.returncode == 0, again.stderr
-    assert "this run stands complete" in again.stdout and "model.safetensors" in module_hub.repo("alice/late").files()
+    assert "this run is complete" in again.stdout and "model.safetensors" in module_hub.repo("alice/late").files()
 
 
 def test_checkpoints_with_pickles_are_refused(prepared: Path, tmp_path: Path):

@@ -70,11 +70,11 @@ found["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).he
 # The whole evaluation, as training does it, of what was downloaded.
 from imagelm.data.load import load_prepared
 from imagelm.training.evaluate import evaluate_folder
-from imagelm.commands.train_parser import parse_launch
+from imagelm.commands.train import parse_launch
 from imagelm.tokens.tokenizer import load_tokenizer
 
 words = ["--dataset_dir", "x", "--output_dir", "x", "--use_cpu", "--metric_for_best_model", "cls_accuracy"]
-launch = parse_launch([*words, "--disable_tqdm", "true"], [])
+launch = parse_launch([*words, "--disable_tqdm", "true"])
 found["evaluation"] = evaluate_folder(folder, launch.args, launch.run, load_tokenizer(folder), data["test"])
 print(json.dumps(found))
 """
@@ -525,14 +525,14 @@ def test_nothing_is_sent_of_a_folder_with_a_secret(
     ("change", "words"),
     [
         (["--model_dir", "nowhere"], "no such folder"),
-        (["--repo_id", "a/b/c"], "is no repository"),
-        (["--repo_id", "me/na me"], "is no repository"),
-        (["--repo_id", "me/x.git"], "is no repository"),
-        (["--revision", "refs/pr/1"], "can't be a name in git"),
-        (["--tag", "version 1"], "can't be a name in git"),
+        (["--repo_id", "a/b/c"], "isn't a repository name"),
+        (["--repo_id", "me/na me"], "isn't a repository name"),
+        (["--repo_id", "me/x.git"], "isn't a repository name"),
+        (["--revision", "refs/pr/1"], "isn't a valid name in git"),
+        (["--tag", "version 1"], "isn't a valid name in git"),
         (["--dataset_repo_id", "me/x"], "needs --dataset_dir"),
-        (["--tag", "v1", "--create_pr"], "leave out one of the two"),
-        (["--license", "My Own!"], "is no identifier"),
+        (["--tag", "v1", "--create_pr"], "remove one of the two"),
+        (["--license", "My Own!"], "isn't a license identifier"),
         (["--num_drawings", "-1"], "give 0 or more"),
     ],
 )
