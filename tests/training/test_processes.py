@@ -89,7 +89,7 @@ def test_the_launcher_s_single_openmp_thread_is_undone():
 
 
 def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):
-    import imagelm.precision as precision
+    from imagelm.utils import device as precision
 
     monkeypatch.setenv(precision.MIXED_PRECISION_VARIABLE, "bf16")
     monkeypatch.setattr(precision, "has_fast_bfloat16", lambda device: True)
