@@ -1,3 +1,3 @@
 """imagelm: images as sentences, learned and published with Hugging Face parts."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
