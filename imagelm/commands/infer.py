@@ -21,17 +21,17 @@ def main() -> None:
     arguments = InferenceArguments(values["mode"], *(fill(group, values) for group in GROUPS))
     # Imported late, so that --help answers at once.
     from imagelm.inference.loading import load_for_inference
-    from imagelm.inference.results import deliver
-    from imagelm.inference.tasks import run_mode
+    from imagelm.inference.results import write_results
+    from imagelm.inference.tasks import run_task
 
     log_to_terminal()
     loaded = load_for_inference(arguments.model)
     if arguments.mode == "interactive":
-        from imagelm.inference.repl import converse
+        from imagelm.inference.repl import run_repl
 
-        converse(loaded, arguments)
+        run_repl(loaded, arguments)
     else:
-        deliver(run_mode(arguments, loaded), arguments.output)
+        write_results(run_task(arguments, loaded), arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
-#!/usr/bin/env python
-"""A trained folder → ONNX, in float32 or with 8-bit weights, for onnxruntime on any machine.
+"""A trained folder → ONNX, in float32 or with 8-bit weights, for onnxruntime.
 
-    python -m imagelm.export.onnx --model outputs/mine/best_model --output_dir outputs/mine/onnx --int8
-    python inference.py --model outputs/mine/best_model --onnx outputs/mine/onnx --mode classify --dataset_dir data/mine
-
-One idea: what answers need is the logits at one position of each row; the graph takes rows and positions and computes
-the output layer there alone. 8-bit weights are quantized dynamically (no calibration data); what that costs is measured
-on the user's own rows by running both.
+One idea: an answer needs the logits at one position of each row, so the graph takes rows and positions and applies the
+output layer at that position only. 8-bit weights are quantized dynamically, without calibration data; to measure the
+cost on your own rows, run both.
 """
 
 from __future__ import annotations
@@ -18,8 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from imagelm.inference.onnx_session import ONNX_CONFIG, ONNX_FILE, OnnxSession, _library
+from imagelm.accel.last_block import at_positions, only_at
+from imagelm.inference.arguments import LoadArguments
+from imagelm.inference.loading import load_for_inference
+from imagelm.inference.onnx_session import OnnxSession, require_library
+from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
 from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json
 from imagelm.utils.errors import InputError
 
@@ -27,25 +30,20 @@ TOLERANCE = 1e-3  # of float32 weights, relative to the largest logit
 
 
 def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = False) -> float:
-    """Writes `model.onnx` (with its weights beside) and `onnx.json`.
+    """Writes `model.onnx`, its weights in a file of their own, and `onnx.json`.
 
     Args:
         model_folder: A trained folder.
-        output: Folder to write, whole or not at all.
-        int8: Whether the matrices' weights are quantized to 8 bits.
+        output: Folder to write; it is complete or absent.
+        int8: Whether to quantize the weights of matrices to 8 bits.
         overwrite: Replace an earlier export.
 
     Returns:
         The largest difference from the model's own logits on random rows.
 
     Raises:
-        InputError: The folder holds no model, the output is taken, or a library is missing.
+        InputError: The folder holds no model, the output exists, or a library is missing.
     """
-    import torch
-
-    from imagelm.inference.arguments import LoadArguments
-    from imagelm.inference.loading import load_for_inference
-
     check_output_free(output, ONNX_CONFIG, overwrite)
     loaded = load_for_inference(LoadArguments(model=model_folder, device="cpu"))
     model, positions = loaded.model, loaded.num_positions or 64
@@ -53,53 +51,51 @@ def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = F
     codes = torch.from_numpy(loaded.grammar.code_ids)
     ids = codes[torch.randint(len(codes), (3, positions - 2))]
     last = torch.tensor([ids.shape[1] - 1, 1, ids.shape[1] // 2])
-    # Other shapes than those that the graph was traced with: a shape that was baked in shows here.
+    # Shapes that differ from the traced ones: a shape that became a constant of the graph shows here.
     other, other_last = ids[:2, : max(2, ids.shape[1] // 2)], torch.tensor([0, 1])
     with torch.no_grad():
         expected = model(input_ids=other, use_cache=False).logits[torch.arange(2), other_last].numpy()
+
+    def difference(folder: Path) -> float:
+        return float(np.abs(OnnxSession(folder)(other.numpy(), other_last.numpy()) - expected).max())
+
     with atomic_folder(output) as staging:
         content = {"model": model_folder, "weights": "int8" if int8 else "float32"}
         write_json(staging / ONNX_CONFIG, content | {"vocabulary": loaded.grammar.vocabulary})
         with _quiet():
             _export(model, ids, last, staging / ONNX_FILE)
-        difference = _difference(staging, other.numpy(), other_last.numpy(), expected)
-        if difference > TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        found = difference(staging)
+        if found > TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise InputError(
-                f"--model {model_folder}: a {model.config.model_type} model can't be exported; its logits come out "
-                f"{difference:.2g} apart"
+                f"--model {model_folder}: a {model.config.model_type} model can't be exported: its exported logits "
+                f"differ by {found:.2g}; use the model without --onnx"
             )
         if int8:
             with _quiet():
                 _quantize(staging / ONNX_FILE)
-            difference = _difference(staging, other.numpy(), other_last.numpy(), expected)
-    return difference
+            found = difference(staging)
+    return found
 
 
-def _difference(folder: Path, ids: np.ndarray, last: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(OnnxSession(folder)(ids, last) - expected).max())
+class SlotLogits(nn.Module):
+    """A model's logits at one position of each row."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, last: Tensor) -> Tensor:
+        """Logits, shape (rows, vocabulary), of ids of shape (rows, length) at positions of shape (rows,)."""
+        with only_at(self.model, last):
+            hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(at_positions(hidden, last)[:, 0])
 
 
-def _export(model, ids, last, file: Path) -> None:
-    import torch
-
-    from imagelm.accel.last_block import at_positions, only_at
-
-    class SlotLogits(torch.nn.Module):
-        """The logits at one position of each row."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, last):
-            with only_at(self.model, last):
-                hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            return self.model.get_output_embeddings()(at_positions(hidden, last)[:, 0])
-
-    _library("onnxscript")
+def _export(model: PreTrainedModel, ids: Tensor, last: Tensor, file: Path) -> None:
+    require_library("onnxscript")
     rows, length = torch.export.Dim("rows", min=1, max=4096), torch.export.Dim("length", min=2, max=ids.shape[1] + 2)
     torch.onnx.export(
-        SlotLogits().eval(),
+        SlotLogits(model).eval(),
         (ids, last),
         str(file),
         input_names=["input_ids", "last"],
@@ -111,7 +107,7 @@ def _export(model, ids, last, file: Path) -> None:
 
 
 def _quantize(file: Path) -> None:
-    _library("onnx")
+    require_library("onnx")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole = file.with_suffix(".float32.onnx")
@@ -124,7 +120,7 @@ def _quantize(file: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' warnings about operators that aren't used here."""
+    """Silences the libraries' warnings about operators that this export doesn't use."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -33,7 +33,7 @@ from imagelm.hub.wholeness import file_problems
 from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import load_for_inference
-from imagelm.inference.pictures import drawn_picture
+from imagelm.inference.results import generated_grid
 from imagelm.models.processor import copy_code
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
@@ -164,7 +164,7 @@ def _draw(folder: Path, count: int) -> str | None:
     if not loaded.codec.can_decode:
         return None
     drawings, _ = generate_images(loaded, GenerationArguments(), ClassArguments(num_samples=count), None, count)
-    picture = drawn_picture(loaded, drawings)
+    picture = generated_grid(loaded, drawings)
     if picture is None:
         return None
     save_png(picture, folder / DRAWINGS_FILE)

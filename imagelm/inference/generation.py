@@ -1,8 +1,8 @@
-"""GeneratedRow: new images, images of a class, and the rest of images.
+"""Generation: new images, images of a class, and completed images.
 
-One idea: transformers' `generate` draws, and a mask built from the grammar leaves only tokens from which a whole row
-can come. The answer at `<CLS>` isn't drawn: of the classes the most probable stays, so a drawn row says what the model
-itself would say of its image.
+One idea: transformers' `generate` does the sampling, and a mask built from the grammar allows only tokens that lead to
+a complete row. The answer at `<CLS>` is not sampled: the mask keeps only the most probable class, so the class of a
+generated row is the model's own prediction for its image.
 """
 
 from __future__ import annotations
@@ -77,58 +77,24 @@ class GrammarMask(LogitsProcessor):
 
 @dataclass
 class GeneratedRow:
-    """A drawn row.
+    """A generated row.
 
     Attributes:
-        ids: All of it, up to `<EOS>` where it has one.
-        row: The same in the grammar; None where it isn't in it (only without the grammar mask).
-        label: The model's class of the image; None where the image isn't whole.
-        probability: Of this class among the classes; None where there is none.
-        probabilities: Of all classes; None where there are none.
+        ids: The whole row, up to `<EOS>` if it has one.
+        row: The same as a parsed row; None if it isn't in the grammar (only possible without the grammar mask).
+        label: The model's class of the image; None if the image isn't complete.
+        probabilities: Of all classes; None if the image isn't complete.
     """
 
     ids: np.ndarray
     row: Row | None = None
     label: int | None = None
-    probability: float | None = None
     probabilities: np.ndarray | None = None
 
-
-def draw(
-    loaded: LoadedModel, prompts: Tensor, options: GenerationArguments, sampling: bool, num_sequences: int = 1
-) -> list[GeneratedRow]:
-    """Continues prompts of one length until their rows end.
-
-    Args:
-        loaded: The model.
-        prompts: Ids, shape (prompts, length).
-        options: How to draw.
-        sampling: Whether to sample.
-        num_sequences: Continuations of each prompt.
-
-    Returns:
-        The continuations of the first prompt, then those of the second, and so on, with the classes of whole images.
-    """
-    max_length, grammar = longest_row(loaded, options), loaded.grammar
-    processors = LogitsProcessorList()
-    if not options.no_grammar:
-        width = loaded.model.config.vocab_size
-        processors.append(GrammarMask(grammar, width, image_length(loaded, options), max_length))
-    prompts = prompts.to(loaded.device)
-    if prompts.shape[1] >= max_length:
-        drawn = prompts.repeat_interleave(num_sequences, 0)
-    else:
-        try:
-            drawn = loaded.model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                generation_config=_generation_config(loaded, options, sampling, num_sequences, max_length),
-                logits_processor=processors,
-            )
-        # Such as beams for an architecture whose state can't be reordered, or probabilities that aren't finite.
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"{loaded.name} can't draw with these options: {error}") from error
-    return _classified(loaded, [GeneratedRow(_until_end(ids, grammar)) for ids in drawn.cpu().numpy()])
+    @property
+    def probability(self) -> float | None:
+        """Probability of the row's class among the classes; None if the image isn't complete."""
+        return None if self.probabilities is None or self.label is None else float(self.probabilities[self.label])
 
 
 def generate_images(
@@ -138,71 +104,112 @@ def generate_images(
 
     Args:
         loaded: The model.
-        options: How to draw.
-        classes: How many, and how to come by those of a class.
-        label: Draw this class; None draws any.
-        batch_size: Images drawn at once.
+        options: How to generate.
+        classes: How many images, and how to get those of a class.
+        label: The class to generate; None for any.
+        batch_size: Images generated at once.
 
     Returns:
-        The images, and how many were drawn for them. With rejection there may be fewer than asked for.
+        The images, and how many were generated to get them. With rejection there may be fewer than asked for.
     """
     set_seed(options.seed)
     sampling, wanted = options.samples("generate"), classes.num_samples
     if not sampling:
-        return draw(loaded, _begin(loaded, 1), options, False, wanted), wanted
+        return generate_rows(loaded, _image_starts(loaded, 1), options, False, wanted), wanted
     if label is None:
-        return list(_stream(loaded, options, wanted, batch_size)), wanted
+        return list(_sample_images(loaded, options, wanted, batch_size)), wanted
     if classes.condition == "likelihood":
         num_draws = wanted * classes.num_candidates
-        candidates = [d for d in _stream(loaded, options, num_draws, batch_size) if d.probabilities is not None]
-        return sorted(candidates, key=lambda d: -d.probabilities[label])[:wanted], num_draws
+        candidates = [
+            (float(image.probabilities[label]), image)
+            for image in _sample_images(loaded, options, num_draws, batch_size)
+            if image.probabilities is not None
+        ]
+        return [image for _, image in sorted(candidates, key=lambda pair: -pair[0])[:wanted]], num_draws
     found: list[GeneratedRow] = []
     most, num_draws = wanted * classes.max_draws, 0
-    for drawing in _stream(loaded, options, most, batch_size):
+    for image in _sample_images(loaded, options, most, batch_size):
         num_draws += 1
-        found += [drawing] if drawing.label == label else []
+        found += [image] if image.label == label else []
         if len(found) == wanted:
             break
     return found, num_draws
 
 
-def continue_rows(
+def complete_rows(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], options: GenerationArguments, batch_size: int
 ) -> list[list[GeneratedRow]]:
-    """Continuations of prompts of any lengths; those of equal length are drawn together, so nothing is padded.
+    """Completions of prompts of any lengths; prompts of equal length form a batch, so nothing is padded.
 
     Args:
         loaded: The model.
         prompts: Ids that begin with `<IMG>`; each of shape (length,).
-        options: How to draw.
-        batch_size: Sequences drawn at once.
+        options: How to generate.
+        batch_size: Sequences generated at once.
 
     Returns:
-        For each prompt its continuations, `num_return_sequences` many.
+        `num_return_sequences` completions of each prompt.
     """
     set_seed(options.seed)
     sampling, several = options.samples("continue"), options.num_return_sequences
     at_once = max(1, batch_size // max(several, options.num_beams))
-    drawn: list[list[GeneratedRow]] = [[] for _ in prompts]
+    completions: list[list[GeneratedRow]] = [[] for _ in prompts]
     lengths = np.array([len(prompt) for prompt in prompts])
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
         for start in range(0, len(rows), at_once):
             chunk = rows[start : start + at_once]
             batch = torch.from_numpy(np.stack([prompts[row] for row in chunk]))
-            drawings = draw(loaded, batch, options, sampling, several)
+            generated = generate_rows(loaded, batch, options, sampling, several)
             for i, row in enumerate(chunk):
-                drawn[row] = drawings[i * several : (i + 1) * several]
-    return drawn
+                completions[row] = generated[i * several : (i + 1) * several]
+    return completions
+
+
+def generate_rows(
+    loaded: LoadedModel, prompts: Tensor, options: GenerationArguments, sampling: bool, num_sequences: int = 1
+) -> list[GeneratedRow]:
+    """Continues prompts of one length until their rows end.
+
+    Args:
+        loaded: The model.
+        prompts: Ids, shape (prompts, length).
+        options: How to generate.
+        sampling: Whether to sample.
+        num_sequences: Continuations of each prompt.
+
+    Returns:
+        The continuations of the first prompt, then those of the second, and so on, with the classes of complete images.
+    """
+    max_length, grammar = longest_row(loaded, options), loaded.grammar
+    processors = LogitsProcessorList()
+    if not options.no_grammar:
+        width = loaded.model.config.vocab_size
+        processors.append(GrammarMask(grammar, width, image_length(loaded, options), max_length))
+    prompts = prompts.to(loaded.device)
+    if prompts.shape[1] >= max_length:
+        generated = prompts.repeat_interleave(num_sequences, 0)
+    else:
+        try:
+            generated = loaded.model.generate(  # type: ignore[operator]  # every causal model has GenerationMixin
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                generation_config=_generation_config(loaded, options, sampling, num_sequences, max_length),
+                logits_processor=processors,
+            )
+        # Such as beams for an architecture whose state can't be reordered, or probabilities that aren't finite.
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{loaded.name} can't generate with these options: {error}") from error
+    return _classified(loaded, [GeneratedRow(_until_end(ids, grammar)) for ids in generated.cpu().numpy()])
 
 
 def kept_tokens(num_image_tokens: int, keep_percent: float, grid: tuple[int, int] | None) -> int:
-    """How many tokens the top `keep_percent` of an image has: whole rows of its grid, but one token at least.
+    """Number of tokens in the top `keep_percent` of an image: whole rows of its grid, at least one token.
 
     Args:
-        num_image_tokens: Tokens of the whole image.
+        num_image_tokens: Tokens of the complete image.
         keep_percent: Above 0, up to 100.
-        grid: Rows and columns of tokens; None counts tokens alone.
+        grid: Rows and columns of tokens; with None any number of tokens is possible.
     """
     if grid is not None and grid[0] * grid[1] == num_image_tokens and (rows := int(grid[0] * keep_percent / 100)):
         return rows * grid[1]
@@ -210,7 +217,7 @@ def kept_tokens(num_image_tokens: int, keep_percent: float, grid: tuple[int, int
 
 
 def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | None:
-    """Tokens of a drawn image; None where the model ends it itself.
+    """Tokens of a generated image; None if the model ends the image itself.
 
     Raises:
         InputError: The option contradicts the codec, or such an image doesn't fit into the model.
@@ -219,7 +226,7 @@ def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | Non
     if loaded.num_image_tokens not in (None, length):
         raise InputError(
             f"--num_image_tokens {length}: the model's codec makes images of {loaded.num_image_tokens} tokens; "
-            "leave the option out"
+            "remove the option"
         )
     positions = loaded.num_positions
     if length is not None and positions is not None and length + NUM_FRAME_TOKENS > positions:
@@ -231,10 +238,10 @@ def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | Non
 
 
 def longest_row(loaded: LoadedModel, options: GenerationArguments) -> int:
-    """Most tokens a drawn row can have.
+    """Maximum number of tokens of a generated row.
 
     Raises:
-        InputError: Nothing says it.
+        InputError: Neither the model nor the options limit it.
     """
     length = image_length(loaded, options)
     if length is not None and not options.no_grammar:
@@ -242,15 +249,15 @@ def longest_row(loaded: LoadedModel, options: GenerationArguments) -> int:
     if loaded.num_positions is not None:
         return loaded.num_positions
     if length is None:
-        raise InputError("this architecture sets no longest row; give --num_image_tokens")
+        raise InputError("this architecture does not limit the length of a row; give --num_image_tokens")
     return length + NUM_FRAME_TOKENS
 
 
 def _generation_config(
     loaded: LoadedModel, options: GenerationArguments, sampling: bool, num_sequences: int, max_length: int
 ) -> GenerationConfig:
-    # The library would take 50 for a top_k that isn't named.
-    warpers = {
+    # Without a top_k the library would use 50.
+    sampling_options = {
         "temperature": 1.0 if options.temperature is None else options.temperature,
         "top_k": options.top_k or 0,
         "top_p": 1.0 if options.top_p is None else options.top_p,
@@ -266,18 +273,21 @@ def _generation_config(
         bos_token_id=loaded.tokenizer.bos_token_id,
         eos_token_id=loaded.grammar.id(EOS),
         pad_token_id=loaded.tokenizer.pad_token_id,
-        **warpers if sampling else {},
+        **sampling_options if sampling else {},
     )
 
 
-def _begin(loaded: LoadedModel, count: int) -> Tensor:
+def _image_starts(loaded: LoadedModel, count: int) -> Tensor:
     return torch.full((count, 1), loaded.grammar.id(IMG))
 
 
-def _stream(loaded: LoadedModel, options: GenerationArguments, count: int, batch_size: int) -> Iterator[GeneratedRow]:
-    """`count` images, drawn a batch at a time."""
+def _sample_images(
+    loaded: LoadedModel, options: GenerationArguments, count: int, batch_size: int
+) -> Iterator[GeneratedRow]:
+    """`count` images, sampled a batch at a time."""
     for start in range(0, count, batch_size):
-        yield from draw(loaded, _begin(loaded, min(batch_size, count - start)), options, sampling=True)
+        prompts = _image_starts(loaded, min(batch_size, count - start))
+        yield from generate_rows(loaded, prompts, options, sampling=True)
 
 
 def _until_end(ids: np.ndarray, grammar: Grammar) -> np.ndarray:
@@ -285,20 +295,21 @@ def _until_end(ids: np.ndarray, grammar: Grammar) -> np.ndarray:
     return ids[: ends[0] + 1] if ends.size else ids
 
 
-def _classified(loaded: LoadedModel, drawings: list[GeneratedRow]) -> list[GeneratedRow]:
-    """The drawings with their rows and, where the images are whole, their classes."""
-    for drawing in drawings:
-        tokens = [loaded.grammar.tokens[i] if i < loaded.grammar.size else "" for i in drawing.ids]
+def _classified(loaded: LoadedModel, generated: list[GeneratedRow]) -> list[GeneratedRow]:
+    """The generated rows with their parsed rows and, if the images are complete, their classes."""
+    most, complete = loaded.num_positions or np.inf, []
+    for one in generated:
+        tokens = [loaded.grammar.tokens[i] if i < loaded.grammar.size else "" for i in one.ids]
         try:
-            drawing.row = parse_row(tokens, None, "", loaded.grammar)
+            one.row = parse_row(tokens, None, "", loaded.grammar)
         except BadRow:
             continue
-    most = loaded.num_positions or np.inf
-    whole = [d for d in drawings if d.row and d.row.num_tail and len(d.row.body) + NUM_QUESTION_TOKENS <= most]
-    questions = [drawing.row.question(loaded.grammar) for drawing in whole]
-    for drawing, probabilities in zip(whole, class_probabilities(loaded, questions, max(1, len(whole))), strict=True):
-        drawing.probabilities = probabilities
-        # The row's own answer; without the mask it may be another than the most probable one, or be missing.
-        drawing.label = int(probabilities.argmax()) if drawing.row.label is None else drawing.row.label
-        drawing.probability = float(probabilities[drawing.label])
-    return drawings
+        if one.row.num_tail and len(one.row.body) + NUM_QUESTION_TOKENS <= most:
+            complete.append((one, one.row))
+    questions = [row.question(loaded.grammar) for _, row in complete]
+    shares = class_probabilities(loaded, questions, max(1, len(complete)))
+    for (one, row), probabilities in zip(complete, shares, strict=True):
+        one.probabilities = probabilities
+        # The row's own answer; without the mask it may differ from the most probable one, or be missing.
+        one.label = int(probabilities.argmax()) if row.label is None else row.label
+    return generated

@@ -1,7 +1,7 @@
 """A folder or Hub id → everything that inference needs: model, tokenizer, grammar, codec and class names.
 
-One idea: a Hub id is brought here first, as one snapshot; from then on there is only a folder, whose parts belong
-together whatever is pushed meanwhile.
+One idea: a Hub id is first downloaded as one snapshot. All parts then come from one local folder and belong together,
+even if someone pushes at the same time.
 """
 
 from __future__ import annotations
@@ -38,29 +38,30 @@ from imagelm.tokens.grammar import CLASS_PATTERN, Grammar, class_token
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import NUM_LISTED, first_line
 
-# What libraries raise where a folder's files are damaged, or no model's.
+# What libraries raise if a folder's files are damaged or don't belong to a model.
 LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError),
     *(SafetensorError, UnpicklingError),
 )
-# What a snapshot is made of; a repository may hold other formats and pictures beside.
+# The files of a snapshot; a repository may also hold other formats and images.
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PATH_LIKE = re.compile(r"^[./~\\]|\\|/.*/|\s|^[A-Za-z]:")
 
 
 @dataclass
 class LoadedModel:
-    """A model that is ready for inference, with all that belongs to it.
+    """A model that is ready for inference, with its tokenizer and codec.
 
     Attributes:
-        name: What the user called it.
+        name: The folder or Hub id that the user gave.
         model: In evaluation mode, on its device.
         tokenizer: Its tokenizer.
         grammar: Of the tokenizer's vocabulary.
-        codec: Pictures to entries and back; None where the folder holds none.
-        class_names: Indexed by label; None where the config names none.
-        onnx: Answers in the model's place where it's given.
+        codec: Images to codebook entries and back; None if the folder holds no codec.
+        class_names: Indexed by label; None if the config names no classes.
+        onnx: If given, computes logits in place of the model.
     """
 
     name: str
@@ -73,43 +74,43 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device that the model is on."""
         return self.model.device
 
     @property
     def num_positions(self) -> int | None:
-        """Longest sequence, in tokens; None where the architecture sets no limit."""
+        """Longest sequence, in tokens; None if the architecture sets no limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     def num_image_tokens(self) -> int | None:
-        """Tokens of a whole image; None where no codec says it."""
+        """Tokens of a complete image; None if the model has no codec."""
         return None if self.codec is None else self.codec.num_tokens
 
     @cached_property
     def entry_of_id(self) -> np.ndarray:
-        """Codebook entry of each id, -1 where it's no codebook token; int64, shape (vocabulary,)."""
+        """Codebook entry of each id, -1 if it isn't a codebook token; int64, shape (vocabulary,)."""
         table = np.full(self.grammar.size, -1)
         table[self.grammar.code_ids] = np.arange(self.grammar.codebook_size)
         return table
 
     def text(self, ids: np.ndarray) -> str:
-        """Ids as tokens with spaces between; an id without token, as wider embeddings allow, shows as its number."""
+        """Ids as tokens, separated by spaces; an id without a token (embeddings may be wider) is shown as a number."""
         tokens = self.grammar.tokens
         return " ".join(tokens[i] if i < len(tokens) else f"<{i}>" for i in ids.tolist())
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number where it has none."""
+        """The name of a class, or its number if it has no name."""
         return str(label) if self.class_names is None else self.class_names[label]
 
     def class_text(self, label: int) -> str:
-        """A class for people: `cat (<CLS_3>)`, or `3` where it has no name."""
+        """A class in a table: `cat (<CLS_3>)`, or `3` if it has no name."""
         return str(label) if self.class_names is None else f"{self.class_names[label]} ({class_token(label)})"
 
     def label_named(self, name: str) -> int | None:
-        """The label of the class of this name; None where there is none, or several.
+        """The label of the class with this name; None if there is no such class, or several.
 
-        By name alone: the numbers of other data, which may count from 1 or in another order, aren't the model's.
+        Only the name counts: the numbers of other data may start at 1 or follow another order.
         """
         names = self.class_names or [str(label) for label in range(self.grammar.num_classes)]
         return names.index(name) if names.count(name) == 1 else None
@@ -125,8 +126,8 @@ class LoadedModel:
         if label is None and number.isdecimal() and int(number) < self.grammar.num_classes:
             label = int(number)
         if label is None:
-            known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, 20))))
-            more = ", …" if self.grammar.num_classes > 20 else ""
+            known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, NUM_LISTED))))
+            more = ", …" if self.grammar.num_classes > NUM_LISTED else ""
             raise InputError(f"class {name!r} is unknown to the model; it knows {known}{more}")
         return label
 
@@ -135,7 +136,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
     """Loads a trained folder or Hub id.
 
     Raises:
-        InputError: It isn't there, isn't whole, or isn't a model of images as sentences.
+        InputError: The model doesn't exist, isn't complete, or isn't a model of images as token sentences.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -148,8 +149,8 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         grammar = grammar_of(tokenizer)
     except InputError as error:
-        raise InputError(f"--model {options.model} isn't a model of images as sentences: {error}") from error
-    except Exception as error:  # tokenizers raises the plain class where a file is damaged
+        raise InputError(f"--model {options.model} isn't a model of images as token sentences: {error}") from error
+    except Exception as error:  # tokenizers raises the plain class if a file is damaged
         raise InputError(f"--model {options.model}: its tokenizer can't be loaded: {error}") from error
     try:
         model = load_model(folder)
@@ -157,7 +158,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         raise InputError(f"--model {options.model} can't be loaded: {error}") from error
     codec = _codec(options.model, folder)
     _check_fit(options.model, model, grammar, codec)
-    model = model.to(device=device, dtype=getattr(torch, options.dtype)).eval()
+    model.eval().to(device=device, dtype=getattr(torch, options.dtype))
     if device.type == "cpu":
         use_causal_product(model)
         keep_memory()
@@ -173,18 +174,18 @@ def _folder(name: str, revision: str | None) -> Path:
             raise InputError(f"--revision {revision} belongs to a Hub id, but --model {name} is a folder")
         if not (folder / "config.json").is_file():
             inner = sorted(folder.glob("*/config.json"))  # best_model comes before checkpoint-N and final_model
-            remedy = f"--model {inner[0].parent} does" if inner else "name a folder that train.py wrote (…/best_model)"
+            remedy = f"--model {inner[0].parent} does" if inner else "name a folder that training wrote (…/best_model)"
             raise InputError(f"--model {name} holds no config.json; {remedy}")
         return folder
     if folder.exists():
         raise InputError(f"--model {name} is a file; name its folder")
     if PATH_LIKE.search(name):
-        raise InputError(f"--model {name}: no such folder; train.py writes one to …/best_model")
+        raise InputError(f"--model {name}: no such folder; training writes one to …/best_model")
     return _snapshot(name, revision)
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
-    where = f"--model {name} is no folder here, and as a Hub id"
+    where = f"--model {name} isn't a local folder, and as a Hub id"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=SNAPSHOT_PATTERNS))
     except HFValidationError as error:
@@ -192,20 +193,23 @@ def _snapshot(name: str, revision: str | None) -> Path:
     except RevisionNotFoundError as error:
         raise InputError(f"{where} it has no revision {revision!r}; see its branches and tags on the Hub") from error
     except GatedRepoError as error:
-        raise InputError(f"{where} it asks for consent; accept its terms on the Hub, then `hf auth login`") from error
+        raise InputError(f"{where} it is gated; accept its terms on the Hub, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise InputError(f"{where} it doesn't exist, or is private: check the spelling, or `hf auth login`") from error
+        raise InputError(f"{where} it doesn't exist or is private; check the name, or run `hf auth login`") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise InputError(
             f"{where} it can't be reached ({reason}); check the name and the network, or name a folder"
         ) from error
 
 
 def _onnx(folder: str, name: str, grammar: Grammar) -> OnnxSession:
-    session = OnnxSession(folder, torch.get_num_threads())  # by itself it would take every core of the machine
+    session = OnnxSession(folder, torch.get_num_threads())  # its default is every core of the machine
     if session.vocabulary != grammar.vocabulary:
-        raise InputError(f"--onnx {folder} was exported of a model with another vocabulary than --model {name}")
+        raise InputError(
+            f"--onnx {folder} was exported from a model with another vocabulary than --model {name}; export "
+            "this model again"
+        )
     return session
 
 
@@ -221,20 +225,20 @@ def _codec(name: str, folder: Path) -> Codec | None:
 def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec | None) -> None:
     if model.config.vocab_size < grammar.size:
         raise InputError(
-            f"--model {name}: the model knows {model.config.vocab_size} tokens, its tokenizer {grammar.size}; "
-            "the folder was put together of two models"
+            f"--model {name}: the model has {model.config.vocab_size} tokens, its tokenizer {grammar.size}; "
+            "the folder mixes two models; use the folder that training wrote"
         )
     if codec is not None and codec.codebook_size != grammar.codebook_size:
         raise InputError(
             f"--model {name}: its codec has {codec.codebook_size} entries, its vocabulary {grammar.codebook_size} "
-            "codebook tokens; put the codec beside that the data were made with"
+            "codebook tokens; replace it by the codec that the data were made with"
         )
 
 
 def _class_names(model: PreTrainedModel, grammar: Grammar) -> list[str] | None:
-    names = model.config.id2label or {}
+    names = {int(label): str(name) for label, name in (model.config.id2label or {}).items()}
     if sorted(names) != list(range(grammar.num_classes)):
         return None
     if all(name == f"LABEL_{label}" for label, name in names.items()):
         return None
-    return [str(names[label]) for label in range(grammar.num_classes)]
+    return [names[label] for label in range(grammar.num_classes)]

@@ -1,7 +1,7 @@
 """The interactive prompt.
 
-One idea: each command makes rows and options and calls the same modes as the command line; whatever is wrong with them
-becomes one line, and the prompt goes on.
+One idea: each command turns its line into input and options and runs the same tasks as the command line. An error is
+printed on one line, and the prompt goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, settings_of
+from imagelm.inference.inputs import require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
-from imagelm.inference.tasks import answer
+from imagelm.inference.tasks import run_task
 from imagelm.utils.command_line import Option
 from imagelm.utils.errors import DivergedError, InputError
 from imagelm.utils.image_grid import save_png
@@ -30,25 +31,25 @@ from imagelm.utils.image_grid import save_png
 NOTHING = ("none", "off", "default")
 
 
-def converse(loaded: LoadedModel, arguments: InferenceArguments) -> None:
-    """Reads commands from standard input until it ends (Ctrl-D) or says `quit`; Ctrl-C drops the line at hand."""
+def run_repl(loaded: LoadedModel, arguments: InferenceArguments) -> None:
+    """Runs commands from standard input until its end (Ctrl-D) or `quit`; Ctrl-C drops the current line."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # so that a byte that isn't UTF-8 is a wrong token, not the end
-    prompt = _Prompt(loaded, arguments)
+        sys.stdin.reconfigure(errors="replace")  # a byte that isn't UTF-8 becomes an unknown token
+    repl = Repl(loaded, arguments)
     while True:
         try:
-            prompt.cmdloop()
+            repl.cmdloop()
             return
         except KeyboardInterrupt:
             print("^C (Ctrl-D or quit ends)")
-            prompt.intro = None
+            repl.intro = None
 
 
-def _told(command: Callable[[_Prompt, str], None]) -> Callable[[_Prompt, str], None]:
-    """A command whose errors are told in one message."""
+def _prints_errors(command: Callable[[Repl, str], None]) -> Callable[[Repl, str], None]:
+    """Prints the command's errors instead of ending the prompt."""
 
     @wraps(command)
-    def run(self: _Prompt, line: str) -> None:
+    def run(self: Repl, line: str) -> None:
         try:
             command(self, line.strip())
         except (InputError, DivergedError, OSError, UnicodeError) as error:
@@ -57,61 +58,64 @@ def _told(command: Callable[[_Prompt, str], None]) -> Callable[[_Prompt, str], N
     return run
 
 
-class _Prompt(cmd.Cmd):
+class Repl(cmd.Cmd):
+    """The commands; their docstrings are the help texts."""
+
     prompt = "imagelm> "
 
     def __init__(self, loaded: LoadedModel, arguments: InferenceArguments) -> None:
         super().__init__()
         self.loaded = loaded
         self.arguments = copy.copy(arguments)
-        # A picture is asked for by itself here, and shows all rows.
+        # Here the image command writes the grid, with all rows.
         self.arguments.output = dataclasses.replace(arguments.output, num_pictures=sys.maxsize)
-        self.see: Callable[[], np.ndarray | None] | None = None
+        self.make_grid: Callable[[], np.ndarray | None] | None = None
         codec = "with its codec" if loaded.codec is not None else "without codec: tokens only"
         self.intro = f"{loaded.name}, {loaded.grammar.num_classes} classes, {codec}. help lists the commands."
 
-    @_told
+    @_prints_errors
     def do_classify(self, line: str) -> None:
         """classify TOKENS | FILE: the class of a row or an image, with probabilities"""
         self._run("classify", input=self._input(line))
 
-    @_told
+    @_prints_errors
     def do_next(self, line: str) -> None:
         """next TOKENS | FILE: the most probable next tokens"""
         self._run("next_token", input=self._input(line))
 
-    @_told
+    @_prints_errors
     def do_continue(self, line: str) -> None:
-        """continue TOKENS | FILE: complete a row; of a whole image its top (keep_percent) is kept"""
+        """continue TOKENS | FILE: complete a row; of a complete image only the top (keep_percent) is kept"""
         self._run("continue", input=self._input(line))
 
-    @_told
+    @_prints_errors
     def do_generate(self, line: str) -> None:
-        """generate [N] [CLASS]: draw N images (default 1), of a class where one is named"""
+        """generate [N] [CLASS]: generate N images (default 1), of this class if one is named"""
         words = _split(line)
         count = int(words.pop(0)) if words and words[0].isdecimal() else 1
         name = " ".join(words) or None
         classes = dataclasses.replace(self.arguments.classes, num_samples=count, class_name=name)
         self._run("generate", classes=classes)
 
-    @_told
-    def do_picture(self, line: str) -> None:
-        """picture F.png: write what was drawn last as a PNG grid"""
-        if self.loaded.codec is None:
-            raise InputError(f"there is no codec beside {self.loaded.name}, so its tokens can't be drawn")
-        if self.see is None:
-            raise InputError("nothing has been drawn yet; generate or continue first")
+    @_prints_errors
+    def do_image(self, line: str) -> None:
+        """image F.png: write the images of the last generate or continue as a PNG grid"""
+        require_codec(self.loaded, "image")
+        if self.make_grid is None:
+            raise InputError("nothing has been generated yet; run generate or continue first")
         if Path(line).suffix.lower() != ".png":
-            raise InputError(f"picture {line}: give a name that ends in .png")
-        check_output_file(line, "picture", self.arguments.output.overwrite)
-        if (pixels := self.see()) is None:
-            raise InputError("what was drawn last is no whole image")
+            raise InputError(f"image {line}: give a name that ends in .png")
+        check_output_file(line, "image", self.arguments.output.overwrite)
+        if (pixels := self.make_grid()) is None:
+            raise InputError("the last command generated no complete image, so there is nothing to write")
         save_png(pixels, line)
         print(f"written: {line}")
 
-    @_told
+    do_picture = do_image  # the name of the first release
+
+    @_prints_errors
     def do_set(self, line: str) -> None:
-        """set [NAME VALUE]: change an option of the command line, such as set temperature 0.8; alone: show them"""
+        """set [NAME VALUE]: change an option, such as set temperature 0.8; without NAME: show the options"""
         words = _split(line)
         groups = {name: getattr(self.arguments, name) for name in ("answer", "draw", "classes")}
         settings = {name: (holder, entry) for holder in groups for name, entry in settings_of(groups[holder]).items()}
@@ -128,8 +132,8 @@ class _Prompt(cmd.Cmd):
         print(f"{name} is {getattr(changed, name)}")
 
     def do_help(self, line: str) -> None:
-        """help: this list"""
-        for name in ("classify", "next", "continue", "generate", "picture", "set", "help", "quit"):
+        """help: list the commands"""
+        for name in ("classify", "next", "continue", "generate", "image", "set", "help", "quit"):
             if line in ("", name):
                 usage, _, text = getattr(self, f"do_{name}").__doc__.partition(": ")
                 print(f"  {usage:26} {text}")
@@ -137,15 +141,16 @@ class _Prompt(cmd.Cmd):
             print(f"error: there is no command {line!r}; help lists them")
 
     def do_quit(self, line: str) -> bool:
-        """quit: end, as Ctrl-D does"""
+        """quit: end the prompt (also Ctrl-D)"""
         return True
 
     def do_EOF(self, line: str) -> bool:
         print()
         return True
 
-    def emptyline(self) -> None:
-        """An empty line does nothing; the library would repeat the last command."""
+    def emptyline(self) -> bool:
+        """Does nothing; the library would repeat the last command."""
+        return False
 
     def default(self, line: str) -> None:
         print(f"error: there is no command {line.split()[0]!r}; help lists them")
@@ -160,23 +165,23 @@ class _Prompt(cmd.Cmd):
             return InputArguments(tokens=[line])
         file = line if Path(line).exists() else " ".join(_split(line))
         if not Path(file).exists():
-            raise InputError(f"{file} is neither a file nor a row of tokens such as <IMG> <Z_012>")
+            raise InputError(f"{file} is neither a file nor a row of tokens, such as <IMG> <Z_012>")
         return InputArguments(images=[file])
 
     def _run(self, mode: str, **groups: object) -> None:
-        """Runs a mode and shows its outcome; after a drawing takes another seed, or the next would be the same."""
-        arguments = copy.copy(self.arguments)  # unchecked: a setting that has no effect in this mode waits for another
+        """Runs a task and prints its result; after generating it changes the seed, so that the next images differ."""
+        arguments = copy.copy(self.arguments)  # unchecked: a setting without effect in this mode is kept for another
         vars(arguments).update(mode=mode, **groups)
         arguments.check_drawing(mode, arguments.draw, arguments.classes)
-        outcome = answer(arguments, self.loaded)
-        print(table(outcome.columns, outcome.cells))
-        for text in outcome.summary:
+        result = run_task(arguments, self.loaded)
+        print(table(result.columns, result.cells))
+        for text in result.summary:
             print(text)
-        if outcome.see is None:
+        if mode not in ("generate", "continue"):
             return
-        self.see = outcome.see
-        if self.loaded.codec is not None:
-            print("see it with picture F.png")
+        self.make_grid = result.make_grid
+        if result.make_grid is not None:
+            print("to see the images: image F.png")
         draw = self.arguments.draw
         self.arguments.draw = dataclasses.replace(draw, seed=(draw.seed + 1) % 2**32)
 
@@ -185,7 +190,7 @@ def _split(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise InputError(f"{error}; quotes come in pairs") from error
+        raise InputError(f"{error}; close the quotes") from error
 
 
 def _value(entry: Option, word: str) -> object:

@@ -1,7 +1,7 @@
-"""What a mode gives back, and how it reaches the user: a table, JSONL, a PNG.
+"""From the result of a task to what the user sees: a table, a JSONL file, a PNG grid of images.
 
-One idea: a mode computes everything first and then hands over one `Outcome`; files are written whole or not at all, and
-the same records serve the table and the file.
+One idea: a task computes everything first and returns one `TaskResult`. Its records serve the table and the file; files
+are complete or absent. Tokens become pixels only here, and an image that can't be decoded is skipped.
 """
 
 from __future__ import annotations
@@ -9,63 +9,82 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 
 from imagelm.inference.arguments import OutputArguments
+from imagelm.inference.generation import GeneratedRow
+from imagelm.inference.inputs import InputRows, require_codec
+from imagelm.inference.loading import LoadedModel
+from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.tokens.row import Row
 from imagelm.utils.atomic_io import atomic_file
-from imagelm.utils.image_grid import save_png
+from imagelm.utils.errors import InputError
+from imagelm.utils.image_grid import hide_unknown, image_grid, save_png
+from imagelm.utils.text import NUM_LISTED, shorten
 
-WIDEST_CELL = 60
-CUT_COLUMNS = ("tokens", "completion")  # longer ones are cut in the table, never in the file
-NUM_SHOWN_ROWS = 20  # where all are in a file
+CUT_COLUMNS = ("tokens", "completion")  # the table shortens long cells of these columns, the file never does
 
 
 @dataclass
-class Outcome:
-    """The result of a mode.
+class TaskResult:
+    """The result of a task.
 
     Attributes:
-        records: One a row, complete, for the JSONL file.
+        records: One per row, complete, for programs and the JSONL file; the task's docstring lists the keys.
         columns: Titles of the table.
-        cells: The table's rows.
-        summary: What is to be said below the table, a line each.
-        see: Makes the picture of what was drawn, or None where no image is whole; None where nothing was drawn.
-        picture: uint8, shape (height, width, 3); None where none was asked for.
+        cells: Rows of the table.
+        summary: Lines to print below the table.
+        make_grid: Draws the generated images; gives None if none of them is complete. None if there is nothing to draw
+            or the model has no codec.
     """
 
-    records: list[dict]
+    records: list[dict[str, Any]]
     columns: list[str]
     cells: list[list[str]]
     summary: list[str] = field(default_factory=list)
-    see: Callable[[], np.ndarray | None] | None = None
-    picture: np.ndarray | None = None
+    make_grid: Callable[[], np.ndarray | None] | None = None
+
+    def __post_init__(self) -> None:
+        """Removes optional columns that hold nothing."""
+        optional = ("label", "then", "true", "token accuracy")
+        kept = [i for i, name in enumerate(self.columns) if name not in optional or any(row[i] for row in self.cells)]
+        self.columns = [self.columns[i] for i in kept]
+        self.cells = [[row[i] for i in kept] for row in self.cells]
 
 
-def deliver(outcome: Outcome, options: OutputArguments) -> None:
+def write_results(result: TaskResult, options: OutputArguments) -> None:
     """Writes the files and prints the table."""
+    grid = None
+    if result.make_grid and options.output_image:
+        grid = result.make_grid()
+        if grid is None:
+            result.summary.append(f"no complete image was generated, so {options.output_image} was not written")
+    elif result.make_grid and result.cells:
+        result.summary.append("to see the images, add --output_image F.png")
     if options.output:
-        write_jsonl(options.output, outcome.records)
-    if options.output_image and outcome.picture is not None:
-        save_png(outcome.picture, options.output_image)
-    shown = outcome.cells[:NUM_SHOWN_ROWS] if options.output else outcome.cells
-    print(table(outcome.columns, shown))
-    if len(shown) < len(outcome.cells):
-        print(f"… and {len(outcome.cells) - len(shown)} more")
-    if outcome.summary:
+        write_jsonl(options.output, result.records)
+    if options.output_image and grid is not None:
+        save_png(grid, options.output_image)
+    shown = result.cells[:NUM_LISTED] if options.output else result.cells
+    print(table(result.columns, shown))
+    if len(shown) < len(result.cells):
+        print(f"… and {len(result.cells) - len(shown)} more")
+    if result.summary:
         print()
-    for text in outcome.summary:
+    for text in result.summary:
         print(text)
-    for name in (options.output, options.output_image if outcome.picture is not None else None):
+    for name in (options.output, options.output_image if grid is not None else None):
         if name:
             print(f"written: {name}")
 
 
 def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Aligned text with a line of titles; token strings are cut, numbers stand right."""
+    """Aligned text with a line of titles; token strings are shortened, numbers are aligned on the right."""
     cuts = [name in CUT_COLUMNS for name in columns]
-    rows = [[_cut(cell) if cut else cell for cell, cut in zip(row, cuts, strict=True)] for row in [columns, *cells]]
+    rows = [[shorten(cell) if cut else cell for cell, cut in zip(row, cuts, strict=True)] for row in [columns, *cells]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     right = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(columns))]
     lines = []
@@ -78,15 +97,96 @@ def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def write_jsonl(file: str | Path, records: Sequence[dict]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
+def write_jsonl(file: str | Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes one JSON object per line; the file is complete or absent."""
     with atomic_file(file) as partial, open(partial, "wb") as stream:
         for record in records:
             stream.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
 
 
-def _cut(cell: str) -> str:
-    return cell if len(cell) <= WIDEST_CELL else cell[: WIDEST_CELL - 1] + "…"
+def generated_grid(loaded: LoadedModel, generated: Sequence[GeneratedRow]) -> np.ndarray | None:
+    """All complete images in a near square, with their classes; None if no image is complete.
+
+    Raises:
+        InputError: The model has no codec, or its codec can't decode.
+    """
+    codec = require_codec(loaded, "an image grid")
+    bodies, captions = [], []
+    for image in generated:
+        if (body := _decodable_body(codec, image.row)) is not None:
+            bodies.append(body)
+            captions.append(_class_caption(loaded, image, "\n"))
+    if not bodies:
+        return None
+    return image_grid(list(decode(loaded, bodies)), max(1, round(len(bodies) ** 0.5 * 1.4)), captions=captions)
+
+
+def completion_grid(
+    loaded: LoadedModel,
+    inputs: InputRows,
+    given: Sequence[tuple[Row, int]],
+    completions: Sequence[Sequence[GeneratedRow]],
+) -> np.ndarray | None:
+    """One line per row: the given part, its completions, and the original if it is known.
+
+    Args:
+        loaded: The model.
+        inputs: Where the rows come from.
+        given: Rows, and how many image tokens of each were given.
+        completions: The completions of each of them; of all rows equally many.
+
+    Returns:
+        uint8, shape (height, width, 3); None if no row has only complete images.
+
+    Raises:
+        InputError: The model has no codec, or its codec can't decode.
+    """
+    codec = require_codec(loaded, "an image grid")
+    images: list[np.ndarray] = []
+    captions: list[str] = []
+    for (row, num_given), several in zip(given, completions, strict=True):
+        bodies = [body for one in several if (body := _decodable_body(codec, one.row)) is not None]
+        if len(bodies) < len(several):
+            continue
+        completed = decode(loaded, bodies)
+        images += [hide_unknown(completed[0], num_given, codec.grid), *completed]
+        captions += ["", *(_class_caption(loaded, one, " ") for one in several)]
+        if row.picture is not None:
+            images.append(codec.pixels(inputs.image(row.picture)))
+        elif (body := _decodable_body(codec, row)) is not None:
+            images += list(decode(loaded, [body]))
+        else:
+            images.append(hide_unknown(completed[0], 0, codec.grid))
+        captions.append("" if row.label is None else loaded.class_name(row.label))
+    if not images:
+        return None
+    several_count = len(completions[0])
+    names = ["completed"] if several_count == 1 else [f"completed {i}" for i in range(1, several_count + 1)]
+    original = "original" if inputs.source is not None else "original tokens"
+    return image_grid(images, several_count + 2, ["given", *names, original], captions)
+
+
+def decode(loaded: LoadedModel, bodies: Sequence[np.ndarray]) -> np.ndarray:
+    """Pixels of image bodies; uint8, shape (images, height, width, channels).
+
+    Raises:
+        InputError: The model has no codec, or its codec can't decode.
+    """
+    codec = require_codec(loaded, "an image grid")
+    try:
+        return codec.decode(loaded.entry_of_id[np.stack(bodies).astype(np.int64)])
+    except ValueError as error:
+        raise InputError(f"the codec of {loaded.name} can't decode images: {error}") from error
+
+
+def _decodable_body(codec: Codec, row: Row | None) -> np.ndarray | None:
+    return row.body if row is not None and len(row.body) == codec.num_tokens else None
+
+
+def _class_caption(loaded: LoadedModel, image: GeneratedRow, separator: str) -> str:
+    if image.label is None:
+        return ""
+    return f"{loaded.class_name(image.label)}{separator}{image.probability:.2f}"
 
 
 def _is_number(cell: str) -> bool:

@@ -1,7 +1,7 @@
 """Answers of a model: the class at `<CLS>`, the next token, the likelihood of an image.
 
-One idea: rows are sorted by length and padded on the right without a mask, as nothing behind a position can change it;
-only the logits that are needed are computed. So the batch size changes no answer.
+One idea: rows are sorted by length and padded on the right without a mask, because no later token changes a position.
+Only the logits that are needed are computed. The batch size changes no answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def class_probabilities(loaded: LoadedModel, questions: Sequence[np.ndarray], ba
 
     Args:
         loaded: The model.
-        questions: Ids of rows up to `<CLS>`, the answer left out; each of shape (length,).
+        questions: Ids of rows up to `<CLS>`, without the answer; each of shape (length,).
         batch_size: Rows computed at once.
 
     Returns:
@@ -99,25 +99,19 @@ def _last_logits(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], batch_size: int
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Batches of row numbers with the logits at each row's last token; float32, shape (rows, vocabulary)."""
-    if loaded.onnx:
-        for rows in _batches_by_length(prompts, batch_size):
-            last = np.array([len(prompts[row]) - 1 for row in rows])
-            yield (
-                rows,
-                _finite(torch.from_numpy(loaded.onnx(_pad(loaded, [prompts[row] for row in rows]).numpy(), last))),
-            )
-        return
     selects = "logits_to_keep" in inspect.signature(loaded.model.forward).parameters
     for rows in _batches_by_length(prompts, batch_size):
-        inputs = _pad(loaded, [prompts[row] for row in rows])
-        last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=inputs.device)
+        input_ids = _pad(loaded, [prompts[row] for row in rows])
+        last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=input_ids.device)
+        if loaded.onnx:
+            yield rows, _finite(torch.from_numpy(loaded.onnx(input_ids.numpy(), last.numpy())))
+            continue
         with torch.no_grad():
             if selects:
                 with only_at(loaded.model, last):
-                    logits = loaded.model(input_ids=inputs, use_cache=False, logits_to_keep=last[:, None]).logits
+                    logits = loaded.model(input_ids=input_ids, use_cache=False, logits_to_keep=last[:, None]).logits
             else:
-                logits = loaded.model(input_ids=inputs, use_cache=False).logits
-                logits = at_positions(logits, last)
+                logits = at_positions(loaded.model(input_ids=input_ids, use_cache=False).logits, last)
         yield rows, _finite(logits[:, 0].float())
 
 

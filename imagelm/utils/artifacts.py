@@ -19,4 +19,5 @@ RESULTS_FILE = "eval_results.json"
 HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.json"
+ONNX_FILE, ONNX_CONFIG = "model.onnx", "onnx.json"
 SELECTION_FILE = "selection.json"  # why this model is the best one

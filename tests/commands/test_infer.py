@@ -291,8 +291,8 @@ def test_a_damaged_picture_is_named_and_the_others_are_answered_as_without_it(ar
     Image.new("F", (8, 8)).save(tmp_path / "photos/cat/0.tiff")
     (tmp_path / "photos/owl/1.png").write_bytes(b"no picture")
     printed = infer(*words, "--images", tmp_path / "photos", "--output", tmp_path / "damaged")
-    assert f"left out: {tmp_path}/photos/cat/0.tiff: 32-bit pixels (mode F) have no known range" in printed
-    assert f"left out: {tmp_path}/photos/owl/1.png: not a picture" in printed
+    assert f"skipped: {tmp_path}/photos/cat/0.tiff: 32-bit pixels (mode F) have no known range" in printed
+    assert f"skipped: {tmp_path}/photos/owl/1.png: not a picture" in printed
     found, expected = records(tmp_path / "damaged"), records(tmp_path / "whole")
     assert [row["tokens"] for row in found] == [row["tokens"] for row in expected]
     assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
@@ -346,7 +346,7 @@ def test_continuations_keep_their_beginning_and_are_whole_rows(best, prepared, g
         drawn = record["completion"].split()[:-4]
         hits += sum(a == b for a, b in zip(drawn, body[kept:], strict=False))
         total += len(body) - kept
-    assert f"drawn                 token accuracy {hits / total:.4f}" in printed
+    assert f"completion            token accuracy {hits / total:.4f}" in printed
     assert f"another row's truth   token accuracy {others / total:.4f}" in printed
 
 
@@ -369,7 +369,7 @@ def test_drawn_rows_are_rows_that_prepare_dataset_reads(artist, grammar, tmp_pat
         assert len(record["tokens"].split()) == 4 + 5
         assert record["class"] == NAMES[record["label"]]
         assert f"{record['class']} (<CLS_{record['label']}>)" in printed
-    assert "see it as pictures with --output_image" in printed
+    assert "to see the images, add --output_image" in printed
 
 
 @pytest.mark.parametrize("condition", ["rejection", "likelihood"])
@@ -382,7 +382,7 @@ def test_a_class_is_asked_for_by_name_number_or_token(artist, tmp_path, infer, c
     assert printed[0] == printed[1] == printed[2]
     assert f"p({NAMES[label]})" in printed[0]
     way = {"rejection": "the first of the class", "likelihood": "the most probable"}[condition]
-    assert f"2 kept ({way}), 2 of them seen as {NAMES[label]} (<CLS_{label}>)" in printed[0]
+    assert f"2 kept ({way}); the model classifies 2 of them as {NAMES[label]} (<CLS_{label}>)" in printed[0]
 
 
 def test_rejection_that_finds_too_few_says_so(artist, infer, tmp_path):
@@ -392,7 +392,7 @@ def test_rejection_that_finds_too_few_says_so(artist, infer, tmp_path):
     label = min(range(3), key=labels.count)
     printed = infer(*words, "--class", label, "--max_draws", 1, "--output", tmp_path / "some")
     assert len(records(tmp_path / "some")) == labels.count(label)
-    assert f"20 images drawn, {labels.count(label)} kept" in printed
+    assert f"20 images generated, {labels.count(label)} kept" in printed
     assert "fewer than the 20 asked for" in printed
 
 
@@ -446,7 +446,10 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         (("--mode", "classify"), "--model is missing; give it on the command line"),
         (("--mode", "draw"), "argument --mode: invalid choice: 'draw'"),
         (("--mode", "classify", "--model", "./absent"), "--model ./absent: no such folder"),
-        (("--mode", "classify", "--model", "absent/model"), "--model absent/model is no folder here, and as a Hub id"),
+        (
+            ("--mode", "classify", "--model", "absent/model"),
+            "absent/model isn't a local folder, and as a Hub id",
+        ),
         (("--mode", "classify", "--model", "{out}"), "holds no config.json; --model {out}/best_model does"),
         (("--mode", "classify", "--model", "{best}", "--revision", "v1"), "--revision v1 belongs to a Hub id"),
         (("--mode", "classify", "--model", "{best}", "--device", "tpu"), "--device tpu is unknown"),
@@ -455,7 +458,10 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         (("--mode", "classify", "--model", "{best}", "--tokens", ""), "row 1: no token at all"),
         (("--mode", "classify", "--model", "{best}", "--tokens", IMG), "nothing to classify"),
         (("--mode", "classify", "--model", "{best}", "--tokens", "<Z_001> <Z_77>"), "token 2 is '<Z_77>'"),
-        (("--mode", "classify", "--model", "{best}", "--tokens", " ".join(["<Z_001>"] * 12)), "it takes 15 positions"),
+        (
+            ("--mode", "classify", "--model", "{best}", "--tokens", " ".join(["<Z_001>"] * 12)),
+            "the row takes 15 positions",
+        ),
         (("--mode", "classify", "--model", "{artist}", "--tokens", "<Z_001>"), "the image has 1 tokens, the model's"),
         (("--mode", "next_token", "--model", "{best}", "--dataset_dir", "{data}"), "nothing follows; cut it, or"),
         (("--mode", "classify", "--model", "{best}", "--dataset_dir", "absent"), "--dataset_dir absent holds no"),
@@ -474,7 +480,7 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         ),
         (
             ("--mode", "classify", "--model", "{artist}", "--images", __file__, "--split", "yak"),
-            "which has no splits; leave it out",
+            "which has no splits; remove --split",
         ),
         (("--mode", "classify", "--model", "{best}", "--tokens", "<IMG> \udcff"), "row 1: not UTF-8 text"),
         (("--mode", "classify", "--model", "m", "--tokens", "a", "--images", "b"), "--tokens and --images are given"),
@@ -486,7 +492,7 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         (("--mode", "generate", "--model", "m", "--temperature", "nan"), "--temperature nan"),
         (
             ("--mode", "generate", "--model", "{best}", "--repetition_penalty", "1e-40"),
-            "best_model can't draw with these options",
+            "best_model can't generate with these options",
         ),
         (("--mode", "generate", "--model", "m", "--top_p", "1.5"), "--top_p 1.5 isn't a share"),
         (("--mode", "generate", "--model", "m", "--top_k", "-1"), "--top_k -1: give 0 or more"),
@@ -675,18 +681,18 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
         "next </IMG>": "row 1: token 1 is </IMG>, expected <IMG>",
         "generate 1 yak": "'yak' is unknown to the model",
         "generate 0": "--num_samples 0: give 1 or more",
-        'generate "': "quotes come in pairs",
+        'generate "': "close the quotes",
         "set temperature 0": "--temperature 0.0: give 0.001 or more",
         "set temperature 1e-40": "--temperature 1e-40: give 0.001 or more",
         "set top_k many": "set top_k many: invalid int value",
         "set foo 1": "set takes one of top",
         "set condition x": "set condition x: choose one of rejection, likelihood",
         "set greedy maybe": "neither true nor false",
-        "picture x.png": "nothing has been drawn yet",
+        "image x.png": "nothing has been generated yet",
         "help foo": "there is no command 'foo'",
     }
     good = [f"classify {row}", f"classify {image}", f"next {row}", "generate 2", "set seed 42", "generate 2"]
-    good += [f"continue {image}", f"picture {tmp_path / 'p.png'}", "set top_k none", "help", "set"]
+    good += [f"continue {image}", f"image {tmp_path / 'p.png'}", "set top_k none", "help", "set"]
     printed = converse(artist, *bad, "^C", *good)
     answers = dict(zip([*bad, *good], printed.split("\n> ")[1:], strict=True))
     for line, said in bad.items():
@@ -699,7 +705,7 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
     for name in NAMES:
         assert name in answers[f"classify {row}"]
     assert "top_k" in answers["set"]
-    assert "written" in answers[f"picture {tmp_path / 'p.png'}"]
+    assert "written" in answers[f"image {tmp_path / 'p.png'}"]
     assert Image.open(tmp_path / "p.png").width > 3 * 96
     assert "classify TOKENS | FILE" in answers["help"]
 
@@ -739,10 +745,10 @@ def test_a_setting_without_effect_in_a_mode_waits_for_another(artist, photos, tm
         "generate",
         "next <IMG>",
     )
-    lines += (f"continue {tmp_path / 'some'}", f"picture {tmp_path / 'p.png'}")
+    lines += (f"continue {tmp_path / 'some'}", f"image {tmp_path / 'p.png'}")
     answers = converse(artist, *lines).split("\n> ")[1:]
     assert not [answer for answer in answers if "error" in answer]
-    assert f"left out: {tmp_path}/some/x.png: not a picture" in answers[2]  # as on the command line
+    assert f"skipped: {tmp_path}/some/x.png: not a picture" in answers[2]  # as on the command line
     assert answers[5].count("some/") == 2 * 3 + 1
     # a line of four images each of 96 pixels for each of three pictures: the prompt's picture shows all rows
     assert Image.open(tmp_path / "p.png").height > 3 * 96

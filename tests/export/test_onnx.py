@@ -11,7 +11,8 @@ import torch
 
 from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.loading import load_for_inference
-from imagelm.inference.onnx_session import ONNX_CONFIG, OnnxSession
+from imagelm.inference.onnx_session import OnnxSession
+from imagelm.utils.artifacts import ONNX_CONFIG
 from tests.conftest import run
 
 onnx = pytest.importorskip("onnx", reason="requirements-onnx.txt isn't installed")

@@ -11,7 +11,7 @@ import torch
 
 from imagelm.evaluation.similarity import bleu, rouge, similarity, token_accuracy
 from imagelm.inference.arguments import ClassArguments, GenerationArguments
-from imagelm.inference.generation import GrammarMask, continue_rows, generate_images, kept_tokens
+from imagelm.inference.generation import GrammarMask, complete_rows, generate_images, kept_tokens
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.models.arguments import ModelArguments
@@ -146,7 +146,7 @@ def test_every_way_of_drawing_gives_whole_rows(small, options):
     draw = GenerationArguments(**options)
     first = [small.grammar.id(IMG)]
     prompts = [first, [*first, small.grammar.code_ids[0]], [*first, *small.grammar.code_ids[:2]]]
-    drawings = continue_rows(small, [np.array(prompt) for prompt in prompts], draw, batch_size=4)
+    drawings = complete_rows(small, [np.array(prompt) for prompt in prompts], draw, batch_size=4)
     assert [len(several) for several in drawings] == [draw.num_return_sequences] * 3
     for prompt, several in zip(prompts, drawings, strict=True):
         for drawing in several:
@@ -163,7 +163,7 @@ def test_greedy_drawing_takes_the_most_probable_allowed_token_at_each_step(loade
     for allowed in steps:
         row.append(int(max(allowed, key=lambda i: logits_of(loaded, row)[-1, i])))
     draw = GenerationArguments(greedy=True, num_image_tokens=9)
-    drawing = continue_rows(loaded, [np.array(row[:1])], draw, 1)[0][0]
+    drawing = complete_rows(loaded, [np.array(row[:1])], draw, 1)[0][0]
     assert drawing.ids.tolist() == row
 
 
@@ -215,8 +215,8 @@ def test_prompts_of_any_lengths_are_continued_as_if_each_stood_alone(loaded):
     first = loaded.grammar.id(IMG)
     prompts = [np.array([first, *body[:5]]) for body in random_bodies(loaded.grammar, 12)]
     draw = GenerationArguments(greedy=True, num_image_tokens=7)
-    together = [several[0].ids.tolist() for several in continue_rows(loaded, prompts, draw, 5)]
-    assert together == [continue_rows(loaded, [prompt], draw, 1)[0][0].ids.tolist() for prompt in prompts]
+    together = [several[0].ids.tolist() for several in complete_rows(loaded, prompts, draw, 5)]
+    assert together == [complete_rows(loaded, [prompt], draw, 1)[0][0].ids.tolist() for prompt in prompts]
 
 
 def test_rejection_keeps_the_first_of_the_class_and_says_how_many_it_drew(loaded):
