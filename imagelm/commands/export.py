@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Exports a trained folder to ONNX, in float32 or with 8-bit weights, for onnxruntime on any machine.
 
     imagelm export --model outputs/mine/best_model --output_dir outputs/mine/onnx --int8

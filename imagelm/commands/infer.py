@@ -1,9 +1,10 @@
-#!/usr/bin/env python
 """Asks a trained model: classes of images or rows, new images, completed images, next tokens.
 
-imagelm infer --model outputs/mine/best_model --mode classify --dataset_dir data/mine
-imagelm infer --model outputs/mine/best_model --mode generate --num_samples 16 --output_image samples.png
-imagelm infer --model outputs/mine/best_model --mode continue --images photos/ --output_image completed.png
+    imagelm infer --model outputs/mine/best_model --mode classify --dataset_dir data/mine
+    imagelm infer --model outputs/mine/best_model --mode generate --num_samples 16 --output_image samples.png
+    imagelm infer --model outputs/mine/best_model --mode continue --images photos/ --output_image completed.png
+
+Images need a model with its codec. An option that has no effect in a mode is refused.
 """
 
 from __future__ import annotations

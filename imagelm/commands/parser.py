@@ -100,7 +100,8 @@ class Command:
         """The text of `--help`, with the options in titled groups."""
         program, options = " ".join(invocation()), list(options_of(*self.groups, CommonArguments))
         required = " ".join(f"{entry.flag} {entry.values}" for entry in options if entry.is_required)
-        lines = [f"usage: {program.removeprefix('python ')} {required} [options]", "", self._examples(program)]
+        start = program if " -m " in program else program.removeprefix("python ")
+        lines = [f"usage: {start} {required} [options]", "", self._examples(program)]
         width = min(shutil.get_terminal_size().columns, 100)
         for entry in options:
             if "group" in entry.field.metadata:
@@ -156,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; --help lists the options")
 
 
-def _library_parser(library: type) -> argparse.ArgumentParser:
+def _library_parser(library: Any) -> argparse.ArgumentParser:
     """A parser with the options of a dataclass of transformers (imported here, as that takes more than a second)."""
     from transformers import HfArgumentParser
 

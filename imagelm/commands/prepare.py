@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Turns images, or raw JSONL rows, into an Arrow `DatasetDict` with its tokenizer: checked, deduplicated and split.
 
     imagelm prepare --images photos/ --output_dir data/photos

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Publishes a trained folder as a model repository on the Hub, with its data and a demo if asked.
 
     imagelm push --model_dir outputs/mine/best_model --repo_id USER/NAME

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Trains a model on prepared rows and writes best_model, final_model, figures, plots and a report.
 
     accelerate launch -m imagelm.commands.train --config configs/digits.yaml \\
@@ -12,26 +11,22 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from imagelm.commands.logs import log_to_terminal, logger
 from imagelm.commands.parser import Command, fill
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import CommonTrainingArguments, DataArguments, RunArguments
-from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TOKENIZER_FOLDER
+from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE
 from imagelm.utils.errors import InputError, run_script
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
-    from datasets import DatasetDict
-    from torch.utils.data import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from imagelm.accel.compile import ComputePlan
     from imagelm.hub.arguments import RunPush
-    from imagelm.models.processor import ImageLMProcessor
-    from imagelm.tokens.grammar import Grammar
+    from imagelm.training.inputs import TrainingInputs
     from imagelm.training.launch import Launch
     from imagelm.training.resume import ResumePlan
     from imagelm.training.run_record import RunRecord
@@ -41,38 +36,27 @@ EXIT_CODES = "0 done, 2 the input is wrong, 130 and 143 stopped by Ctrl-C and SI
 COMMAND = Command("train", __doc__, (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments), EXIT_CODES)
 
 
-@dataclass
-class Data:
-    """The prepared rows and everything that belongs to them; `train` is augmented in each epoch if asked."""
-
-    dataset: DatasetDict
-    train: Dataset
-    stats: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
-    grammar: Grammar
-    processor: ImageLMProcessor | None
-
-
 def main() -> None:
     started = time.perf_counter()
     launch = parse_launch(sys.argv[1:] or ["--help"])
+    from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.hub.callback import check_hub, publish_run, requested_push
+    from imagelm.training.inputs import load_inputs
     from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
 
     log_to_terminal()
-    args, is_main, output = launch.args, launch.args.process_index == 0, Path(launch.args.output_dir)
+    args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
     push = requested_push(args)
-    data = load_data(launch)
+    data = load_inputs(launch)
     model, plan = make_model(launch, data)
 
     # A new run, or one to resume
     this = identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
     resume = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
     if resume.finished:
-        logger.info(
-            "this run is complete in %s; see %s, or start it again with --overwrite", output, output / REPORT_FOLDER
-        )
+        report_folder = output / REPORT_FOLDER
+        logger.info("this run is complete in %s; see %s, or repeat it with --overwrite", output, report_folder)
         if push and is_main:
             publish_run(push, output / BEST_FOLDER)
         return
@@ -82,7 +66,9 @@ def main() -> None:
     if push and is_main:  # whether a push can succeed is known before hours of training
         logger.info("%s", check_hub(push))
 
-    baselines = measure_baselines(data) if is_main else {}
+    baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
+    majority, bag = (baselines.get(name, 0) for name in ("majority_accuracy", "bag_of_tokens_accuracy"))
+    logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
     trainer = train(launch, data, model, plan, record, resume, push)
     results = evaluate(launch, data, baselines)
     if is_main:
@@ -106,34 +92,15 @@ def parse_launch(words: list[str]) -> Launch:
 
     values = COMMAND.parse(words, library=TrainingArguments)
     precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before TrainingArguments settles it
-    own = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))
+    data, model, run = fill(DataArguments, values), fill(ModelArguments, values), fill(RunArguments, values)
     try:
         args = fill(TrainingArguments, values)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {error}") from error
-    return resolve_launch(*own, args, [precision] if precision else [])
+    return resolve_launch(data, model, run, args, [precision] if precision else [])
 
 
-def load_data(launch: Launch) -> Data:
-    """Loads the prepared rows, and checks that no image is in both splits."""
-    from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_prepared, load_stats
-    from imagelm.models.processor import make_processor
-    from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
-
-    args, folder = launch.args, Path(launch.data.dataset_dir)
-    dataset, stats = load_prepared(folder), load_stats(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    grammar = grammar_of(tokenizer)
-    check_disjoint(dataset)
-    codec = load_codec_of(folder)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
-    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
-    logger.info("data: %d training and %d test rows, no image in both", len(dataset["train"]), len(dataset["test"]))
-    return Data(dataset, train, stats, tokenizer, grammar, processor)
-
-
-def make_model(launch: Launch, data: Data) -> tuple[PreTrainedModel, ComputePlan]:
+def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, ComputePlan]:
     """Builds or loads the model, proves that it can't see the class, and chooses how it computes."""
     from transformers import enable_full_determinism, set_seed
 
@@ -159,22 +126,9 @@ def make_model(launch: Launch, data: Data) -> tuple[PreTrainedModel, ComputePlan
     return model, plan
 
 
-def measure_baselines(data: Data) -> dict[str, float]:
-    """Accuracies on the test rows without a model."""
-    from imagelm.evaluation.baselines import baseline_accuracies
-
-    baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar)
-    logger.info(
-        "baselines on the test rows: majority class %.4f, bag of tokens %.4f",
-        baselines.get("majority_accuracy", 0),
-        baselines.get("bag_of_tokens_accuracy", 0),
-    )
-    return baselines
-
-
 def train(
     launch: Launch,
-    data: Data,
+    data: TrainingInputs,
     model: PreTrainedModel,
     plan: ComputePlan,
     record: RunRecord,
@@ -189,7 +143,7 @@ def train(
     from imagelm.training.stopping import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
-    output, test = Path(launch.args.output_dir), data.dataset["test"]
+    output, test = launch.output, data.dataset["test"]
     trainer = ImageTrainer(
         model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, record.content["identity"]
     )
@@ -200,8 +154,7 @@ def train(
     if push and push.each_save:
         trainer.add_callback(PushWhileTraining(trainer, push))
     threads = f"{launch.num_threads} thread{'s' if launch.num_threads > 1 else ''}"
-    how = f"computing in {trainer.dtype_name} with {threads}, {plan.note()}"
-    logger.info("%s", "\n".join([*launch.notes, how]))
+    logger.info("%s", "\n".join([*launch.notes, f"computing in {trainer.dtype_name} with {threads}, {plan.note()}"]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=resume.checkpoint)
@@ -213,7 +166,7 @@ def train(
     return trainer
 
 
-def evaluate(launch: Launch, data: Data, baselines: dict[str, float]) -> dict[str, dict[str, Any]]:
+def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Measures the saved models on the test rows; the results by folder name."""
     from imagelm.training.evaluate import evaluate_folder
     from imagelm.training.model_folder import read_selection
@@ -221,7 +174,7 @@ def evaluate(launch: Launch, data: Data, baselines: dict[str, float]) -> dict[st
 
     results = {}
     for name in (BEST_FOLDER, FINAL_FOLDER):
-        folder = Path(launch.args.output_dir) / name
+        folder = launch.output / name
         results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"])
         results[name] |= {"step": read_selection(folder)["step"], "class_names": data.stats["class_names"], **baselines}
         if launch.args.process_index == 0:
@@ -230,13 +183,13 @@ def evaluate(launch: Launch, data: Data, baselines: dict[str, float]) -> dict[st
 
 
 def report(
-    launch: Launch, data: Data, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
+    launch: Launch, data: TrainingInputs, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
 ) -> None:
     """Writes the report, and the records of the run into the models' folders."""
     from imagelm.evaluation.report import summary, write_report
     from imagelm.training.model_folder import write_records
 
-    output, run, history = Path(launch.args.output_dir), record.update(ended="finished"), trainer.state.log_history
+    output, run, history = launch.output, record.update(ended="finished"), trainer.state.log_history
     write_report(output / REPORT_FOLDER, results[BEST_FOLDER], results[FINAL_FOLDER], history, run, data.stats)
     for name in results:
         write_records(output / name, run, data.stats, history)

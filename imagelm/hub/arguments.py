@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagelm.utils.command_line import option
 from imagelm.utils.errors import InputError
@@ -37,7 +38,7 @@ class RunPush:
     revision: str | None = None
     each_save: bool = False
 
-    def options(self, model_dir: Path, **more: object) -> PushArguments:
+    def options(self, model_dir: Path, **more: Any) -> PushArguments:
         """The options of `imagelm push` that publish the same."""
         return PushArguments(
             model_dir=str(model_dir),

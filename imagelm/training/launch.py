@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -59,6 +60,11 @@ class Launch:
     num_threads: int
     notes: list[str]
     computing: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        """The folder of the run."""
+        return Path(self.args.output_dir or "")
 
     @property
     def command(self) -> str:
@@ -154,4 +160,4 @@ def _check_training_arguments(args: TrainingArguments) -> None:
             raise InputError(f"--{option} {getattr(args, option)}: give a positive number")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
-    check_folder_name(args.output_dir)
+    check_folder_name(args.output_dir or "")

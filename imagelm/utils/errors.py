@@ -1,7 +1,7 @@
-"""What a user sees when something is wrong.
+"""The errors that a user sees, and the exit codes.
 
-One idea: a mistake in the user's input is an `InputError`, told in one message (what was found, where, what to do) and
-ended with exit code 2; everything else keeps its traceback and exit code 1.
+One idea: a mistake in the user's input is an `InputError`, reported in one message (what was found, where, what to do)
+with exit code 2; unexpected errors keep their traceback and exit code 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class InputError(ValueError):
 
 
 class LeakError(RuntimeError):
-    """The class logits depend on tokens after `<CLS>`: no number of this model can be believed."""
+    """The class logits depend on tokens after `<CLS>`: no figure of this model is valid."""
 
 
 class DivergedError(RuntimeError):
@@ -33,41 +33,41 @@ class DivergedError(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """What was to be saved can't be written; what stood there before still does."""
+    """A file or folder can't be written; what was there before is unchanged."""
 
 
 class StoppedError(RuntimeError):
-    """A signal asked a training run to end, and it did, with a checkpoint.
+    """A signal stopped a training run, which saved a checkpoint.
 
     Args:
-        message: What was saved, and how to go on.
+        message: What was saved, and how to resume.
         signal_number: The signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # what a shell reports of a process that a signal ended
+        self.exit_code = 128 + signal_number  # what a shell reports for a process that a signal ended
 
 
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "your quota is used up: free some space, or choose another folder",
-    errno.EFBIG: "a file may not become this large here (ulimit -f, or the file system's own limit)",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.EACCES: "choose a folder that you may write to, or mend its permissions",
+    errno.EFBIG: "files can't grow this large here (ulimit -f, or the file system's own limit)",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "choose a folder that you may write to, or change its permissions",
 }
 
 
 class HubError(RuntimeError):
-    """The Hub can't be reached or doesn't do what was asked; the message says what stands there and what to do."""
+    """The Hub can't be reached or refuses a request; the message gives its state and the remedy."""
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's `main` and ends the process with exit code 0, 1 or 2; 130 or 143 after SIGINT or SIGTERM.
 
-    SIGTERM is turned into an ordinary exit, so that half-written output is cleaned away on the way out. Not so where
-    several processes work together: one that waits for another in C code would never come to run a Python handler.
-    What the terminal's encoding lacks, such as a file name that isn't UTF-8, is printed escaped.
+    SIGTERM becomes an ordinary exit, so that half-written output is removed. If several processes work together, it
+    keeps its default action, as a process that waits for another in C code never runs a Python handler. Characters
+    that the terminal can't show, such as in a file name that isn't UTF-8, are printed escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -79,7 +79,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_INPUT_ERROR)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
     except OSError as error:
@@ -98,7 +98,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def describe(error: OSError) -> str:
-    """What the system refused, where, and what to do about it."""
+    """The refusal of the system, where, and what to do."""
     where = f": {error.filename}" if error.filename else ""
     remedy = f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
     return f"{error.strerror or error}{where}{remedy}"
