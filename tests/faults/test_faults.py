@@ -328,7 +328,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert "Read-only file system" in err
-        assert "choose a folder that can be written to" in err
+        assert "choose a writable folder" in err
         assert "Traceback" not in err
         remount(small, "rw")
         assert inspect_checkpoint(output / f"checkpoint-{steps(output)[-1]}").is_whole
