@@ -201,6 +201,6 @@ def _value(entry: Option, word: str) -> object:
         value = entry.parse(word)
     except argparse.ArgumentTypeError as error:
         raise InputError(f"set {entry.name} {word}: {error}") from error
-    if value not in (entry.choices or (value,)):
+    if entry.choices and value not in entry.choices:
         raise InputError(f"set {entry.name} {word}: choose one of {', '.join(entry.choices)}")
     return value

@@ -1,17 +1,19 @@
-"""Pictures in, classes and pictures out, for a causal language model over image tokens.
+"""Images in, classes and images out, for a causal language model over image tokens.
 
     from transformers import pipeline
     classify = pipeline("image-classification", model="USER/NAME", trust_remote_code=True)
     classify("cat.png")  # [{"label": "cat", "score": 0.93}, …]
 
-`AutoModelForCausalLM` and `AutoTokenizer` alone never need this file: it only adds what turns pictures into tokens.
+`AutoModelForCausalLM` and `AutoTokenizer` don't need this file: it only adds the way from images to tokens and back.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,16 +27,16 @@ from transformers.utils import cached_file
 from .codec_imagelm import Codec, load_codec
 
 PROCESSOR_CONFIG = "processor_config.json"
-# What of a Hub download's options is passed on.
+# The options of a Hub download that are passed on.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class ImageLMProcessor(ProcessorMixin):
-    """Pictures ↔ rows of token ids.
+    """Images ↔ rows of token ids.
 
     Args:
         tokenizer: The model's tokenizer.
-        codec: Pictures ↔ codebook entries.
+        codec: Images ↔ codebook entries.
         layout: Ids of the tokens around and inside an image: `image_start_id`, `image_end_id`, `cls_id`, `code_ids`
             (by entry), `class_ids` (by label), and `class_names`.
     """
@@ -42,24 +44,24 @@ class ImageLMProcessor(ProcessorMixin):
     attributes = ["tokenizer"]  # noqa: RUF012 (transformers 4 reads it so)
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, layout: dict) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, layout: dict[str, Any]) -> None:
         super().__init__(tokenizer)
         self.codec, self.layout = codec, layout
         self.code_ids = np.array(layout["code_ids"])
         self.class_ids, self.class_names = list(layout["class_ids"]), list(layout["class_names"])
 
-    def __call__(self, images: object, return_tensors: str = "pt") -> BatchFeature:
+    def __call__(self, images: Any, return_tensors: str = "pt") -> BatchFeature:
         """Rows of ids that end at `<CLS>`: the next token is the class.
 
         Args:
-            images: A picture or several: Pillow images, files, URLs, or uint8 arrays (height, width[, channels]).
+            images: One image or several: Pillow images, files, URLs, or uint8 arrays (height, width[, channels]).
             return_tensors: "pt" for torch, "np" for numpy.
 
         Returns:
             `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
         """
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
-        pixels = [self.codec.pixels(open_picture(image)) for image in ([images] if alone else images)]
+        pixels = [self.codec.pixels(open_image(image)) for image in ([images] if alone else images)]
         codes = self.code_ids[self.codec.encode(np.stack(pixels))]
         first, last, cls = (self.layout[name] for name in ("image_start_id", "image_end_id", "cls_id"))
         input_ids = np.pad(codes, ((0, 0), (1, 2)), constant_values=first)
@@ -68,13 +70,13 @@ class ImageLMProcessor(ProcessorMixin):
         return BatchFeature(rows, tensor_type=return_tensors)
 
     def decode_images(self, input_ids: Tensor | np.ndarray | Sequence) -> list[Image.Image]:
-        """The pictures that rows of ids stand for.
+        """The images that rows of ids encode.
 
         Args:
-            input_ids: A row or several, with a whole image each, with or without the tokens around it.
+            input_ids: One row or several; each holds one complete image, with or without the tokens around it.
 
         Raises:
-            ValueError: A row hasn't as many codebook tokens as an image.
+            ValueError: A row has more or fewer codebook tokens than an image.
         """
         entry_of_id = {int(i): entry for entry, i in enumerate(self.code_ids)}
         input_ids = [input_ids] if np.ndim(input_ids[0]) == 0 else input_ids
@@ -85,7 +87,7 @@ class ImageLMProcessor(ProcessorMixin):
         images = self.codec.decode(np.array(rows))
         return [Image.fromarray(image[..., 0] if image.shape[2] == 1 else image) for image in images]
 
-    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:
         """Writes tokenizer, codec, `processor_config.json` and the code."""
         self.tokenizer.save_pretrained(save_directory)
         self.codec.save(save_directory)
@@ -94,15 +96,17 @@ class ImageLMProcessor(ProcessorMixin):
         (Path(save_directory) / PROCESSOR_CONFIG).write_text(text, encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: object) -> ImageLMProcessor:
-        """Loads what lies beside a model: a folder, or a model id on the Hub."""
+    def from_pretrained(  # type: ignore[override]  # all options go by name
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> ImageLMProcessor:
+        """Loads the processor of a model: a folder, or a model id on the Hub."""
         name = str(pretrained_model_name_or_path)
         hub = {option: options[option] for option in HUB_OPTIONS if options.get(option) is not None}
-        layout = json.loads(Path(cached_file(name, PROCESSOR_CONFIG, **hub)).read_text(encoding="utf-8"))["layout"]
+        layout = json.loads(Path(str(cached_file(name, PROCESSOR_CONFIG, **hub))).read_text(encoding="utf-8"))["layout"]
         return cls(AutoTokenizer.from_pretrained(name, **hub), load_codec(name, **hub), layout)
 
-    def to_dict(self) -> dict:
-        """What `processor_config.json` holds; the code stands in this file, and `auto_map` says so."""
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `processor_config.json`; `auto_map` names the class in this file."""
         own = "processing_imagelm.ImageLMProcessor"
         return {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": own}, "layout": self.layout}
 
@@ -111,42 +115,44 @@ class ImageLMProcessor(ProcessorMixin):
 
 
 class ImageLMPipeline(Pipeline):
-    """`pipe(picture)` → the classes with their probabilities among all classes, the likeliest first."""
+    """`pipe(image)` → the classes with their probabilities among all classes, the most probable first."""
 
-    _load_processor = True
-    _load_tokenizer = _load_image_processor = _load_feature_extractor = False
+    # Pipeline's seams: transformers' own pipelines narrow the signatures in the same way.
+    processor: ImageLMProcessor
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = _load_image_processor = _load_feature_extractor = False  # type: ignore[assignment]
 
-    def _sanitize_parameters(self, top_k: int = 5) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, top_k: int = 5) -> tuple[dict, dict, dict]:  # type: ignore[override]
         return {}, {}, {"top_k": top_k}
 
-    def preprocess(self, image: object) -> BatchFeature:
+    def preprocess(self, image: object) -> BatchFeature:  # type: ignore[override]
         return self.processor(images=image)
 
-    def _forward(self, model_inputs: BatchFeature) -> dict[str, Tensor]:
+    def _forward(self, model_inputs: BatchFeature) -> dict[str, Tensor]:  # type: ignore[override]
         logits = self.model(input_ids=model_inputs["input_ids"]).logits[:, -1]
         return {"scores": logits[:, self.processor.class_ids].float().softmax(-1)}
 
-    def postprocess(self, outputs: dict[str, Tensor], top_k: int) -> list[dict]:
+    def postprocess(self, outputs: dict[str, Tensor], top_k: int) -> list[dict]:  # type: ignore[override]
         scores, labels = outputs["scores"][0].sort(descending=True)
         names = self.processor.class_names
         pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))[:top_k]
         return [{"label": names[label], "score": score} for label, score in pairs]
 
-    def save_pretrained(self, save_directory: str | Path, **_: object) -> None:
-        """Writes model, processor and code, so that the folder can be loaded as this one was."""
+    def save_pretrained(self, save_directory: str | os.PathLike[Any], **_: Any) -> None:
+        """Writes model, processor and code; the folder can be loaded as a pipeline again."""
         self.model.save_pretrained(save_directory)
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(Path(save_directory))
 
 
-def open_picture(image: object) -> Image.Image:
-    """A Pillow image of a file, a URL, an array, or what already is one."""
+def open_image(image: Any) -> Image.Image:
+    """A Pillow image, from a file, a URL, an array or a Pillow image."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         return load_image(image)
     if isinstance(image, str | Path):
-        with open(image, "rb") as file, Image.open(file) as picture:
-            picture.load()
-            return picture
+        with open(image, "rb") as file, Image.open(file) as opened:
+            opened.load()
+            return opened
     array = np.asarray(image)
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
