@@ -214,6 +214,14 @@ def test_every_json_example_is_json(file):
             json.loads(line)
 
 
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_yaml_example_is_a_recipe(file, tmp_path):
+    for block in read(file).blocks("yaml"):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(block)
+        parse_own("train", ["--config", str(recipe), "--dataset_dir", "data/mine", "--output_dir", "outputs/mine"])
+
+
 def test_the_index_links_every_page():
     linked = {(ROOT / "docs" / target).resolve() for target in read(ROOT / "docs/README.md").links()}
     assert {file for file in DOCUMENTS if file.is_relative_to(ROOT / "docs")} - {ROOT / "docs/README.md"} <= linked
