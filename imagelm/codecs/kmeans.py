@@ -1,14 +1,15 @@
 """Training images → a codec: k-means over patches or pixels, or a learned autoencoder.
 
-One idea: a codebook is fitted on a sample of the training images, which fits into memory; what reads and draws pictures
-with it afterwards stands in `imagelm.remote_code.codec_imagelm`, and goes out with the model.
+One idea: a codebook is fitted on a sample of the training images that fits into memory; encoding and decoding with it
+are in `imagelm.remote_code.codec_imagelm`, which is published with the model.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +29,11 @@ from imagelm.utils.errors import InputError
 
 NUM_FIT_VECTORS = 200_000  # patches or pixels that k-means sees
 KMEANS_BATCH = 8192
-# t isn't in a picture, and A is constant once pictures are opaque.
+# An image holds no t, and A is constant in opaque images.
 DEFAULT_FEATURES = ("x", "y", "R", "G", "B", "Gx", "Gy")
 
 
-def fit_patch_codec(images: np.ndarray, patch_size: int, codebook_size: int, seed: int, **config: object) -> PatchCodec:
+def fit_patch_codec(images: np.ndarray, patch_size: int, codebook_size: int, seed: int, **config: Any) -> PatchCodec:
     """A codebook of patches, by k-means (scikit-learn's `MiniBatchKMeans`, k-means++ start).
 
     The centroids are rounded to whole pixel values, and sorted from dark to bright; where rounding makes two of them
@@ -71,15 +72,14 @@ def fit_unified_codec(
     features: Sequence[str] = DEFAULT_FEATURES,
     scaling: str = "standardize",
     t: np.ndarray | None = None,
-    **config: object,
+    **config: Any,
 ) -> UnifiedCodec:
     """A codebook of pixels by k-means over per-pixel features: the predecessor's idea.
 
-    The default leaves out `t`, the number of the image's file: it isn't in the picture, so a new picture has none, and
-    a codebook that uses it spends its entries on telling files apart. It leaves out `A`, which is constant in opaque
-    pictures and so tells nothing. And it standardizes (each feature divided by its standard deviation in the sample):
-    in their own units gradients reach ±127 and coordinates the image's side, while colours end at 1, so that
-    unscaled distances hardly see brightness at all.
+    The default omits `t`, the number of the image's file: a new image has none, and a codebook with it spends its
+    entries on distinguishing files. It omits `A`, which is constant in opaque images. And it standardizes (divides
+    each feature by its standard deviation in the sample): in their own units gradients reach ±127 and coordinates the
+    image's side, while colours end at 1, so that unscaled distances hardly depend on brightness.
 
     Args:
         images: Training images; uint8, shape (images, height, width, channels).
@@ -95,8 +95,8 @@ def fit_unified_codec(
     """
     chosen = np.random.default_rng([seed, 1]).permutation(len(images))
     chosen = np.sort(chosen[: max(1, 4 * NUM_FIT_VECTORS // images[0].size)])
-    vectors = unified_features(torch.from_numpy(images[chosen]), list(features), None if t is None else t[chosen])
-    vectors = vectors.flatten(0, 1).numpy()
+    of_pixels = unified_features(torch.from_numpy(images[chosen]), list(features), None if t is None else t[chosen])
+    vectors = of_pixels.flatten(0, 1).numpy()
     keep = np.random.default_rng([seed, 2]).permutation(len(vectors))[:NUM_FIT_VECTORS]
     vectors = vectors[np.sort(keep)]
     deviation = vectors.std(0) if scaling == "standardize" else np.ones(vectors.shape[1])
@@ -112,15 +112,15 @@ def fit_unified_codec(
     return UnifiedCodec(_config(images, config) | {"features": list(features)}, tensors)
 
 
-def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels: int, **config: object) -> UnifiedCodec:
-    """A unified codebook from a CSV of centroids: a first line with the features' names, then a line a centroid.
+def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels: int, **config: Any) -> UnifiedCodec:
+    """A unified codebook from a CSV of centroids: a header of feature names, then one line per centroid.
 
     A column `cluster_id` gives the entry's number; without it the lines are numbered in their order. The centroids are
     compared unscaled.
 
     Args:
         file: The CSV.
-        image_size: Height and width of the images it's for.
+        image_size: Height and width of the images.
         channels: 1 or 3.
         config: Further entries of the codec's config.
 
@@ -153,12 +153,12 @@ def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels:
     return UnifiedCodec(config, {"codebook": codebook, "scale": torch.ones(len(features), dtype=torch.float64)})
 
 
-def _config(images: np.ndarray, config: dict) -> dict:
+def _config(images: np.ndarray, config: dict[str, Any]) -> dict[str, Any]:
     return {"image_size": list(images.shape[1:3]), "channels": images.shape[3], **config}
 
 
-def _sample(images: np.ndarray, cut, num_values: int, seed: int) -> np.ndarray:
-    """Up to `NUM_FIT_VECTORS` vectors that `cut` makes of the images, evenly from as many images as there are."""
+def _sample(images: np.ndarray, cut: Callable[[torch.Tensor], torch.Tensor], num_values: int, seed: int) -> np.ndarray:
+    """Up to `NUM_FIT_VECTORS` vectors that `cut` makes of the images, the same number of each image."""
     rng = np.random.default_rng([seed, 1])
     per_image = num_values // images.shape[3]
     share = max(1, min(per_image, NUM_FIT_VECTORS // len(images)))
@@ -172,14 +172,14 @@ def _sample(images: np.ndarray, cut, num_values: int, seed: int) -> np.ndarray:
 
 
 def _kmeans(vectors: np.ndarray, counts: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Centroids of different vectors, each with its number of occurrences as weight.
+    """Centroids of different vectors, weighted by their number of occurrences.
 
-    Given every occurrence by itself (62 % of MNIST's patches are blank), `MiniBatchKMeans` spends 200 of 500 centroids
-    on copies of the commonest patch, and the error is half as large again.
+    With repeated vectors instead (62 % of MNIST's patches are blank), `MiniBatchKMeans` spends 200 of 500 centroids on
+    copies of the most common patch, and the error is 1.5 times as large.
     """
     kmeans = MiniBatchKMeans(size, batch_size=KMEANS_BATCH, n_init=1, random_state=seed, reassignment_ratio=0.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # equal centroids, which the caller mends
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal centroids, which the caller replaces
         return kmeans.fit(vectors, sample_weight=counts).cluster_centers_
 
 

@@ -15,7 +15,7 @@ def open_codec(folder: str) -> Codec:
     """The codec that `--codec` names.
 
     Raises:
-        InputError: There is none.
+        InputError: The folder or repository holds none.
     """
     if Path(folder).is_file():
         raise InputError(f"--codec {folder} is a file; name its folder")
@@ -24,5 +24,5 @@ def open_codec(folder: str) -> Codec:
     try:
         return load_codec(folder)
     except (FileNotFoundError, ValueError) as error:
-        missing = "" if Path(folder).is_dir() else f"{folder} is no folder here, and as a Hub id: "
+        missing = "" if Path(folder).is_dir() else f"{folder} isn't a folder, and as a Hub id: "
         raise InputError(f"--codec: {missing}{error}") from error

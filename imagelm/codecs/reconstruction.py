@@ -1,6 +1,6 @@
-"""How much of a picture a codec keeps: figures and pictures.
+"""How much of an image a codec keeps, in numbers and drawn.
 
-One idea: what the codebook has lost no model can bring back, so it is measured on held-out images and shown.
+One idea: no model can bring back what the codebook lost, so the loss is measured on held-out images and shown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.utils.image_grid import image_grid, save_png
 
-CODEBOOK_PICTURE, RECONSTRUCTION_PICTURE = "codebook.png", "reconstructions.png"
+CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE = "codebook.png", "reconstructions.png"
 MAX_SSIM_WINDOW = 7  # scikit-image's own
 NUM_SHOWN = 10
 ENTRY_CELL = 24  # pixels an entry is enlarged to
@@ -46,25 +46,10 @@ def measure_reconstruction(images: np.ndarray, restored: np.ndarray) -> dict:
 
 
 def draw_codec(codec: Codec, images: np.ndarray, restored: np.ndarray, folder: Path) -> None:
-    """Draws the codebook, and images above what is restored of them, as PNG files."""
-    shown = np.unique(np.linspace(0, len(images) - 1, NUM_SHOWN).astype(int))  # over all classes, as folders come
+    """Draws the codebook, and images above their reconstructions, as PNG files."""
+    shown = np.unique(np.linspace(0, len(images) - 1, NUM_SHOWN).astype(int))  # of all classes, in a folder's order
     images, restored = images[shown], restored[shown]
     captions = ["original"] * len(images) + ["restored"] * len(images)
-    save_png(image_grid([*images, *restored], len(images), captions=captions), folder / RECONSTRUCTION_PICTURE)
-    entries = draw_entries(codec)
-    save_png(image_grid(entries, math.ceil(math.sqrt(len(entries) * 2)), cell=ENTRY_CELL), folder / CODEBOOK_PICTURE)
-
-
-def draw_entries(codec: Codec) -> np.ndarray:
-    """What each entry stands for: a patch, a colour, or (learned) the middle of an image made of this entry alone.
-
-    Returns:
-        uint8, shape (entries, height, width, channels).
-    """
-    if codec.kind == "learned":
-        size = codec.config["patch_size"]
-        top, left = ((side // size - 1) // 2 * size for side in codec.image_size)
-        uniform = np.repeat(np.arange(codec.codebook_size)[:, None], codec.num_tokens, axis=1)
-        parts = [codec.decode(part) for part in np.array_split(uniform, max(1, codec.codebook_size // 32))]
-        return np.concatenate(parts)[:, top : top + size, left : left + size]
-    return codec.entry_pixels()
+    save_png(image_grid([*images, *restored], len(images), captions=captions), folder / RECONSTRUCTION_IMAGE)
+    entries = list(codec.entry_pixels())
+    save_png(image_grid(entries, math.ceil(math.sqrt(len(entries) * 2)), cell=ENTRY_CELL), folder / CODEBOOK_IMAGE)

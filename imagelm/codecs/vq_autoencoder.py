@@ -1,10 +1,12 @@
 """Training images → a learned codec: a small vector-quantized autoencoder.
 
-One idea: the quantizer, with its many known traps (dead entries, start, gradient), is vector-quantize-pytorch's; what
-stays of it after training is a table of vectors, so that reading and drawing need no further library.
+One idea: the quantizer, with its known difficulties (dead entries, start, gradient), is vector-quantize-pytorch's;
+after training only its table of vectors is kept, so that encoding and decoding need no further library.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from imagelm.utils.device import has_fast_bfloat16
 from imagelm.utils.errors import DivergedError, InputError
 
 HIDDEN, NUM_BLOCKS, CODE_SIZE = 48, 2, 32
-BATCH_PIXELS = 1 << 16  # a step sees as many images as have about so many pixels
+BATCH_PIXELS = 1 << 16  # of the images of one step, about
 LEARNING_RATE, WARMUP_SHARE = 1e-3, 0.05
 NUM_COMPONENT_IMAGES = 500
 KMEANS_ITERATIONS = 20
@@ -34,7 +36,7 @@ def fit_learned_codec(
     seed: int,
     steps: int,
     device: str | torch.device = "cpu",
-    **config: object,
+    **config: Any,
 ) -> LearnedCodec:
     """A convolutional VQ autoencoder (see `LearnedCodec`), trained on the mean absolute plus squared error.
 
@@ -48,11 +50,11 @@ def fit_learned_codec(
         config: Further entries of the codec's config, such as `fit`.
 
     Raises:
-        InputError: `patch_size` is no power of 2, or the images have fewer patches than `codebook_size`.
+        InputError: `patch_size` isn't a power of 2, or the images have fewer patches than `codebook_size`.
         DivergedError: The loss isn't finite.
     """
     if patch_size < 2 or patch_size & (patch_size - 1):
-        raise InputError(f"--patch_size {patch_size}: a learned codebook needs a power of 2 from 2 on")
+        raise InputError(f"--patch_size {patch_size}: a learned codebook needs a power of 2, at least 2")
     height, width, channels = images.shape[1:]
     num_patches = len(images) * (height // patch_size) * (width // patch_size)
     if num_patches < codebook_size:
@@ -74,7 +76,7 @@ def fit_learned_codec(
 
 
 def _start_at_components(autoencoder: Autoencoder, images: np.ndarray, patch_size: int, seed: int) -> None:
-    """Sets the linear maps to the principal components of patches: training starts where k-means patches end."""
+    """Sets the linear maps to the principal components of patches, a start about as good as k-means patches."""
     chosen = np.random.default_rng([seed, 2]).permutation(len(images))[:NUM_COMPONENT_IMAGES]
     patches = cut_patches(torch.from_numpy(images[chosen]), patch_size).flatten(0, 1).float() / 127.5 - 1
     centre = patches.mean(0)
@@ -83,8 +85,8 @@ def _start_at_components(autoencoder: Autoencoder, images: np.ndarray, patch_siz
     down, up = autoencoder.encoder.linear, autoencoder.decoder.linear
     with torch.no_grad():
         down.weight[: len(rows)], up.weight[: len(rows)] = rows, rows
-        down.bias[: len(rows)] = -(components[:CODE_SIZE] @ centre)
-        up.bias.copy_(centre.view(patch_size, patch_size, -1).mean((0, 1)))
+        down.get_parameter("bias")[: len(rows)] = -(components[:CODE_SIZE] @ centre)
+        up.get_parameter("bias").copy_(centre.view(patch_size, patch_size, -1).mean((0, 1)))
 
 
 def _batch_size(images: np.ndarray) -> int:

@@ -1,25 +1,32 @@
 """Shifts, small rotations and scalings, flips: variants of an image before it becomes tokens.
 
-One idea: token rows can't be augmented later, so pictures are, with one affine map each. It is drawn from the seed and
-the image's number alone: neither batch size nor order changes it.
+One idea: token rows can't be augmented, so images are, each by one affine map. The map depends on the seed, the
+image's number and the epoch alone: batch size, order, workers and a resumed run don't change it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import io
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
 from torch.nn import functional
 
+from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.tokens.grammar import Grammar
 from imagelm.utils.errors import InputError
 
-MAX_VALUES = 1 << 22  # moved at once, so that memory doesn't grow with the size of images
+MAX_VALUES = 1 << 22  # transformed at once, so that memory doesn't grow with the size of images
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a variant may be from its image.
+    """How much a variant may differ from its image.
 
     Attributes:
         shift: Largest shift along each side, in whole pixels.
@@ -38,8 +45,8 @@ class Augmentation:
         """Random maps from a variant's coordinates to its image's.
 
         Args:
-            count: How many.
-            seed: What they depend on.
+            count: Number of maps.
+            seed: Seed of the generator.
 
         Returns:
             float64, shape (count, 2, 3): angle, scale and flips as a matrix, and the shift in pixels.
@@ -62,8 +69,8 @@ def parse_augmentation(text: str | None) -> Augmentation | None:
     Raises:
         InputError: A name is unknown or a value out of range.
     """
-    values: dict[str, object] = {}
-    kinds = {entry.name: type(entry.default) for entry in fields(Augmentation)}
+    kinds: dict[str, type] = {name: type(value) for name, value in vars(Augmentation()).items()}
+    values: dict[str, Any] = {}
     for entry in filter(None, (text or "").split(",")):
         name, equals, value = entry.strip().partition("=")
         if name not in kinds:
@@ -71,11 +78,11 @@ def parse_augmentation(text: str | None) -> Augmentation | None:
                 f"--augment: {name!r} is unknown; choose from {', '.join(kinds)}, such as shift=2,rotate=10"
             )
         if kinds[name] is bool and equals:
-            raise InputError(f"--augment: {entry.strip()!r}: {name} takes no value; leave it out where it isn't wanted")
+            raise InputError(f"--augment: {entry.strip()!r}: {name} takes no value; remove it to switch it off")
         try:
             values[name] = True if kinds[name] is bool else kinds[name](value)
         except ValueError:
-            raise InputError(f"--augment: {entry.strip()!r} is no {kinds[name].__name__}") from None
+            raise InputError(f"--augment: {entry.strip()!r} isn't a valid {kinds[name].__name__}") from None
         if not 0 <= values[name] < (1 if name == "scale" else 181):
             raise InputError(f"--augment: {entry.strip()!r} is out of range; scale is below 1, rotate up to 180")
     if text and not values:
@@ -83,12 +90,39 @@ def parse_augmentation(text: str | None) -> Augmentation | None:
     return Augmentation(**values) if values else None
 
 
-def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.ndarray:
-    """Variants of images, by bilinear interpolation; what comes in from outside has the background's value.
+def add_variants(
+    images: np.ndarray, numbers: np.ndarray, count: np.ndarray, recipe: Augmentation, seed: int, background: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each image, followed by its variants.
 
     Args:
         images: uint8, shape (images, height, width, channels).
-        maps: As `Augmentation.draw` gives them, one an image.
+        numbers: The images' numbers, which their maps are drawn from; shape (images,).
+        count: How many variants each image gets; shape (images,).
+        recipe: How much a variant may differ.
+        seed: Of the maps.
+        background: 0 to 255.
+
+    Returns:
+        uint8, as `images`; and the index of the image that each row was made from, shape (rows,).
+    """
+    repeats = 1 + count
+    origin = np.repeat(np.arange(len(images)), repeats)
+    is_variant = np.ones(len(origin), dtype=bool)
+    is_variant[np.cumsum(repeats) - repeats] = False
+    rows = images[origin]
+    if is_variant.any():
+        maps = [recipe.draw(int(n), (seed, int(number))) for n, number in zip(count, numbers, strict=True) if n]
+        rows[is_variant] = augment(rows[is_variant], np.concatenate(maps), background)
+    return rows, origin
+
+
+def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.ndarray:
+    """Variants of images, by bilinear interpolation; pixels from outside the image have the background's value.
+
+    Args:
+        images: uint8, shape (images, height, width, channels).
+        maps: As `Augmentation.draw` gives them, one per image.
         background: 0 to 255.
 
     Returns:
@@ -107,3 +141,43 @@ def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.nda
     grid = functional.affine_grid(torch.from_numpy(theta), list(signal.shape), align_corners=False)
     moved = functional.grid_sample(signal, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (moved + background).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+class AugmentedRows(torch.utils.data.Dataset):
+    """Training rows whose images are augmented and encoded again in each epoch, as the rows are read.
+
+    Args:
+        rows: Training rows with the columns `input_ids` and `image`.
+        codec: Encodes the images.
+        grammar: The rows' vocabulary.
+        recipe: How much a row's image may differ from the kept one.
+        seed: Of the augmentation.
+    """
+
+    def __init__(self, rows: Dataset, codec: Codec, grammar: Grammar, recipe: Augmentation, seed: int) -> None:
+        self.rows = rows.select_columns(["input_ids", "image"]).cast_column("image", ImageFeature(decode=False))
+        self.codec, self.grammar, self.recipe, self.seed = codec, grammar, recipe, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next rows."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
+        """Several rows at once, as torch's loader reads them."""
+        found = self.rows[indices]
+        images = np.stack([self._pixels(image["bytes"]) for image in found["image"]])
+        maps = np.concatenate([self.recipe.draw(1, (self.seed, self.epoch, int(index))) for index in indices])
+        codes = self.grammar.code_ids[self.codec.encode(augment(images, maps, self.codec.config["background"]))]
+        rows = np.array(found["input_ids"])
+        rows[:, 1 : 1 + self.codec.num_tokens] = codes
+        return [{"input_ids": row} for row in rows]
+
+    def _pixels(self, file: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(file))).reshape(*self.codec.image_size, self.codec.channels)

@@ -1,341 +1,346 @@
-"""Pictures → rows: form, split, codec, variants.
+"""Images → rows: scan, split, choose a format, fit a codec, encode.
 
-One idea: pictures are read twice in constant memory. The first reading notes a few bytes of each, from which the form
-of all images and the split are settled; the codec is fitted on a sample of the training side; the second reading makes
-rows, in the very form in which raw JSONL comes.
+One idea: images are read twice in constant memory. The scan notes a few bytes of each, which decide the format of all
+images and the split; the codec is fitted on a sample of the training images; the second reading makes the rows.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from imagelm.codecs.kmeans import fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.codecs.open import open_codec
 from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.augmentation import augment, parse_augmentation
-from imagelm.data.image_form import choose_image_format
-from imagelm.data.image_scan import survey
+from imagelm.data.augmentation import Augmentation, add_variants, parse_augmentation
+from imagelm.data.image_scan import ImageFormat, ImageScan, choose_image_format, scan_images
 from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch
-from imagelm.data.sources.decode import BadImage
-from imagelm.data.sources.open import ImageSource, batches, open_images, relabel, train_and_test
-from imagelm.data.splits import TEST, TRAIN, assign_splits, split_in_words
+from imagelm.data.sources.open import LabelledImages, open_labelled_images
+from imagelm.data.splits import DROPPED, TEST, TRAIN, assign_splits, split_in_words
 from imagelm.remote_code.codec_imagelm import Codec, read_pixels
 from imagelm.tokens.grammar import Grammar, make_vocabulary
 from imagelm.utils.artifacts import CODEC_FOLDER
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 
-LEFT_OUT = -1
 MANY_TOKENS = 4096
 MAX_FIT_IMAGES = 20_000
 MAX_FIT_BYTES = 256 << 20
 NUM_QUALITY_IMAGES = 1000
 
 
-class ImageRows:
-    """Pictures as a source of rows; made for `imagelm.data.prepare.prepare`.
+def open_image_rows(arguments: PrepareArguments, staging: Path, problems: ProblemLog) -> ImageRows:
+    """Reads and splits the images, and fits a codec to the training images unless one is given.
 
     Args:
-        options: What the user said.
-        staging: The output folder that is being written.
-        problems: Where pictures that can't be read are reported.
-
-    Attributes:
-        grammar: Vocabulary of codec and classes.
-        codec: The codec, also saved in `staging`.
-        class_names: Names of the classes, indexed by label.
-        split_by: "field": the rows say themselves on which side they stand.
+        arguments: The options; `arguments.images` is set.
+        staging: The output folder that is being written; the codec is saved there.
+        problems: Where images that can't be read are reported.
 
     Raises:
-        InputError: No picture can be read, there are no labels, or a split or a codebook can't be made of them.
+        InputError: No image can be read, labels are missing, or a split or a codebook can't be made of the images.
+    """
+    recipe, device = parse_augmentation(arguments.augment), str(choose_device(arguments.device))
+    codec = open_codec(arguments.codec) if arguments.codec else None
+
+    images = open_labelled_images(arguments)
+    scan = scan_images(images, codec.config["background"] if codec else arguments.background, problems)
+    problems.stop_if(arguments.on_bad_rows)
+    if not scan.readable.any():
+        raise InputError(f"none of the {len(images)} images can be read\n{problems.summary()}")
+
+    sides, split_notes = split_images(arguments, images, scan)
+    image_format, format_notes = choose_image_format(arguments, codec, scan, sides)
+
+    if arguments.centroids:
+        codec = read_unified_codebook(arguments.centroids, **asdict(image_format))
+    features = _pixel_features(arguments, codec)
+    t = _image_numbers(images) if "t" in features else None
+    if codec is None:
+        codec = fit_codec(arguments, image_format, images, sides, features, t, device)
+    codec.save(staging / CODEC_FOLDER)
+    notes = (*images.notes, *split_notes, *format_notes, *_note_on_length(codec))
+    return ImageRows(arguments, images, scan, sides, codec, t, recipe, device, notes)
+
+
+def split_images(arguments: PrepareArguments, images: LabelledImages, scan: ImageScan) -> tuple[np.ndarray, list[str]]:
+    """The side of each image; `DROPPED` for unreadable images and for training images that are test images too.
+
+    Returns:
+        int8, shape (images,); and notes for the summary.
+
+    Raises:
+        InputError: A side would be empty.
+    """
+    sides = np.full(len(images), DROPPED, dtype=np.int8)
+    usable = np.flatnonzero(scan.readable)
+    if not images.have_test_images:
+        labels, digests, unknown = images.labels[usable], scan.digests[usable], np.full(len(usable), NO_SPLIT)
+        how = (arguments.split_by, arguments.test_size, arguments.seed)
+        sides[usable] = assign_splits(*how, labels, digests, unknown, images.class_names)
+        return sides, []
+    sides[usable] = np.where(usable < images.num_first, TRAIN, TEST)
+    test_digests = set(map(bytes, scan.digests[sides == TEST]))
+    repeated = [i for i in np.flatnonzero(sides == TRAIN) if bytes(scan.digests[i]) in test_digests]
+    sides[repeated] = DROPPED  # here, before they are augmented: their variants would stay in the training split
+    notes = [f"{len(repeated)} training images are test images too and were dropped"] if repeated else []
+    if not (sides == TRAIN).any() or not (sides == TEST).any():
+        raise InputError(": ".join(["no usable image is left in the training or the test split", *notes]))
+    return sides, notes
+
+
+def fit_codec(
+    arguments: PrepareArguments,
+    image_format: ImageFormat,
+    images: LabelledImages,
+    sides: np.ndarray,
+    features: list[str],
+    t: np.ndarray | None,
+    device: str,
+) -> Codec:
+    """A codec fitted on a sample of the training images alone.
+
+    Args:
+        arguments: The options.
+        image_format: The format of all images.
+        images: All images.
+        sides: The side of each image; shape (images,).
+        features: Features of a unified codebook.
+        t: Number of each image, if `t` is among the features; shape (images,).
+        device: Where a learned codec is trained.
+
+    Raises:
+        InputError: The images have too few different patches or pixels.
+    """
+    seed, (height, width) = arguments.seed, image_format.image_size
+    limit = min(MAX_FIT_IMAGES, max(1, MAX_FIT_BYTES // (height * width * image_format.channels)))
+    numbers = _sample(sides, TRAIN, limit, seed)
+    sample = _read(images, numbers, partial(read_pixels, **asdict(image_format)))
+    config: dict[str, Any] = {"fit": image_format.fit, "background": image_format.background}
+    size = arguments.codebook_size
+    if arguments.codebook == "patch":
+        return fit_patch_codec(sample, arguments.patch_size, size, seed, **config)
+    if arguments.codebook == "unified":
+        t = None if t is None else t[numbers]
+        return fit_unified_codec(sample, size, seed, features, arguments.feature_scaling, t, **config)
+    from imagelm.codecs.vq_autoencoder import fit_learned_codec  # late, as its library is slow to import
+
+    return fit_learned_codec(sample, arguments.patch_size, size, seed, arguments.codec_steps, device, **config)
+
+
+@dataclass
+class EncodeSpeed:
+    """How many images were encoded, and in how many seconds."""
+
+    num_images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Images as a source of rows; nothing but the measured speed changes after `open_image_rows`.
+
+    Attributes:
+        arguments: The options.
+        images: All images.
+        scan: What was noted of them.
+        sides: The side of each image; int8, shape (images,).
+        codec: The codec.
+        t: Number of each image, if the codec uses it; shape (images,).
+        recipe: How much the variants of training images differ; None without variants.
+        device: Where images are encoded.
+        notes: What was decided, for the summary.
+        split_by: "field": the split was made from the images, and each row names its side.
     """
 
-    split_by = "field"
+    arguments: PrepareArguments
+    images: LabelledImages
+    scan: ImageScan
+    sides: np.ndarray
+    codec: Codec
+    t: np.ndarray | None
+    recipe: Augmentation | None
+    device: str
+    notes: tuple[str, ...]
+    split_by: str = "field"
+    speed: EncodeSpeed = field(default_factory=EncodeSpeed)
 
-    def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
-        self.options, self.about, self.staging = options, options, staging
-        self.recipe = parse_augmentation(self.about.augment)
-        self.device = str(choose_device(self.about.device))
-        self.notes: list[str] = []
-        self.codec = open_codec(options.codec) if options.codec else None
-        self._open()
-        self._survey(problems)
-        self._split()
-        self.form, notes = choose_image_format(self.about, self.codec, self.found, self.sides)
-        self.notes += notes
-        self.t = self._numbers_in_class() if "t" in self._features() else None
-        self.codec = self.codec or self._fit()
-        self.codec.save(staging / CODEC_FOLDER)
-        if self.codec.num_tokens > MANY_TOKENS:
-            self.notes.append(
-                f"an image takes {self.codec.num_tokens} tokens, and attention's cost grows with their square; "
-                "--image_size and --patch_size make it fewer"
-            )
-        self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.class_names)))
-        self.num_encoded, self.seconds = 0, 0.0
+    @cached_property
+    def grammar(self) -> Grammar:
+        """Vocabulary of codec and classes."""
+        return Grammar(make_vocabulary(self.codec.codebook_size, len(self.class_names)))
 
-    def place(self, file: str, number: int) -> str:
-        """Where a picture stands, by its number over both sides."""
-        source, own = self._locate(number)
-        return source.place(own)
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, indexed by label."""
+        return self.images.class_names
+
+    @property
+    def files(self) -> list[str]:
+        """The names that were given, as one; rows number their images over all of them."""
+        return [self.images.files]
 
     @property
     def split(self) -> str:
         """How the split was made, in words."""
-        if len(self.sources) == 2:
+        if self.images.have_test_images:
             return "as given, with the test images apart"
-        return split_in_words(self.options.split_by, self.options.seed)
+        return split_in_words(self.arguments.split_by, self.arguments.seed)
 
-    @property
-    def files(self) -> list[str]:
-        """The names that were given; rows number their pictures over all of them."""
-        return [", ".join([*self.about.images, *(self.about.test_images or [])])]
+    def place(self, file: str, line: int) -> str:
+        """Where an image is, by its number."""
+        return self.images.place(line)
 
     def batches(self) -> Iterator[RowBatch]:
-        """All rows: each readable picture, and after each training picture its variants."""
-        for start, pictures in self._pictures("encoding"):
-            used = np.flatnonzero(self.sides[start : start + len(pictures)] != LEFT_OUT)
+        """All rows: each image that is used, and after each training image its variants."""
+        for start, part in self.images.slices("encoding"):
+            used = np.flatnonzero(self.sides[start : start + len(part)] != DROPPED)
             if len(used):
-                images = np.stack([read_pixels(pictures[i], **self.form) for i in used])
-                yield self._rows(images, start + used)
+                pixels = [self.codec.pixels(self.images.readable(start + int(i), part[int(i)])) for i in used]
+                yield self._rows(np.stack(pixels), start + used)
 
-    def statistics(self, used: np.ndarray) -> dict:
-        """What pictures and codec add to `stats.json`; draws the codec into the output folder.
+    def _rows(self, pixels: np.ndarray, numbers: np.ndarray) -> RowBatch:
+        if self.recipe:
+            count = np.where(self.sides[numbers] == TRAIN, self.arguments.variants, 0)
+            background = self.codec.config["background"]
+            pixels, origin = add_variants(pixels, numbers, count, self.recipe, self.arguments.seed, background)
+            numbers = numbers[origin]
+        started = time.perf_counter()
+        entries = self._encode(pixels, numbers)
+        self.speed.seconds += time.perf_counter() - started
+        self.speed.num_images += len(pixels)
+        return RowBatch(
+            bodies=self.grammar.code_ids[entries].reshape(-1),
+            lengths=np.full(len(pixels), self.codec.num_tokens),
+            labels=self.images.labels[numbers],
+            splits=self.sides[numbers],
+            sources=[self.images.name(int(number)) for number in numbers],
+            lines=numbers,
+            file=self.images.files,
+            num_repaired=0,
+            images=[_png(image) for image in pixels] if self.arguments.keep_images else None,
+        )
 
-        Args:
-            used: Numbers of the pictures whose rows stay, perhaps several times.
-        """
-        different = len(np.unique(self.found.digests[self.sides != LEFT_OUT]))
-        if (alike := different - len(np.unique(used))) > 0:
-            self.notes.append(
-                f"{alike} of {different} different pictures have the tokens of another one and were dropped; a larger "
-                "codebook or smaller patches tell more of them apart"
-            )
-        reconstruction = None
-        if self.codec.can_decode:
-            numbers = self._choose(TEST, NUM_QUALITY_IMAGES)
-            held_out = self._read(numbers)
-            restored = self.codec.decode(self._encode(held_out, numbers))
-            draw_codec(self.codec, held_out, restored, self.staging)
-            reconstruction = measure_reconstruction(held_out, restored)
-        return {
-            "images": {
-                "read": len(self.sides),
-                "left_out": int((self.sides == LEFT_OUT).sum()),
-                "notes": self.notes,
-            },
-            "codec": {
-                "description": self.codec.describe(),
-                **self.codec.config,
-                "codebook_size": self.codec.codebook_size,
-                "grid": list(self.codec.grid),
-                "origin": self._origin(),
-                "reconstruction": reconstruction,
-                "images_encoded": self.num_encoded,
-                "encode_seconds": round(self.seconds, 3),
-                "images_per_second": round(self.num_encoded / max(self.seconds, 1e-9), 1),
-                "device": self.device,
-            },
-        }
-
-    def _origin(self) -> str:
-        """Which images the codec has seen, in words."""
-        if self.options.codec:
-            return "The codec was there already (--codec); which images it has seen isn't known here"
-        if self.about.centroids:
-            return "The centroids were there already (--centroids); what they were fitted on isn't known here"
-        return "It has seen training images alone"
-
-    def _open(self) -> None:
-        columns = {"image_column": self.about.image_column, "label_column": self.about.label_column}
-        train, test, splits = self.about.images, self.about.test_images, (None, None)
-        if test is None and (found := train_and_test(train)):
-            self.notes.append(f"{train[0]} has a train and a test split of its own; both are taken as they are")
-            train, test, splits = found
-        if test is not None and (self.options.test_size, self.options.split_by) != (0.2, "stratified"):
-            raise InputError("--test_size and --split_by have no effect where test images are given; leave them out")
-        self.sources = [open_images(train, **columns, split=splits[0])]
-        if test is not None:
-            self.sources.append(open_images(test, **columns, split=splits[1]))
-        for source, names in zip(self.sources, (train, test), strict=False):
-            if not len(source):
-                raise InputError(f"{', '.join(names)}: there are no pictures in it")
-            if source.labels is None:
-                raise InputError(
-                    f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "
-                    "(see --label_column)"
-                )
-            self.notes += source.notes
-        self.class_names = self.sources[0].class_names
-        if len(self.class_names) < 2:
-            raise InputError(f"all pictures are of one class ({self.class_names[0]}); expected two or more")
-        if self.options.split_by == "field" and test is None:
-            raise InputError("--split_by field: pictures have no such field; name the held-out ones with --test_images")
-        self.labels = np.concatenate([relabel(source, self.class_names) for source in self.sources])
-
-    def _pictures(self, what: str) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
-        """All pictures in slices, those to hold out last, each slice with the number of its first one."""
-        first = 0
-        with tqdm(total=len(self.labels), unit=" images", desc=what, disable=None) as progress:
-            for source in self.sources:
-                for start, pictures in batches(source):
-                    yield first + start, pictures
-                    progress.update(len(pictures))
-                first += len(source)
-
-    def _survey(self, problems: ProblemLog) -> None:
-        slices = self._pictures("reading")
-        count = len(self.labels)
-        background = self.codec.config["background"] if self.codec else self.about.background
-        self.found = survey(slices, count, background, problems, lambda i: self.place("", i))
-        problems.stop_if(self.options.on_bad_rows)
-        if not self.found.readable.any():
-            raise InputError(f"none of the {count} pictures can be read\n{problems.summary()}")
-
-    def _split(self) -> None:
-        """The side of each picture; `LEFT_OUT` for those that can't be read or would stand on both sides."""
-        self.sides = np.full(len(self.labels), LEFT_OUT, dtype=np.int8)
-        usable = np.flatnonzero(self.found.readable)
-        digests = self.found.digests
-        if len(self.sources) == 1:
-            labels, unknown = self.labels[usable], np.full(len(usable), NO_SPLIT)
-            how = (self.options.split_by, self.options.test_size, self.options.seed)
-            self.sides[usable] = assign_splits(*how, labels, digests[usable], unknown, self.class_names)
-            return
-        self.sides[usable] = np.where(usable < len(self.sources[0]), TRAIN, TEST)
-        held_out = set(map(bytes, digests[self.sides == TEST]))
-        twice = [i for i in np.flatnonzero(self.sides == TRAIN) if bytes(digests[i]) in held_out]
-        self.sides[twice] = LEFT_OUT
-        if twice:
-            # Their variants would stand on the training side.
-            self.notes.append(f"{len(twice)} training pictures stand among the test pictures too and were left out")
-        if not (self.sides == TRAIN).any() or not (self.sides == TEST).any():
-            raise InputError(
-                "no usable picture is left in the training or the test split"
-                + (f": {len(twice)} training pictures stand among the test pictures" if twice else "")
-            )
-
-    def _features(self) -> list[str]:
-        """The features of a unified codec; none of another."""
-        if self.codec:
-            return self.codec.config.get("features", [])
-        if self.about.codebook != "unified":
-            return []
-        height, width = self.form["image_size"]
-        if min(height, width) < 2:
-            raise InputError(f"images of {height}×{width} pixels have no gradient; give an --image_size from 2x2 on")
-        if self.about.centroids:
-            return read_unified_codebook(self.about.centroids, **self.form).config["features"]
-        return self.about.features.split(",")
-
-    def _fit(self) -> Codec:
-        """A codec that has seen training pictures alone."""
-        about, seed = self.about, self.options.seed
-        if about.centroids:
-            return read_unified_codebook(about.centroids, **self.form)
-        (height, width), channels = self.form["image_size"], self.form["channels"]
-        numbers = self._choose(TRAIN, min(MAX_FIT_IMAGES, max(1, MAX_FIT_BYTES // (height * width * channels))))
-        images = self._read(numbers)
-        how = {name: self.form[name] for name in ("fit", "background")}
-        if about.codebook == "patch":
-            return fit_patch_codec(images, about.patch_size, about.codebook_size, seed, **how)
-        if about.codebook == "unified":
-            t = None if self.t is None else self.t[numbers]
-            features = self._features()
-            return fit_unified_codec(images, about.codebook_size, seed, features, about.feature_scaling, t, **how)
-        from imagelm.codecs.vq_autoencoder import fit_learned_codec  # late, as its library is slow to import
-
-        sizes = (about.patch_size, about.codebook_size)
-        return fit_learned_codec(images, *sizes, seed, about.codec_steps, self.device, **how)
-
-    def _numbers_in_class(self) -> np.ndarray:
-        """t of each picture: a column or array of that name, or else the picture's index within its class."""
-        given = [source.extra("t") for source in self.sources]
-        if all(numbers is not None for numbers in given):
-            for numbers, source in zip(given, self.sources, strict=True):
-                if numbers.dtype.kind not in "iuf" or numbers.shape != (len(source),) or not np.isfinite(numbers).all():
-                    raise InputError(f"t beside {source.place(0)} isn't a finite number for each of its pictures")
-            return np.concatenate(given).astype(np.float64)
-        numbers = np.empty(len(self.labels))
-        for label in range(len(self.class_names)):
-            members = np.flatnonzero(self.labels == label)
-            numbers[members] = np.arange(len(members))
-        return numbers
-
-    def _choose(self, side: int, limit: int) -> np.ndarray:
-        """Numbers of up to `limit` pictures of a side, drawn at random, in their order."""
-        numbers = np.random.default_rng([self.options.seed, 3]).permutation(np.flatnonzero(self.sides == side))
-        return np.sort(numbers[:limit])
-
-    def _read(self, numbers: np.ndarray) -> np.ndarray:
-        """Pictures by their numbers; uint8, shape (images, height, width, channels)."""
-        places = [self._locate(int(number)) for number in numbers]
-        return np.stack([read_pixels(source.load(i, i + 1)[0], **self.form) for source, i in places])
-
-    def _locate(self, number: int) -> tuple[ImageSource, int]:
-        first = len(self.sources[0])
-        return (self.sources[0], number) if number < first else (self.sources[1], number - first)
-
-    def _source_id(self, number: int) -> str:
-        """What tells a picture from all others in the published rows, without the folders of this machine."""
-        source, own = self._locate(number)
-        return f"{number}:{source.name(own)}"
-
-    def _encode(self, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        features = {} if self.t is None else {"t": self.t[numbers]}
+    def _encode(self, pixels: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         threads = torch.get_num_threads()
         if self.codec.kind != "learned":
             # These products are small: two threads that wait for each other take longer than one, and ten times as
             # long where another job has a core.
             torch.set_num_threads(1)
         try:
-            return self.codec.encode(images, self.device, **features)
+            return self.codec.encode(pixels, self.device, None if self.t is None else self.t[numbers])
         finally:
             torch.set_num_threads(threads)
 
-    def _rows(self, images: np.ndarray, numbers: np.ndarray) -> RowBatch:
-        images, origin = self._with_variants(images, numbers)
-        numbers = numbers[origin]
-        started = time.perf_counter()
-        entries = self._encode(images, numbers)
-        self.seconds += time.perf_counter() - started
-        self.num_encoded += len(images)
-        return RowBatch(
-            bodies=self.grammar.code_ids[entries].reshape(-1),
-            lengths=np.full(len(images), self.codec.num_tokens),
-            labels=self.labels[numbers],
-            splits=self.sides[numbers],
-            sources=[self._source_id(int(number)) for number in numbers],
-            lines=numbers,
-            file=self.files[0],
-            num_repaired=0,
-            images=[_png(image) for image in images] if self.about.keep_images else None,
-        )
+    @cached_property
+    def reconstructed(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Up to `NUM_QUALITY_IMAGES` test images, and the same encoded and decoded; None without colours to decode."""
+        if not self.codec.can_decode:
+            return None
+        numbers = _sample(self.sides, TEST, NUM_QUALITY_IMAGES, self.arguments.seed)
+        pixels = _read(self.images, numbers, self.codec.pixels)
+        return pixels, self.codec.decode(self._encode(pixels, numbers))
 
-    def _with_variants(self, images: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each picture, a training picture followed by its variants; and which picture each was made from."""
-        if self.recipe is None:
-            return images, np.arange(len(images))
-        count, is_train = self.about.variants, self.sides[numbers] == TRAIN
-        repeats = np.where(is_train, 1 + count, 1)
-        origin = np.repeat(np.arange(len(images)), repeats)
-        is_variant = np.ones(len(origin), dtype=bool)
-        is_variant[np.cumsum(repeats) - repeats] = False
-        rows = images[origin]
-        if is_variant.any():
-            seeds = [(self.options.seed, int(number)) for number in numbers[is_train]]
-            maps = np.concatenate([self.recipe.draw(count, seed) for seed in seeds])
-            rows[is_variant] = augment(rows[is_variant], maps, self.form["background"])
-        return rows, origin
+    def draw(self, folder: Path) -> None:
+        """Draws the codebook and reconstructed test images into a folder."""
+        if self.reconstructed:
+            draw_codec(self.codec, *self.reconstructed, folder)
+
+    def statistics(self, used: np.ndarray) -> dict:
+        """What images and codec add to `stats.json`.
+
+        Args:
+            used: Numbers of the images whose rows stay, perhaps several times.
+        """
+        return {
+            "images": {
+                "read": len(self.sides),
+                "left_out": int((self.sides == DROPPED).sum()),
+                "notes": [*self.notes, *self._note_on_equal_tokens(used)],
+            },
+            "codec": {
+                "description": self.codec.describe(),
+                **self.codec.config,
+                "codebook_size": self.codec.codebook_size,
+                "grid": list(self.codec.grid),
+                "origin": _origin(self.arguments),
+                "reconstruction": measure_reconstruction(*self.reconstructed) if self.reconstructed else None,
+                "images_encoded": self.speed.num_images,
+                "encode_seconds": round(self.speed.seconds, 3),
+                "images_per_second": round(self.speed.num_images / max(self.speed.seconds, 1e-9), 1),
+                "device": self.device,
+            },
+        }
+
+    def _note_on_equal_tokens(self, used: np.ndarray) -> list[str]:
+        different = len(np.unique(self.scan.digests[self.sides != DROPPED]))
+        if (alike := different - len(np.unique(used))) <= 0:
+            return []
+        return [
+            f"{alike} of {different} different images were dropped because another image has the same tokens; a larger "
+            "codebook or smaller patches distinguish more of them"
+        ]
+
+
+def _note_on_length(codec: Codec) -> list[str]:
+    if codec.num_tokens <= MANY_TOKENS:
+        return []
+    return [
+        f"an image takes {codec.num_tokens} tokens, and attention's cost grows with their square; "
+        "reduce them with --image_size or --patch_size"
+    ]
+
+
+def _pixel_features(arguments: PrepareArguments, codec: Codec | None) -> list[str]:
+    """The features of a unified codebook; none for other codebooks."""
+    if codec:
+        return codec.config.get("features", [])
+    return arguments.features.split(",") if arguments.codebook == "unified" else []
+
+
+def _image_numbers(images: LabelledImages) -> np.ndarray:
+    """t of each image: a column or array of that name, or else the image's index within its class."""
+    given = [(source, column) for source in images.sources if (column := source.extra("t")) is not None]
+    if len(given) == len(images.sources):
+        for source, column in given:
+            if column.dtype.kind not in "iuf" or column.shape != (len(source),) or not np.isfinite(column).all():
+                raise InputError(f"column or array t of {source.place(0)} isn't a finite number for each image")
+        return np.concatenate([column for _, column in given]).astype(np.float64)
+    numbers = np.empty(len(images))
+    for label in range(len(images.class_names)):
+        members = np.flatnonzero(images.labels == label)
+        numbers[members] = np.arange(len(members))
+    return numbers
+
+
+def _sample(sides: np.ndarray, side: int, limit: int, seed: int) -> np.ndarray:
+    """Numbers of up to `limit` images of a side, drawn at random, in ascending order."""
+    numbers = np.random.default_rng([seed, 3]).permutation(np.flatnonzero(sides == side))
+    return np.sort(numbers[:limit])
+
+
+def _read(images: LabelledImages, numbers: np.ndarray, to_pixels: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """Images by their numbers; uint8, shape (images, height, width, channels)."""
+    return np.stack([to_pixels(images.load(int(number))) for number in numbers])
+
+
+def _origin(arguments: PrepareArguments) -> str:
+    """Which images the codec was fitted on, in words."""
+    if arguments.codec:
+        return "An existing codec (--codec); the images it was fitted on aren't known here"
+    if arguments.centroids:
+        return "Existing centroids (--centroids); the images they were fitted on aren't known here"
+    return "Fitted on training images only"
 
 
 def _png(image: np.ndarray) -> bytes:

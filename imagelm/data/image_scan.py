@@ -1,85 +1,176 @@
-"""What a first reading of the pictures notes: size, colour, digest, and which can't be read.
+"""A first reading of all images: size, colour, digest and which can't be read; and the format chosen from it.
 
-One idea: a few bytes a picture are enough to decide on the form of all images and on the split before anything is
-encoded.
+One idea: a few bytes per image are enough to decide the format of all images and the split before anything is encoded.
+The training images alone decide the format; the summary counts what it changes in other images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 from PIL import Image
 
-from imagelm.data.rows import ProblemLog
+from imagelm.data.arguments import PrepareArguments, parse_size
+from imagelm.data.rows import DIGEST_DTYPE, ProblemLog
 from imagelm.data.sources.decode import NUM_FRAMES, BadImage
-from imagelm.data.splits import DIGEST_DTYPE
-from imagelm.remote_code.codec_imagelm import flatten
+from imagelm.data.sources.open import LabelledImages
+from imagelm.data.splits import TRAIN
+from imagelm.remote_code.codec_imagelm import Codec, flatten
+from imagelm.utils.errors import InputError
+
+MAX_TOKENS = 1 << 16
+MAX_PIXELS = 1 << 26
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageScan:
-    """What was noted of each picture.
+    """What was noted of each image.
 
     Attributes:
-        sizes: Height and width; int32, shape (pictures, 2).
-        digests: Of the pixels, equal for equal images whatever their file format; `DIGEST_DTYPE`, shape (pictures,).
-        readable: bool, shape (pictures,).
-        coloured: Whether channels differ somewhere; bool, shape (pictures,).
-        num_animated: Pictures of several frames, of which the first one counts.
+        sizes: Height and width; int32, shape (images, 2).
+        digests: Of the pixels, equal for equal images whatever their file format; `DIGEST_DTYPE`, shape (images,).
+        readable: bool, shape (images,).
+        coloured: Whether channels differ somewhere; bool, shape (images,).
+        animated: Whether it has several frames, of which the first one is used; bool, shape (images,).
     """
 
     sizes: np.ndarray
     digests: np.ndarray
     readable: np.ndarray
     coloured: np.ndarray
-    num_animated: int = 0
+    animated: np.ndarray
 
 
-def survey(
-    slices: Iterable[tuple[int, Sequence[Image.Image | BadImage]]],
-    count: int,
-    background: int,
-    problems: ProblemLog,
-    place: Callable[[int], str],
-) -> ImageScan:
-    """Reads every picture once.
+@dataclass(frozen=True)
+class ImageFormat:
+    """The one format of all images of a dataset; the fields are those of a codec's config."""
+
+    image_size: tuple[int, int]
+    channels: int
+    fit: str
+    background: int
+
+
+def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -> ImageScan:
+    """Reads every image once.
 
     Args:
-        slices: The pictures, each slice with the number of its first one.
-        count: How many there are.
+        images: The images.
         background: Brightness under transparent pixels.
-        problems: Where those that can't be read are reported.
-        place: Names a picture by its number.
+        problems: Where images that can't be read are reported.
     """
-    readable, coloured = np.zeros(count, bool), np.zeros(count, bool)
-    found = ImageScan(np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE), readable, coloured)
-    for start, pictures in slices:
-        for i, picture in enumerate(pictures, start=start):
-            pixels = _pixels(picture, background)
-            if isinstance(pixels, BadImage):
-                problems.add(place(i), None, "unreadable_image", pixels.reason)
+    count = len(images)
+    readable, coloured, animated = (np.zeros(count, bool) for _ in range(3))
+    sizes, digests = np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE)
+    for start, part in images.slices("reading"):
+        for i, image in enumerate(part, start=start):
+            try:
+                if isinstance(image, BadImage):
+                    raise ValueError(image.reason)
+                pixels = _pixels(image, background)
+            except ValueError as error:
+                problems.add(images.place(i), None, "unreadable_image", str(error))
                 continue
-            found.readable[i] = True
-            found.sizes[i] = pixels.shape[:2]
-            found.coloured[i] = pixels.ndim == 3
-            found.num_animated += NUM_FRAMES in picture.info
+            readable[i], sizes[i], coloured[i] = True, pixels.shape[:2], pixels.ndim == 3
+            animated[i] = NUM_FRAMES in image.info
             digest = xxhash.xxh3_128(pixels.tobytes())
             digest.update(str(pixels.shape).encode())
-            found.digests[i] = np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]
-    return found
+            digests[i] = np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]
+    return ImageScan(sizes, digests, readable, coloured, animated)
 
 
-def _pixels(picture: Image.Image | BadImage, background: int) -> np.ndarray | BadImage:
-    """uint8, shape (height, width), or (height, width, 3) where it's coloured; or why there is none."""
-    if isinstance(picture, BadImage):
-        return picture
-    try:
-        pixels = np.asarray(flatten(picture, background))
-    except ValueError as error:
-        return BadImage(str(error))
+def choose_image_format(
+    arguments: PrepareArguments, codec: Codec | None, scan: ImageScan, sides: np.ndarray
+) -> tuple[ImageFormat, list[str]]:
+    """The format of all images: the codec's, or else the size and channels that suit the training images.
+
+    Args:
+        arguments: The options.
+        codec: An existing codec.
+        scan: All images.
+        sides: The side of each image; shape (images,).
+
+    Returns:
+        The format, and what it changes in the images, for the summary.
+
+    Raises:
+        InputError: The size that was given can't be cut into patches, or the images are too large.
+    """
+    notes: list[str] = []
+    if codec:
+        chosen = ImageFormat(codec.image_size, codec.channels, codec.config["fit"], codec.config["background"])
+    else:
+        training = sides == TRAIN
+        size, channels = _choose_size(arguments, scan.sizes[training], notes), 1
+        coloured = int(scan.coloured[training].sum())
+        if arguments.channels == "rgb" or (arguments.channels == "auto" and coloured):
+            channels = 3
+        if arguments.channels == "auto" and 0 < coloured < training.sum() / 2:
+            notes.append(
+                f"{coloured} of {training.sum()} training images are coloured, so all are read as RGB; "
+                "--channels grey converts them to grey"
+            )
+        chosen = ImageFormat(size, channels, arguments.fit, arguments.background)
+    notes += notes_on_format(chosen.image_size, chosen.fit, scan.sizes[scan.readable], int(scan.animated.sum()))
+    if chosen.channels == 1 and (coloured := int(scan.coloured.sum())):
+        notes.append(f"{coloured} coloured images are converted to grey")
+    return chosen, notes
+
+
+def notes_on_format(image_size: tuple[int, int], fit: str, sizes: np.ndarray, num_animated: int) -> list[str]:
+    """What happens to images of another size, and to animated ones.
+
+    Args:
+        image_size: Height and width of the codec's images.
+        fit: "resize" or "pad".
+        sizes: Height and width of each image; shape (images, 2).
+        num_animated: Images of several frames.
+    """
+    (height, width), notes = image_size, []
+    if others := int((sizes != (height, width)).any(1).sum()):
+        done = "resized" if fit == "resize" else "padded (larger ones are shrunk first)"
+        notes.append(f"{others} of {len(sizes)} images aren't {height}×{width} pixels and are {done}")
+    if num_animated:
+        notes.append(f"{num_animated} images have several frames; the first one is used")
+    return notes
+
+
+def _pixels(image: Image.Image, background: int) -> np.ndarray:
+    """uint8, shape (height, width), or (height, width, 3) for a coloured image."""
+    pixels = np.asarray(flatten(image, background))
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return np.ascontiguousarray(pixels[..., 0])
     return pixels
+
+
+def _choose_size(arguments: PrepareArguments, sizes: np.ndarray, notes: list[str]) -> tuple[int, int]:
+    """The size that was given, or else the most common one, cut into whole patches; shape of `sizes`: (images, 2)."""
+    counts = Counter((height, width) for height, width in sizes.tolist())
+    asked = parse_size(arguments.image_size)
+    height, width = asked or max(counts, key=lambda size: (counts[size], size))
+    patch_size = 1 if arguments.codebook == "unified" else arguments.patch_size
+    rows, columns = _num_patches(height, patch_size, arguments.fit), _num_patches(width, patch_size, arguments.fit)
+    size = rows * patch_size, columns * patch_size
+    if size != (height, width):
+        wrong = f"{height}×{width} pixels can't be cut into patches of {patch_size}×{patch_size}"
+        if asked:
+            raise InputError(f"--image_size: {wrong}; give {size[0]}x{size[1]}, or another --patch_size")
+        notes.append(f"{wrong}: images are made {size[0]}×{size[1]}")
+    if size[0] * size[1] > MAX_PIXELS or rows * columns > MAX_TOKENS:
+        # Refused here, before it fills the memory or makes rows that no transformer is trained on.
+        raise InputError(
+            f"an image of {size[0]}×{size[1]} pixels would take {rows * columns:,} tokens; the limits are "
+            f"{MAX_TOKENS:,} tokens and {MAX_PIXELS:,} pixels, and a few hundred tokens are usual; "
+            "give a smaller --image_size" + ("" if arguments.codebook == "unified" else ", or larger patches")
+        )
+    if arguments.codebook == "unified" and min(size) < 2:
+        raise InputError(f"images of {size[0]}×{size[1]} pixels have no gradient; give an --image_size of 2x2 or more")
+    return size
+
+
+def _num_patches(side: int, patch_size: int, fit: str) -> int:
+    """The nearest number of patches; with padding, the next larger one, so that no pixel is lost."""
+    return max(1, -(-side // patch_size) if fit == "pad" else round(side / patch_size))

@@ -14,21 +14,20 @@ from datasets import Dataset, DatasetDict
 from imagelm.data.rows import SPLITS
 from imagelm.data.saved_dataset import check_saved_dataset
 from imagelm.tokens.grammar import NUM_TAIL_TOKENS, Grammar
-from imagelm.utils.artifacts import CODEC_FOLDER
+from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from imagelm.data.augmented_rows import AugmentedRows
+    from imagelm.data.augmentation import AugmentedRows
     from imagelm.remote_code.codec_imagelm import Codec
-from imagelm.utils.artifacts import STATS_FILE
 
 
 def load_prepared(folder: str | Path) -> DatasetDict:
     """Loads what `prepare` wrote.
 
     Raises:
-        InputError: The folder isn't one.
+        InputError: The folder isn't a prepared dataset.
     """
     folder = Path(folder)
     if not (folder / STATS_FILE).is_file():
@@ -40,19 +39,19 @@ def load_prepared(folder: str | Path) -> DatasetDict:
 
 
 def load_stats(folder: str | Path) -> dict:
-    """The statistics that `prepare` left in `folder`.
+    """The statistics that `prepare` wrote into `folder`.
 
     Raises:
-        InputError: They are an earlier version's.
+        InputError: An earlier version wrote them.
     """
     stats = read_json(Path(folder) / STATS_FILE)
     if "class_names" not in stats:
-        raise InputError(f"{folder} was written by an earlier version; write it anew with prepare_dataset.py")
+        raise InputError(f"{folder} was written by an earlier version; write it again with prepare_dataset.py")
     return stats
 
 
 def load_codec_of(folder: str | Path) -> Codec | None:
-    """The codec that made the rows; None where the rows came without.
+    """The codec that made the rows; None for rows that came without one.
 
     Raises:
         InputError: It is damaged.
@@ -65,13 +64,13 @@ def load_codec_of(folder: str | Path) -> Codec | None:
     try:
         return load_codec(codec)
     except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"--dataset_dir {folder}: {error}; write it anew with prepare_dataset.py") from error
+        raise InputError(f"--dataset_dir {folder}: {error}; write it again with prepare_dataset.py") from error
 
 
 def augmented(
     train: Dataset, codec: Codec | None, grammar: Grammar, recipe: str | None, seed: int
 ) -> Dataset | AugmentedRows:
-    """The training rows, or, where there is a recipe, rows made anew in each epoch.
+    """The training rows; with a recipe, rows whose images are augmented and encoded again in each epoch.
 
     Raises:
         InputError: The recipe is wrong, or the data hold no images.
@@ -82,23 +81,23 @@ def augmented(
         raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
     if "t" in codec.config.get("features", ()):
         raise InputError("--augment: this codec uses t, the number of an image's file, which a variant doesn't have")
-    from imagelm.data.augmentation import parse_augmentation  # late, as above
-    from imagelm.data.augmented_rows import AugmentedRows
+    from imagelm.data.augmentation import AugmentedRows, parse_augmentation  # late, as above
 
-    return AugmentedRows(train, codec, grammar, parse_augmentation(recipe), seed)
+    augmentation = parse_augmentation(recipe)
+    return train if augmentation is None else AugmentedRows(train, codec, grammar, augmentation, seed)
 
 
 def check_disjoint(dataset: DatasetDict) -> None:
-    """Proves that no image stands on both sides of the split.
+    """Checks that no image is on both sides of the split.
 
     Raises:
-        InputError: One does; the folder wasn't written by `prepare`, or was changed since.
+        InputError: One is; the folder wasn't written by `prepare`, or was changed since.
     """
     first, second = ({_image_digest(row) for row in _rows(dataset[name])} for name in SPLITS)
     if both := len(first & second):
         raise InputError(
-            f"{both} images stand in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
-            "write the dataset anew with prepare_dataset.py"
+            f"{both} images are in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
+            "write the dataset again with prepare_dataset.py"
         )
 
 
@@ -109,4 +108,4 @@ def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
 
 
 def _image_digest(row: np.ndarray) -> bytes:
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]))
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]).data)

@@ -1,54 +1,40 @@
 """Checked rows → a `DatasetDict` on disk: repaired tails, truncation, deduplication, split, statistics.
 
 One idea: two passes in constant memory. The first reads, checks and cuts every row into a temporary Arrow file and
-keeps only a digest and a label of each; then it's known who stays on which side, and the second pass deals them out.
+keeps a few bytes of each, which decide the row's side; the second writes the rows to their splits.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import xxhash
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows, RawWriter
-from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource
-from imagelm.data.splits import (
-    DIGEST_DTYPE,
-    Duplicates,
-    RowTable,
-    assign_splits,
-    drop_variants_of_dropped,
-    find_duplicates,
-)
+from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
+from imagelm.data.splits import find_duplicates, split_rows
 from imagelm.data.stats import dataset_card, describe
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
 from imagelm.utils.artifacts import BAD_ROWS_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json, write_text
-from imagelm.utils.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 ROWS_FILE = "rows.arrow"  # temporary
 
 
-def prepare(options: PrepareArguments, command: str) -> dict:
-    """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `options.output_dir`.
+def prepare(arguments: PrepareArguments, command: str) -> dict:
+    """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `arguments.output_dir`.
 
     Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row.
 
     Args:
-        options: What to do.
+        arguments: What to do.
         command: The command line, kept in the statistics.
 
     Returns:
@@ -57,132 +43,83 @@ def prepare(options: PrepareArguments, command: str) -> dict:
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
     """
-    output = Path(options.output_dir)
-    check_output_free(output, STATS_FILE, options.overwrite)
+    output = Path(arguments.output_dir)
+    check_output_free(output, STATS_FILE, arguments.overwrite)
     with atomic_folder(output) as staging:
         with open(staging / BAD_ROWS_FILE, "wb") as keep:
-            problems = ProblemLog(keep=keep)
-            source = _open_source(options, staging, problems)
-            table = _first_pass(options, source, problems, staging)
+            problems = ProblemLog(keep)
+            source = _open_source(arguments, staging, problems)
+            table = _read_rows(arguments, source, problems, staging)
         if not problems.counts:
             (staging / BAD_ROWS_FILE).unlink()
-        duplicates = find_duplicates(table.digests, table.labels, table.file_splits)
-        drop_variants_of_dropped(duplicates, table.groups, table.digests)
-        sides = _assign(options, table, source, duplicates)
-        _second_pass(staging, source, sides, table)
+        duplicates = find_duplicates(table)
+        sides = split_rows(table, duplicates, arguments.test_size, arguments.seed)
+        _write_splits(staging, table, sides)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
         write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
-        stats = describe(asdict(options), command, source, table, duplicates, sides)
+        stats = describe(asdict(arguments), command, table, problems, duplicates, sides)
+        source.draw(staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
     return stats
 
 
-def _open_source(options: PrepareArguments, staging: Path, problems: ProblemLog) -> RowSource:
-    if options.images is None:
-        return JsonlRows(options, staging, problems)
-    from imagelm.data.image_rows import ImageRows  # late: rows of tokens need none of its libraries
+def _open_source(arguments: PrepareArguments, staging: Path, problems: ProblemLog) -> RowSource:
+    if arguments.images is None:
+        return JsonlRows(arguments, staging, problems)
+    from imagelm.data.image_rows import open_image_rows  # late: rows of tokens need none of its libraries
 
-    return ImageRows(options, staging, problems)
+    return open_image_rows(arguments, staging, problems)
 
 
-def _first_pass(options: PrepareArguments, source: RowSource, problems: ProblemLog, staging: Path) -> RowTable:
-    """Reads, checks and cuts all rows into a temporary file; returns what the split needs to know of them."""
-    grammar = source.grammar
-    token_type = pa.list_(pa.from_numpy_dtype(grammar.id_dtype))
+def _read_rows(arguments: PrepareArguments, source: RowSource, problems: ProblemLog, staging: Path) -> RowTable:
+    """Reads, checks and cuts all rows into a temporary file; returns the table that decides the split."""
+    token_type = pa.list_(pa.from_numpy_dtype(source.grammar.id_dtype))
     schema = pa.schema([("input_ids", token_type), ("source", pa.string()), ("image", pa.binary())])
-    code_counts = np.zeros(grammar.size, dtype=np.int64)
-    table = RowTable(files=source.files, where=source.place, code_counts=code_counts, problems=problems)
-    raw = RawWriter(staging / RAW_FOLDER, source) if options.write_jsonl else None
+    builder = RowTableBuilder(source)
+    raw = RawWriter(staging / RAW_FOLDER, source) if arguments.write_jsonl else None
     with pa.OSFile(str(staging / ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in source.batches():
-            table.num_read_tokens += int(batch.lengths.sum())
-            if options.max_length is not None:
-                batch = _cut(batch, options.max_length - NUM_FRAME_TOKENS, options.truncation_side, table)
-            _note(batch, table)
+            batch, num_cut = _cut(batch, arguments.max_length, arguments.truncation_side)
+            builder.add(batch, num_cut)
             if raw:
                 raw.write(batch)
-            ids, offsets = grammar.compose(batch.bodies, batch.lengths, batch.labels)
+            ids, offsets = source.grammar.compose(batch.bodies, batch.lengths, batch.labels)
             lists = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(ids))
-            images = pa.array(batch.images or [None] * len(lists), type=pa.binary())
+            images = pa.nulls(len(lists), pa.binary()) if batch.images is None else pa.array(batch.images, pa.binary())
             sources = pa.array(batch.sources, type=pa.string())
             writer.write_batch(pa.record_batch([lists, sources, images], schema=schema))
     if raw:
         raw.finish()
-    problems.stop_if(options.on_bad_rows)
-    table.finish()
-    if not len(table.labels):
-        raise InputError(f"no usable row in {', '.join(table.files)}; expected JSON lines with tokens and label")
-    return table
+    problems.stop_if(arguments.on_bad_rows)
+    return builder.finish()
 
 
-def _cut(batch: RowBatch, max_body: int, side: str, table: RowTable) -> RowBatch:
-    """Cuts image bodies to `max_body` tokens; side "left" drops a body's first tokens, "right" its last."""
+def _cut(batch: RowBatch, max_length: int | None, side: str) -> tuple[RowBatch, np.ndarray]:
+    """Cuts rows to `max_length` tokens; side "left" drops an image body's first tokens, "right" its last.
+
+    Returns:
+        The batch, and how many tokens each row lost; shape (rows,).
+    """
+    max_body = batch.lengths.max(initial=0) if max_length is None else max_length - NUM_FRAME_TOKENS
     lost = np.maximum(batch.lengths - max_body, 0)
     if not lost.any():
-        return batch
-    table.num_cut_rows += int((lost > 0).sum())
-    table.num_cut_tokens += int(lost.sum())
+        return batch, lost
     starts = np.cumsum(batch.lengths) - batch.lengths
     position = np.arange(len(batch.bodies)) - np.repeat(starts, batch.lengths)
     low = np.repeat(lost if side == "left" else np.zeros_like(lost), batch.lengths)
     stays = (position >= low) & (position < low + max_body)
-    return replace(batch, bodies=batch.bodies[stays], lengths=batch.lengths - lost)
+    return replace(batch, bodies=batch.bodies[stays], lengths=batch.lengths - lost), lost
 
 
-def _note(batch: RowBatch, table: RowTable) -> None:
-    """Adds a batch to the table."""
-    # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
-    bodies = memoryview(np.ascontiguousarray(batch.bodies, dtype="<u4")).cast("B")
-    ends = [0, *(4 * np.cumsum(batch.lengths)).tolist()]
-    digests = [xxhash.xxh3_128_digest(bodies[start:end]) for start, end in pairwise(ends)]
-    groups = [
-        own if source is None else xxhash.xxh3_128_digest(source.encode())
-        for own, source in zip(digests, batch.sources, strict=True)
-    ]
-    table.append(
-        lengths=batch.lengths,
-        labels=batch.labels,
-        file_splits=batch.splits,
-        lines=batch.lines,
-        file_index=np.full(len(batch.lines), table.files.index(batch.file)),
-        digests=np.frombuffer(b"".join(digests), dtype=DIGEST_DTYPE),
-        groups=np.frombuffer(b"".join(groups), dtype=DIGEST_DTYPE),
-    )
-    table.num_repaired += batch.num_repaired
-    table.code_counts += np.bincount(batch.bodies, minlength=len(table.code_counts))
-
-
-def _assign(options: PrepareArguments, table: RowTable, source: RowSource, duplicates: Duplicates) -> np.ndarray:
-    """The side of each row that stays, -1 for duplicates; int8, shape (rows,)."""
-    keep = duplicates.keep
-    if source.split_by == "field":
-        for side, name in enumerate(SPLITS):
-            if (table.file_splits == side).any() and not (table.file_splits[keep] == side).any():
-                raise InputError(
-                    f"as tokens, every {name} image repeats another one; the codebook keeps too little of the images"
-                )
-    sides = np.full(len(keep), -1, dtype=np.int8)
-    sides[keep] = assign_splits(
-        source.split_by,
-        options.test_size,
-        options.seed,
-        table.labels[keep],
-        table.groups[keep],
-        table.file_splits[keep],
-        source.class_names,
-    )
-    return sides
-
-
-def _second_pass(staging: Path, source: RowSource, sides: np.ndarray, table: RowTable) -> None:
-    """Deals the rows out to their splits and saves the `DatasetDict`; removes the temporary files."""
+def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> None:
+    """Writes the rows to their splits and saves the `DatasetDict`; removes the temporary files."""
     rows_file = staging / ROWS_FILE
     split_files = {name: staging / f"{name}.arrow" for name in SPLITS}
     with pa.OSFile(str(rows_file)) as rows:  # a mapped file's pages would count as memory
         reader = pa.ipc.open_file(rows)
         with_images = reader.num_record_batches > 0 and reader.get_batch(0)["image"].null_count == 0
-        features = _features(source, with_source=table.has_sources, with_images=with_images)
+        features = _features(table.source, table.has_sources, with_images)
         writers = {name: pa.ipc.new_stream(str(file), features.arrow_schema) for name, file in split_files.items()}
         row = 0
         for i in tqdm(range(reader.num_record_batches), desc="writing", disable=None):
@@ -207,9 +144,9 @@ def _second_pass(staging: Path, source: RowSource, sides: np.ndarray, table: Row
 
 
 def _save(split_files: dict[str, Path], features: Features, folder: Path) -> None:
-    """Makes Arrow streams of the splits, which aren't empty, a saved `DatasetDict`, without reading their rows.
+    """Turns the Arrow streams of the splits, which aren't empty, into a saved `DatasetDict` without reading their rows.
 
-    The library writes all but the rows: the folder of the first row alone, in whose place the whole stream comes.
+    The library saves the first row of each split with all metadata; the whole stream then replaces that row's file.
     """
     first = {}
     for name, file in split_files.items():

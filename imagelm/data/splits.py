@@ -1,89 +1,25 @@
-"""Which rows stay, and on which side of the split each stands.
+"""Which rows stay, and on which side of the split each one is.
 
-One idea: pure functions on a few bytes a row (digest, label, side), so that an input of any size is split without
-holding its tokens in memory. No image, and no source image, ever stands on both sides.
+One idea: pure functions on a few bytes per row (digest, label, side), so that an input of any size is split without
+holding its tokens in memory. No image, and no source image, is ever on both sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 import numpy as np
 
-from imagelm.data.rows import SPLITS, ProblemLog
+from imagelm.data.rows import SPLITS, RowTable
 from imagelm.utils.errors import InputError
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
-DIGEST_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
+DROPPED = -1
 
 
-@dataclass
-class RowTable:
-    """What is kept of each row while the data are prepared, and what was counted.
-
-    The columns (shape (rows,)) are filled by `append` and usable after `finish`.
-
-    Attributes:
-        lengths: Body tokens after truncation; int32.
-        labels: Class; int32.
-        file_splits: Index into `SPLITS`, or `NO_SPLIT`; int8.
-        lines, file_index: Where the row stands; int32, int16 (index into `files`).
-        where: Names the place of a row by its file and line.
-        digests: 128-bit digest of the body after truncation, which is what a model sees; `DIGEST_DTYPE`.
-        groups: Digest of the source image, or the row's own where none is named; `DIGEST_DTYPE`.
-    """
-
-    files: list[str]
-    where: Callable[[str, int], str]
-    code_counts: np.ndarray
-    problems: ProblemLog = field(default_factory=ProblemLog)
-    num_repaired: int = 0
-    num_cut_rows: int = 0
-    num_cut_tokens: int = 0
-    num_read_tokens: int = 0
-    lengths: np.ndarray = None
-    labels: np.ndarray = None
-    file_splits: np.ndarray = None
-    lines: np.ndarray = None
-    file_index: np.ndarray = None
-    digests: np.ndarray = None
-    groups: np.ndarray = None
-    _parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
-
-    _DTYPES: ClassVar[dict[str, str]] = {
-        "lengths": "i4",
-        "labels": "i4",
-        "file_splits": "i1",
-        "lines": "i4",
-        "file_index": "i2",
-    }
-
-    def append(self, **columns: np.ndarray) -> None:
-        """Adds rows, a column by its name."""
-        for name, values in columns.items():
-            self._parts.setdefault(name, []).append(values.astype(self._DTYPES.get(name, DIGEST_DTYPE)))
-
-    def finish(self) -> None:
-        """Joins the parts into columns."""
-        for name in (*self._DTYPES, "digests", "groups"):
-            dtype = self._DTYPES.get(name, DIGEST_DTYPE)
-            setattr(self, name, np.concatenate([np.empty(0, dtype), *self._parts.pop(name, [])]))
-
-    @property
-    def has_sources(self) -> bool:
-        """Whether any row names its source image."""
-        return any(bool((self.groups[half] != self.digests[half]).any()) for half in DIGEST_DTYPE.names)
-
-    def place(self, row: int) -> str:
-        """Where a row stands, such as `file:line`."""
-        return self.where(self.files[self.file_index[row]], int(self.lines[row]))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Duplicates:
-    """What `find_duplicates` found.
+    """Which rows repeat an image.
 
     Attributes:
         keep: Rows that stay, one for each different image; bool, shape (rows,).
@@ -97,47 +33,43 @@ class Duplicates:
 
 
 def split_in_words(split_by: str, seed: int) -> str:
-    """How a split is made; the seed where it plays a part."""
+    """How a split is made; the seed if it has an effect."""
     return f"stratified, seed {seed}" if split_by == "stratified" else f"by {split_by}"
 
 
-def find_duplicates(digests: np.ndarray, labels: np.ndarray, splits: np.ndarray) -> Duplicates:
+def find_duplicates(table: RowTable) -> Duplicates:
     """Finds identical images; the first row of each stays, a test row before a training row.
 
-    Where the file names the split, an image that stands on both sides stays in the test split and leaves the training
-    split: a given test set keeps its rows, and none of them is seen in training.
-
-    Args:
-        digests: 128-bit digest of each image body; `DIGEST_DTYPE`, shape (rows,).
-        labels: Class of each row; shape (rows,).
-        splits: Side of each row, `NO_SPLIT` where the file doesn't say; shape (rows,).
+    If the file names the split, an image that is on both sides stays in the test split and leaves the training split:
+    a given test set keeps its rows, and none of them is seen in training. The variants of a dropped image are dropped
+    with it; otherwise they would stay, perhaps under a wrong label.
     """
-    order = np.argsort(splits != TEST, kind="stable")
-    first, inverse = _unique(digests[order])
+    order = np.argsort(table.file_splits != TEST, kind="stable")
+    first, inverse = _unique(table.digests[order])
     kept_twin = np.empty(len(order), dtype=np.int64)
     kept_twin[order] = order[first][inverse]
     keep = kept_twin == np.arange(len(order))
-    return Duplicates(keep=keep, kept_twin=kept_twin, conflicting=labels != labels[kept_twin])
+    _drop_variants(keep, kept_twin, table.groups, table.digests)
+    return Duplicates(keep, kept_twin, conflicting=table.labels != table.labels[kept_twin])
 
 
-def drop_variants_of_dropped(duplicates: Duplicates, groups: np.ndarray, digests: np.ndarray) -> None:
-    """Drops what was made from an image that another image repeats: else it stays, perhaps under a wrong label.
+def split_rows(table: RowTable, duplicates: Duplicates, test_size: float, seed: int) -> np.ndarray:
+    """The side of each row that stays, `DROPPED` for duplicates; int8, shape (rows,).
 
-    A source's first row is the image itself, the others are its variants. An image that only equals a variant of
-    another one keeps its own variants.
-
-    Args:
-        duplicates: What `find_duplicates` found; `keep` is changed in place.
-        groups: Digest of each row's source image, or of its own where none is named; `DIGEST_DTYPE`, shape (rows,).
-        digests: Digest of each row's own image; the same.
+    Raises:
+        InputError: See `assign_splits`.
     """
-    named = np.flatnonzero(groups != digests)
-    first, source = _unique(groups[named])
-    is_original = np.ones(len(groups), dtype=bool)
-    is_original[named] = False
-    is_original[named[first]] = True
-    repeats = ~duplicates.keep & is_original & is_original[duplicates.kept_twin]
-    duplicates.keep[named] &= ~repeats[named[first]][source]
+    keep, split_by = duplicates.keep, table.source.split_by
+    if split_by == "field":
+        for side, name in enumerate(SPLITS):
+            if (table.file_splits == side).any() and not (table.file_splits[keep] == side).any():
+                raise InputError(
+                    f"as tokens, every {name} image repeats another one; the codebook keeps too little of the images"
+                )
+    labels, groups, file_splits = table.labels[keep], table.groups[keep], table.file_splits[keep]
+    sides = np.full(len(keep), DROPPED, dtype=np.int8)
+    sides[keep] = assign_splits(split_by, test_size, seed, labels, groups, file_splits, table.source.class_names)
+    return sides
 
 
 def assign_splits(
@@ -153,20 +85,19 @@ def assign_splits(
 
     Args:
         split_by: "stratified" draws at random within each class; "hash" derives the side from the group's digest, so
-            that it never changes as the data grow; "field" takes what the file says.
+            that it never changes as the data grow; "field" takes the split that the file names.
         test_size: Share of test groups, between 0 and 1.
         seed: Seed of the draw; used by "stratified" alone.
         labels: Class of each row; shape (rows,).
-        groups: Digest of each row's source image (of its own image, where no source is named); `DIGEST_DTYPE`, (rows,).
-        file_splits: What the file says; shape (rows,).
+        groups: Digest of each row's source image (of its own image if none is named); `DIGEST_DTYPE`, shape (rows,).
+        file_splits: The splits that the file names; shape (rows,).
         class_names: Names for error messages, indexed by label.
 
     Returns:
         Index into `SPLITS`; int8, shape (rows,).
 
     Raises:
-        InputError: A side would be empty, a class is too small to be stratified, or a source image stands on both
-            sides.
+        InputError: A side would be empty, a class is too small to be stratified, or a source image is on both sides.
     """
     first, group_of_row = _unique(groups)
     if split_by == "field":
@@ -184,6 +115,21 @@ def assign_splits(
         if not (sides == side).any():
             raise InputError(f"the {name} split is empty ({len(sides)} rows, --split_by {split_by}); give more rows")
     return sides.astype(np.int8)
+
+
+def _drop_variants(keep: np.ndarray, kept_twin: np.ndarray, groups: np.ndarray, digests: np.ndarray) -> None:
+    """Removes from `keep`, in place, the variants of images that another image repeats.
+
+    A source's first row is the image itself, the others are its variants. An image that only equals a variant of
+    another one keeps its own variants.
+    """
+    named = np.flatnonzero(groups != digests)
+    first, source = _unique(groups[named])
+    is_original = np.ones(len(groups), dtype=bool)
+    is_original[named] = False
+    is_original[named[first]] = True
+    repeats = ~keep & is_original & is_original[kept_twin]
+    keep[named] &= ~repeats[named[first]][source]
 
 
 def _unique(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

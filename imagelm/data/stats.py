@@ -1,26 +1,21 @@
 """What a prepared dataset holds, as numbers (`stats.json`) and as a page (the dataset card).
 
-One idea: whatever was mended, dropped, cut or skipped is counted here, so that no later figure can hide it.
+One idea: every row that was repaired, dropped, cut or skipped is counted here, so that no later figure can hide it.
 """
 
 from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
-from imagelm.data.rows import SPLITS
-from imagelm.data.splits import Duplicates, RowTable
+from imagelm.data.rows import SPLITS, ProblemLog, RowTable
+from imagelm.data.splits import Duplicates
 from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
-from imagelm.utils.text import table_cell
+from imagelm.utils.text import NUM_LISTED, table_cell
 
-if TYPE_CHECKING:
-    from imagelm.data.rows import RowSource
-
-NUM_SHOWN_CONFLICTS = 20
 CUT_WARNING_SHARE = 0.01
 LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "transformers")
 
@@ -28,8 +23,8 @@ LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "tran
 def describe(
     options: dict,
     command: str,
-    source: RowSource,
     table: RowTable,
+    problems: ProblemLog,
     duplicates: Duplicates,
     sides: np.ndarray,
 ) -> dict:
@@ -38,11 +33,12 @@ def describe(
     Args:
         options: The options it was prepared with.
         command: The command line.
-        source: Where its rows came from.
         table: The rows read.
-        duplicates: Which of them were left out.
-        sides: Index into `SPLITS` of each row, -1 for those left out; shape (rows,).
+        problems: The bad rows.
+        duplicates: Which rows repeat an image.
+        sides: Index into `SPLITS` of each row, `DROPPED` for duplicates; shape (rows,).
     """
+    source = table.source
     conflicts = np.flatnonzero(duplicates.conflicting)
     kept, grammar = sides >= 0, source.grammar
     return {
@@ -50,20 +46,20 @@ def describe(
         "options": options,
         "fingerprint": _fingerprint(grammar, table, sides),
         "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
-        "num_rows_read": len(sides) + sum(table.problems.counts.values()),
+        "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {
-            "total": sum(table.problems.counts.values()),
-            "by_kind": dict(table.problems.counts),
-            "first": table.problems.shown,
+            "total": problems.counts.total(),
+            "by_kind": dict(problems.counts),
+            "first": problems.shown,
         },
         "repaired_tails": table.num_repaired,
         "duplicates_dropped": int((~kept).sum()),
         "label_conflicts": {
             "total": len(conflicts),
             "first": [
-                f"{table.place(row)}: label {table.labels[row]}, but the same image stands in "
+                f"{table.place(row)}: label {table.labels[row]}, but the same image is in "
                 f"{table.place(duplicates.kept_twin[row])} with label {table.labels[duplicates.kept_twin[row]]}"
-                for row in conflicts[:NUM_SHOWN_CONFLICTS]
+                for row in conflicts[:NUM_LISTED]
             ],
         },
         "truncation": {
@@ -90,7 +86,7 @@ def describe(
 
 
 def summary(stats: dict) -> list[str]:
-    """What `prepare_dataset.py` prints at its end: one line a step of the work, then warnings."""
+    """The summary that `prepare_dataset.py` prints: one line per step, then warnings."""
     cut, conflicts = stats["truncation"], stats["label_conflicts"]
     lines = [
         *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
@@ -105,7 +101,7 @@ def summary(stats: dict) -> list[str]:
         f"perplexity {stats['codebook']['usage_perplexity']:.1f}",
     ]
     if stats["bad_rows"]["total"]:
-        lines.append(f"warning: {stats['bad_rows']['total']} bad ones were left out; bad_rows.jsonl names them all:")
+        lines.append(f"warning: {stats['bad_rows']['total']} bad rows were skipped; bad_rows.jsonl lists them all:")
         lines.extend(f"  {place}" for place in stats["bad_rows"]["first"])
     if cut["share_of_image_tokens_cut"] > CUT_WARNING_SHARE:
         lines.append(
@@ -115,11 +111,9 @@ def summary(stats: dict) -> list[str]:
     present = [label for label, count in enumerate(stats["classes"]["train"]) if count]
     if len(present) == 1:
         name = stats["class_names"][present[0]]
-        lines.append(f"warning: all training rows are of class {name}; there is nothing to tell apart")
+        lines.append(f"warning: all training rows are of class {name}; there is nothing to classify")
     if conflicts["total"]:
-        lines.append(
-            f"warning: {conflicts['total']} rows repeat an image that stands with another label; they were dropped:"
-        )
+        lines.append(f"warning: {conflicts['total']} rows repeat an image under another label; they were dropped:")
         lines.extend(f"  {place}" for place in conflicts["first"])
     return lines
 
@@ -178,7 +172,7 @@ def _codec_section(stats: dict) -> str:
 On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR {psnr}, SSIM {ssim}.
 {stats["codec"]["origin"]}.
 
-![Held-out images and what is restored of their tokens](reconstructions.png)
+![Held-out images, and their reconstructions from tokens](reconstructions.png)
 
 ![The codebook](codebook.png)
 """
@@ -193,7 +187,7 @@ def _fingerprint(grammar: Grammar, table: RowTable, sides: np.ndarray) -> str:
 
 
 def _codec_in_words(stats: dict) -> list[str]:
-    """The codec and, where images were encoded, what it keeps of them and how fast it was."""
+    """The codec and, if images were encoded, its reconstruction error and its speed."""
     codec = stats.get("codec")
     if codec is None:
         return []

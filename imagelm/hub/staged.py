@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagelm.codecs.reconstruction import CODEBOOK_PICTURE, RECONSTRUCTION_PICTURE
+from imagelm.codecs.reconstruction import CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE
 from imagelm.evaluation.report import PLOTS
 from imagelm.models.processor import CODE_FILES
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
@@ -39,7 +39,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 DATASET_COPIED = (
     *(f"{TOKENIZER_FOLDER}/{name}" for name in TOKENIZER_FILES),
     *(f"{CODEC_FOLDER}/{name}" for name in (CODEC_CONFIG, CODEC_WEIGHTS)),
-    *(CODEBOOK_PICTURE, RECONSTRUCTION_PICTURE),
+    *(CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE),
 )
 
 

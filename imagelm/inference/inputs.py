@@ -19,7 +19,7 @@ from datasets.config import DATASETDICT_JSON_FILENAME
 from PIL import Image
 from tqdm import tqdm
 
-from imagelm.data.image_form import notes_on_form
+from imagelm.data.image_scan import notes_on_format
 from imagelm.data.jsonl.lines import expand_files, line_chunks
 from imagelm.data.load import load_codec_of, load_prepared
 from imagelm.data.sources.decode import NUM_FRAMES, BadImage, upright_size
@@ -304,7 +304,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
             inputs.rows.append(Row(body, 0, label, printable(source.place(i)), i))
     if problems and not inputs.rows:
         raise_problems(problems)
-    inputs.notes += notes_on_form(codec.config, np.array(sizes), num_animated)
+    inputs.notes += notes_on_format(codec.image_size, codec.config["fit"], np.array(sizes), num_animated)
     # A few damaged files among many images are normal: they are named, and the other images are answered.
     inputs.notes += [f"skipped: {place}: {reason}" for place, reason in problems]
     return inputs

@@ -1,14 +1,15 @@
-"""Images ↔ codebook entries: how a model trained on image tokens reads pictures and draws them.
+"""Images ↔ codebook entries: how a model trained on image tokens reads images and draws them.
 
-One idea: a codec is a small JSON file and a safetensors file beside the model. This module alone reads and writes
-them; it stands alone too, so that it can be published with the model (numpy, Pillow, torch, safetensors, transformers).
+One idea: a codec is a small JSON file and a safetensors file in the model's folder. Only this module reads and writes
+them; it is published with the model, so it imports only numpy, Pillow, torch, safetensors and transformers.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,19 +23,19 @@ CODEC_CONFIG = "codec.json"
 CODEC_WEIGHTS = "codec.safetensors"
 FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 FIT_MODES = ("resize", "pad")
-SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which stays in a core's cache
-NUMPY_SCORE_ELEMENTS = 1 << 17  # the same for numpy, whose matrix library is quicker with smaller products
+SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which fits into a core's cache
+NUMPY_SCORE_ELEMENTS = 1 << 17  # the same for numpy, whose matrix library is faster with smaller products
 ENCODE_VALUES = 1 << 21  # pixel values encoded at once, so that memory doesn't grow with the number of images
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
-class Codec:
-    """What all codecs share: the size of image they read, and how they are saved.
+class Codec(ABC):
+    """The interface of all codecs, and what they share: the format of the images, checks, saving.
 
     Args:
         config: `kind`, `image_size` (height, width), `channels` (1 or 3), `fit` ("resize" or "pad"), `background`
-            (0 to 255, under transparent and padded pixels), and what the kind needs.
-        tensors: What was fitted.
+            (0 to 255, under transparent and padded pixels), and the entries of the kind.
+        tensors: The fitted tensors.
 
     Attributes:
         grid: Rows and columns of tokens of an image.
@@ -42,8 +43,8 @@ class Codec:
 
     kind: ClassVar[str]
 
-    def __init__(self, config: dict, tensors: dict[str, Tensor]) -> None:
-        self.config = {"kind": self.kind, "fit": "resize", "background": 0} | config
+    def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.config: dict[str, Any] = {"kind": self.kind, "fit": "resize", "background": 0, **config}
         self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.image_size: tuple[int, int] = tuple(self.config["image_size"])
         self.channels: int = self.config["channels"]
@@ -57,14 +58,14 @@ class Codec:
         self.grid: tuple[int, int] = self._grid()
         self._check_tensors()
 
+    @abstractmethod
     def _check_tensors(self) -> None:
-        """Raises a ValueError where a tensor is missing or isn't of the type and shape that the config says."""
-        raise NotImplementedError
+        """Raises a ValueError if a tensor is missing, or its type or shape doesn't fit the config."""
 
     def _check(self, name: str, dtype: torch.dtype, *shape: int) -> None:
         tensor = self.tensors.get(name)
         found = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
-        if found != (dtype, shape) or not tensor.isfinite().all() or not tensor.numel():
+        if tensor is None or found != (dtype, shape) or not tensor.isfinite().all() or not tensor.numel():
             raise ValueError(f"tensor {name!r} is {found}, expected finite values of {(dtype, shape)}")
 
     def _grid(self) -> tuple[int, int]:
@@ -75,7 +76,7 @@ class Codec:
 
     @property
     def can_decode(self) -> bool:
-        """Whether entries can be drawn."""
+        """Whether entries can be decoded to images."""
         return True
 
     @property
@@ -87,7 +88,7 @@ class Codec:
     def codebook_size(self) -> int:
         """Number of codebook entries."""
         if "codebook" not in self.tensors or self.tensors["codebook"].ndim != 2:
-            raise ValueError("there is no codebook among the tensors, expected a table")
+            raise ValueError("the tensors hold no codebook, expected a table")
         return len(self.tensors["codebook"])
 
     def describe(self) -> str:
@@ -107,13 +108,13 @@ class Codec:
         """
         return read_pixels(image, self.image_size, self.channels, self.config["fit"], self.config["background"])
 
-    def encode(self, images: np.ndarray, device: str | torch.device = "cpu", **features: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray, device: str | torch.device = "cpu", t: np.ndarray | None = None) -> np.ndarray:
         """The codebook entries of images, row by row of the grid.
 
         Args:
-            images: uint8, shape (images, height, width, channels), as `pixels` gives them.
+            images: uint8, shape (images, height, width, channels), as `pixels` returns them.
             device: Where to compute.
-            features: What a codec needs beside the pixels (`t` of a unified codebook fitted with it); shape (images,).
+            t: The images' numbers, for a unified codebook with the feature `t`; shape (images,).
 
         Returns:
             int64, shape (images, num_tokens).
@@ -121,21 +122,28 @@ class Codec:
         expected = (*self.image_size, self.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, {expected})")
-        images = torch.from_numpy(np.ascontiguousarray(images))
-        chunk = max(1, ENCODE_VALUES // max(1, images[0].numel())) if len(images) else 1
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        chunk = max(1, ENCODE_VALUES // max(1, tensor[0].numel())) if len(images) else 1
         entries = [np.empty((0, self.num_tokens), dtype=np.int64)]
         with torch.no_grad():
             codebook = self._scaled_codebook()
             for start in range(0, len(images), chunk):
                 part = slice(start, start + chunk)
-                own = {name: values[part] for name, values in features.items()}
-                found = self._entries(images[part].to(device), codebook, **own)
+                found = self._entries(tensor[part].to(device), codebook, None if t is None else t[part])
                 entries.append(found.view(-1, self.num_tokens).cpu().numpy())
         return np.concatenate(entries)
 
-    def _entries(self, images: Tensor, codebook: Tensor, **features: np.ndarray) -> Tensor:
-        vectors = self._vectors(images, **features)
-        return nearest(vectors.flatten(0, -2), codebook.to(vectors))
+    @abstractmethod
+    def decode(self, entries: np.ndarray) -> np.ndarray:
+        """The images of entries; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
+
+    @abstractmethod
+    def entry_pixels(self) -> np.ndarray:
+        """An image of each entry; uint8, shape (entries, height, width, channels)."""
+
+    @abstractmethod
+    def _entries(self, images: Tensor, codebook: Tensor, t: np.ndarray | None) -> Tensor:
+        """The entries of images on their device, with `_scaled_codebook`; int64, one per token."""
 
     def _scaled_codebook(self) -> Tensor:
         return self.tensors["codebook"]
@@ -150,9 +158,9 @@ class Codec:
 class PatchCodec(Codec):
     """A codebook of square patches: each patch becomes the entry with the smallest squared distance.
 
-    Pixels and entries are whole numbers from 0 to 255, moved to −128 to 127 for the comparison: every sum is exact in
-    the float type that is used, so the entries are the same whatever the batch, the device and the matrix library, and
-    an image made of entries is encoded to exactly these entries.
+    Pixels and entries are whole numbers from 0 to 255, shifted to −128 to 127 for the comparison: every sum is exact in
+    the float type that is used, so the entries don't depend on batch, device or matrix library, and an image made of
+    entries is encoded to exactly these entries.
 
     Config: `patch_size` in pixels. Tensors: `codebook`, uint8, shape (entries, patch_size² × channels).
     """
@@ -162,7 +170,7 @@ class PatchCodec(Codec):
     def _check_tensors(self) -> None:
         self._check("codebook", torch.uint8, self.codebook_size, self.config["patch_size"] ** 2 * self.channels)
 
-    def _entries(self, images: Tensor, codebook: Tensor) -> Tensor:
+    def _entries(self, images: Tensor, codebook: Tensor, t: np.ndarray | None) -> Tensor:
         patches = cut_patches(images, self.config["patch_size"]).flatten(0, 1)
         # ½|c|² and p·c are sums of halves up to 1.5 · 2¹⁴ · dimensions, exact in float32 below 2²³.
         is_exact = patches.shape[-1] * 1.5 * 2**14 < 2**23
@@ -175,7 +183,6 @@ class PatchCodec(Codec):
         return self.tensors["codebook"].to(torch.float64) - 128
 
     def decode(self, entries: np.ndarray) -> np.ndarray:
-        """The images that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
         patches = self.entry_pixels()[check_entries(self, entries).reshape(-1, *self.grid)]
         return patches.transpose(0, 1, 3, 2, 4, 5).reshape(len(entries), *self.image_size, self.channels)
 
@@ -192,7 +199,7 @@ class UnifiedCodec(Codec):
     are `numpy.gradient` of the grey image in 0 to 255 along x and y. Comparison is in float64.
 
     Config: `features`, in the order of the columns. Tensors: `codebook`, float64, shape (entries, features), in the
-    features' own units; `scale`, float64, shape (features,), what each feature is multiplied by for the comparison.
+    features' own units; `scale`, float64, shape (features,), the factor of each feature in the comparison.
     """
 
     kind = "unified"
@@ -214,14 +221,14 @@ class UnifiedCodec(Codec):
         """Whether the entries have colours."""
         return set("RGB") <= set(self.config["features"])
 
-    def _vectors(self, images: Tensor, t: np.ndarray | None = None) -> Tensor:
-        return unified_features(images, self.config["features"], t) * self.tensors["scale"].to(images.device)
+    def _entries(self, images: Tensor, codebook: Tensor, t: np.ndarray | None) -> Tensor:
+        vectors = unified_features(images, self.config["features"], t) * self.tensors["scale"].to(images.device)
+        return nearest(vectors.flatten(0, -2), codebook.to(vectors))
 
     def _scaled_codebook(self) -> Tensor:
         return self.tensors["codebook"] * self.tensors["scale"]
 
     def decode(self, entries: np.ndarray) -> np.ndarray:
-        """The colours that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
         pixels = self.entry_pixels()[:, 0, 0][check_entries(self, entries)]
         return pixels.reshape(len(entries), *self.image_size, self.channels)
 
@@ -233,7 +240,7 @@ class UnifiedCodec(Codec):
         """
         names = self.config["features"]
         if not self.can_decode:
-            raise ValueError(f"a codebook of the features {', '.join(names)} has no colours to draw with")
+            raise ValueError(f"a codebook of the features {', '.join(names)} has no colours to decode to")
         colours = self.tensors["codebook"].numpy()[:, [names.index(name) for name in "RGB"]]
         if self.channels == 1:
             colours = colours @ np.array(LUMA)[:, None]
@@ -253,7 +260,7 @@ class LearnedCodec(Codec):
         super().__init__(config, tensors)
         code_size = self.tensors["codebook"].shape[1]
         sizes = (config["patch_size"], config["hidden"], config["num_blocks"], code_size)
-        with torch.device("meta"):  # takes neither time nor random numbers
+        with torch.device("meta"):  # uses neither time nor random numbers
             self.autoencoder = Autoencoder(self.channels, *sizes)
         weights = {name: value for name, value in self.tensors.items() if name != "codebook"}
         self.autoencoder.load_state_dict(weights, assign=True)
@@ -267,25 +274,33 @@ class LearnedCodec(Codec):
             raise ValueError(f"num_blocks is {self.config['num_blocks']}, but there are {len(self.tensors)} tensors")
         self._check("codebook", torch.float32, self.codebook_size, *self.tensors["codebook"].shape[-1:])
 
-    def _vectors(self, images: Tensor) -> Tensor:
+    def _entries(self, images: Tensor, codebook: Tensor, t: np.ndarray | None) -> Tensor:
         encoder = self.autoencoder.encoder.to(images.device)
-        # TF32, which cuDNN takes for float32 unless told, would give other entries on a GPU than on a CPU.
+        # TF32, cuDNN's default for float32, would give other entries on a GPU than on a CPU.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return encoder(to_signal(images)).flatten(2).transpose(1, 2)
+            vectors = encoder(to_signal(images)).flatten(2).transpose(1, 2)
+        return nearest(vectors.flatten(0, -2), codebook.to(vectors))
 
     def decode(self, entries: np.ndarray, device: str | torch.device = "cpu") -> np.ndarray:
-        """The images that entries stand for; int64 (images, num_tokens) → uint8 (images, height, width, channels)."""
         codes = self.tensors["codebook"][torch.from_numpy(check_entries(self, entries))]
         codes = codes.view(len(entries), *self.grid, -1).permute(0, 3, 1, 2).to(device)
         with torch.no_grad():
             signal = self.autoencoder.decoder.to(device)(codes)
         return ((signal + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
+    def entry_pixels(self) -> np.ndarray:
+        """A patch from the middle of an image made of each entry alone."""
+        size = self.config["patch_size"]
+        top, left = ((side // size - 1) // 2 * size for side in self.image_size)
+        uniform = np.repeat(np.arange(self.codebook_size)[:, None], self.num_tokens, axis=1)
+        parts = [self.decode(part) for part in np.array_split(uniform, max(1, self.codebook_size // 32))]
+        return np.concatenate(parts)[:, top : top + size, left : left + size]
+
 
 class Autoencoder(nn.Module):
-    """One vector a patch, and back: a linear map of the patch plus what strided convolutions add from around it.
+    """One vector per patch, and back: a linear map of the patch plus a correction by strided convolutions around it.
 
-    The linear maps can start as the principal components of patches; the convolutions start at nothing.
+    The linear maps can start as the principal components of patches; the corrections start at zero.
 
     Args:
         channels: Of the images.
@@ -298,7 +313,8 @@ class Autoencoder(nn.Module):
     def __init__(self, channels: int, patch_size: int, hidden: int, num_blocks: int, code_size: int) -> None:
         super().__init__()
         stages = patch_size.bit_length() - 1
-        down, up = [nn.Conv2d(channels, hidden, 3, padding=1)], [nn.Conv2d(code_size, hidden, 3, padding=1)]
+        down: list[nn.Module] = [nn.Conv2d(channels, hidden, 3, padding=1)]
+        up: list[nn.Module] = [nn.Conv2d(code_size, hidden, 3, padding=1)]
         for _ in range(stages):
             down += [nn.SiLU(), nn.Conv2d(hidden, hidden, 4, stride=2, padding=1)]
             down += [ResidualBlock(hidden) for _ in range(num_blocks)]
@@ -314,11 +330,11 @@ class Autoencoder(nn.Module):
 class Sum(nn.Module):
     """linear(x) + correction(x), where the correction's last layer starts at zero."""
 
-    def __init__(self, linear: nn.Module, correction: nn.Sequential) -> None:
+    def __init__(self, linear: nn.Conv2d | nn.ConvTranspose2d, correction: nn.Sequential) -> None:
         super().__init__()
         self.linear, self.correction = linear, correction
-        nn.init.zeros_(correction[-1].weight)
-        nn.init.zeros_(correction[-1].bias)
+        for parameter in correction[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.correction(x)
@@ -337,32 +353,33 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-KINDS = {codec.kind: codec for codec in (PatchCodec, UnifiedCodec, LearnedCodec)}
+CODECS: tuple[type[Codec], ...] = (PatchCodec, UnifiedCodec, LearnedCodec)
+KINDS = {codec.kind: codec for codec in CODECS}
 
 
-def load_codec(name: str | Path, **hub: object) -> Codec:
-    """Loads the codec beside a model.
+def load_codec(name: str | Path, **hub: Any) -> Codec:
+    """Loads the codec of a model.
 
     Args:
         name: Folder, or model id on the Hub.
         hub: `revision`, `token`, `cache_dir`, … of a Hub download.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The folder or repository holds none.
         ValueError: The files aren't a codec.
     """
-    files = []
+    files: list[Path] = []
     for file in (CODEC_CONFIG, CODEC_WEIGHTS):
         try:
-            files.append(cached_file(str(name), file, **hub))
+            files.append(Path(str(cached_file(str(name), file, **hub))))
         except OSError as error:
             raise FileNotFoundError(f"{name} holds no {file}") from error
     try:
-        config = json.loads(Path(files[0]).read_text(encoding="utf-8"))
+        config = json.loads(files[0].read_text(encoding="utf-8"))
         return KINDS[config["kind"]](config, load_file(files[1]))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-        raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} beside it aren't a codec: {reason}") from error
+        raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} in the same folder aren't a codec: {reason}") from error
 
 
 def flatten(image: Image.Image, background: int) -> Image.Image:
@@ -373,7 +390,7 @@ def flatten(image: Image.Image, background: int) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion would cut everything above 255 off.
+        # Pillow's own conversion would cut off everything above 255.
         return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; convert the image to 8 or 16 bits")
@@ -386,14 +403,14 @@ def flatten(image: Image.Image, background: int) -> Image.Image:
 def read_pixels(
     image: Image.Image, image_size: tuple[int, int], channels: int, fit: str, background: int
 ) -> np.ndarray:
-    """An image of any mode and size in a codec's form; uint8, shape (height, width, channels).
+    """An image of any mode and size in a codec's format; uint8, shape (height, width, channels).
 
     Args:
         image: The image.
-        image_size: Height and width to be.
+        image_size: Height and width of the result.
         channels: 1 for grey, 3 for RGB.
-        fit: What happens to another size. "resize" changes the sides' ratio where it must; "pad" keeps it: larger
-            images are shrunk, and all are centred on the background.
+        fit: How other sizes are handled. "resize" may change the aspect ratio; "pad" keeps it: larger images are
+            shrunk, and all are centred on the background.
         background: 0 to 255, under transparent and padded pixels.
 
     Raises:
@@ -428,7 +445,7 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     offset, transposed = -0.5 * (codebook**2).sum(1), codebook.T.contiguous()
     chunks = vectors.split(max(1, SCORE_ELEMENTS // len(codebook)))
     scores = (torch.addmm(offset, chunk, transposed) for chunk in chunks)
-    if vectors.device.type == "cpu":  # numpy's arg max uses vector instructions, torch's doesn't
+    if vectors.device.type == "cpu":  # numpy's argmax uses vector instructions, torch's doesn't
         return torch.from_numpy(np.concatenate([chunk.numpy().argmax(1) for chunk in scores]))
     return torch.cat([chunk.argmax(1) for chunk in scores])
 
@@ -436,12 +453,12 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 def nearest_patches(patches: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """`nearest` for patches of whole numbers on a CPU, where every sum is exact in float32.
 
-    The offset is one more row of the product. Patches of one value, such as an empty background, are looked up in a
-    table of their 256 kinds: on drawings they are the greater part.
+    The offset is an additional row of the product. Patches of one value, such as an empty background, are looked up in
+    a table of 256 entries: in drawings most patches are of this kind.
 
     Args:
         patches: uint8, shape (n, dimensions).
-        codebook: Entries moved by −128; shape (entries, dimensions).
+        codebook: Entries shifted by −128; shape (entries, dimensions).
 
     Returns:
         int64, shape (n,).
@@ -503,7 +520,7 @@ def unified_features(images: Tensor, names: list[str], t: np.ndarray | None = No
         grey = images.to(torch.float64) @ torch.tensor(LUMA, dtype=torch.float64, device=images.device)
     if "t" in names and t is None:
         raise ValueError(
-            "this codebook was fitted with t, the number of an image's file, which a picture alone doesn't have"
+            "this codebook was fitted with t, the number of an image's file, which an image alone doesn't have"
         )
 
     def plane(name: str) -> Tensor:
@@ -528,7 +545,7 @@ def to_signal(images: Tensor) -> Tensor:
 
 
 def check_entries(codec: Codec, entries: np.ndarray) -> np.ndarray:
-    """Refuses what isn't a whole image of this codec.
+    """Refuses entries that aren't whole images of this codec.
 
     Raises:
         ValueError: The shape isn't (images, num_tokens), or an entry is out of range.

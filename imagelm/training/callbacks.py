@@ -11,7 +11,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ProgressCallback
 
-from imagelm.data.augmented_rows import AugmentedRows
+from imagelm.data.augmentation import AugmentedRows
 from imagelm.training.model_folder import read_selection, save_folder
 from imagelm.training.safety import check_loss
 

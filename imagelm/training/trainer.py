@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from imagelm.data.augmented_rows import AugmentedRows
+from imagelm.data.augmentation import AugmentedRows
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import grammar_of

@@ -218,7 +218,7 @@ def test_a_codebook_with_t_refuses_a_bare_picture():
     images = random_images(4)
     codec = fit_unified_codec(images, 5, seed=0, features=("x", "t", "R", "G", "B"), t=np.arange(4))
     assert codec.encode(images, t=np.arange(4)).shape == (4, 64)
-    with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which a picture alone doesn't"):
+    with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which an image alone doesn't"):
         codec.encode(images)
 
 

@@ -292,11 +292,11 @@ def test_a_damaged_picture_is_named_and_the_others_are_answered_as_without_it(ar
     (tmp_path / "photos/owl/1.png").write_bytes(b"no picture")
     printed = infer(*words, "--images", tmp_path / "photos", "--output", tmp_path / "damaged")
     assert f"skipped: {tmp_path}/photos/cat/0.tiff: 32-bit pixels (mode F) have no known range" in printed
-    assert f"skipped: {tmp_path}/photos/owl/1.png: not a picture" in printed
+    assert f"skipped: {tmp_path}/photos/owl/1.png: not an image" in printed
     found, expected = records(tmp_path / "damaged"), records(tmp_path / "whole")
     assert [row["tokens"] for row in found] == [row["tokens"] for row in expected]
     assert [row["prediction"] for row in found] == [row["prediction"] for row in expected]
-    with pytest.raises(InputError, match=r"1\.png: not a picture"):
+    with pytest.raises(InputError, match=r"1\.png: not an image"):
         infer(*words, "--images", tmp_path / "photos/owl/1.png")
 
 
@@ -306,8 +306,8 @@ def test_pictures_of_another_size_and_of_several_frames_are_counted(artist, phot
     frames = [Image.new("L", (8, 8), grey) for grey in (0, 255)]
     frames[0].save(tmp_path / "photos/owl/film.gif", save_all=True, append_images=frames[1:])
     printed = infer("--mode", "classify", "--model", artist, "--images", tmp_path / "photos")
-    assert "1 of 11 pictures aren't 8×8 pixels and are resized" in printed
-    assert "1 pictures have several frames; the first one is taken" in printed
+    assert "1 of 11 images aren't 8×8 pixels and are resized" in printed
+    assert "1 images have several frames; the first one is used" in printed
     assert "8×8 pixels" not in infer("--mode", "classify", "--model", artist, "--images", photos)
 
 
@@ -468,7 +468,7 @@ def test_drawn_images_are_shown_as_the_codec_decodes_them(artist, tmp_path, infe
         (("--mode", "classify", "--model", "{best}", "--dataset_dir", "{data}", "--split", "x"), "has train and test"),
         (("--mode", "classify", "--model", "{best}", "--images", "absent.png"), "--images needs a codec"),
         (("--mode", "classify", "--model", "{artist}", "--images", "./absent.png"), "./absent.png: no such file"),
-        (("--mode", "classify", "--model", "{artist}", "--images", __file__), "not a picture of a known format"),
+        (("--mode", "classify", "--model", "{artist}", "--images", __file__), "not an image of a known format"),
         (("--mode", "classify", "--model", "{artist}", "--images", "{long}"), "File name too long"),
         (("--mode", "classify", "--model", "{long}"), "--model {long}: File name too long"),
         (("--mode", "classify", "--model", "m", "--output", "{long}"), "--output {long}: File name too long"),
@@ -677,7 +677,7 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
         "classify": "give a row of tokens or an image file after the command",
         "classify <IMG> <Z_1>": "row 1: token 2 is '<Z_1>'",
         "classify absent.png": "absent.png is neither a file nor a row of tokens",
-        f"classify {__file__}": "not a picture of a known format",
+        f"classify {__file__}": "not an image of a known format",
         "next </IMG>": "row 1: token 1 is </IMG>, expected <IMG>",
         "generate 1 yak": "'yak' is unknown to the model",
         "generate 0": "--num_samples 0: give 1 or more",
@@ -748,7 +748,7 @@ def test_a_setting_without_effect_in_a_mode_waits_for_another(artist, photos, tm
     lines += (f"continue {tmp_path / 'some'}", f"image {tmp_path / 'p.png'}")
     answers = converse(artist, *lines).split("\n> ")[1:]
     assert not [answer for answer in answers if "error" in answer]
-    assert f"skipped: {tmp_path}/some/x.png: not a picture" in answers[2]  # as on the command line
+    assert f"skipped: {tmp_path}/some/x.png: not an image" in answers[2]  # as on the command line
     assert answers[5].count("some/") == 2 * 3 + 1
     # a line of four images each of 96 pixels for each of three pictures: the prompt's picture shows all rows
     assert Image.open(tmp_path / "p.png").height > 3 * 96

@@ -13,8 +13,7 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerState, TrainingArguments
 
-from imagelm.data.augmentation import Augmentation, augment, parse_augmentation
-from imagelm.data.augmented_rows import AugmentedRows
+from imagelm.data.augmentation import Augmentation, AugmentedRows, augment, parse_augmentation
 from imagelm.data.load import augmented, load_codec_of, load_prepared
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import RunArguments

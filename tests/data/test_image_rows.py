@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from sklearn.cluster import KMeans
 
-from imagelm.data import image_rows as encoding
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import check_disjoint, load_prepared, load_stats
 from imagelm.data.prepare import prepare
-from imagelm.data.sources import decode as image_sources
+from imagelm.data.sources import local
+from imagelm.data.sources import open as opening
 from imagelm.data.sources.open import batches, open_images
 from imagelm.data.stats import summary
 from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
@@ -144,7 +144,7 @@ def test_training_copies_of_test_pictures_are_left_out_and_said(tmp_path, lossle
     class_folder(tmp_path / "test", {"cat": pictures[4:8:2], "dog": pictures[10:14]}, suffix=".bmp")
     options = {"augment": "shift=1", "variants": 3, "codec": str(lossless)}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "train", test_images=[str(tmp_path / "test")], **options)
-    said = "4 training pictures stand among the test pictures too and were left out"
+    said = "4 training images are test images too and were dropped"
     assert any(note.startswith(said) for note in stats["images"]["notes"])
     assert any(said in line for line in summary(stats))
     assert stats["images"]["left_out"] == 4
@@ -175,9 +175,7 @@ def test_the_same_picture_in_two_classes_is_a_conflict_that_names_both(tmp_path,
     _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
     assert stats["duplicates_dropped"] == 1
     (said,) = stats["label_conflicts"]["first"]
-    assert (
-        said == f"{tmp_path}/in/dog/0.png: label 1, but the same image stands in {tmp_path}/in/cat/5.png with label 0"
-    )
+    assert said == f"{tmp_path}/in/dog/0.png: label 1, but the same image is in {tmp_path}/in/cat/5.png with label 0"
 
 
 # Variants
@@ -210,7 +208,7 @@ def test_rows_do_not_depend_on_how_many_pictures_are_read_at_a_time(tmp_path, mo
     cats_and_dogs(tmp_path / "in")
     options = {"augment": "shift=1,rotate=20,scale=0.2", "variants": 2, "keep_images": True}
     data, stats = prepare_images(tmp_path / "a", tmp_path / "in", **options)
-    monkeypatch.setattr(encoding, "batches", functools.partial(batches, size=size))
+    monkeypatch.setattr(opening, "batches", functools.partial(batches, size=size))
     again, stats_again = prepare_images(tmp_path / "b", tmp_path / "in", **options)
     assert stats["fingerprint"] == stats_again["fingerprint"]
     assert rows_of(again) == rows_of(data)
@@ -257,8 +255,8 @@ def test_neither_size_nor_colour_of_test_images_changes_the_codec(tmp_path):
     for file in ("codec.json", "codec.safetensors"):
         assert (tmp_path / "out_a/codec" / file).read_bytes() == (tmp_path / "out_b/codec" / file).read_bytes()
     notes = load_stats(tmp_path / "out_b")["images"]["notes"]
-    assert "18 of 30 pictures aren't 8×8 pixels and are resized" in notes
-    assert "18 coloured pictures become grey" in notes
+    assert "18 of 30 images aren't 8×8 pixels and are resized" in notes
+    assert "18 coloured images are converted to grey" in notes
 
 
 def test_other_pixels_in_the_pictures_that_are_split_off_leave_the_codec_as_it_was(tmp_path):
@@ -302,10 +300,10 @@ def test_the_commonest_size_is_taken_and_the_others_are_counted(tmp_path):
     class_folder(tmp_path / "in", pictures)
     to_image(random_images(1, (30, 30), seed=2)[0]).save(tmp_path / "in/cat/large.png")
     to_image(random_images(1, (3, 5), seed=3)[0]).save(tmp_path / "in/dog/small.png")
-    for fit, done in (("resize", "resized"), ("pad", "padded (larger ones shrunk first)")):
+    for fit, done in (("resize", "resized"), ("pad", "padded (larger ones are shrunk first)")):
         _, stats = prepare_images(tmp_path / fit, tmp_path / "in", fit=fit, codebook_size=16)
         assert form_of(tmp_path / fit)["image_size"] == [8, 12]
-        assert stats["images"]["notes"] == [f"2 of 12 pictures aren't 8×12 pixels and are {done}"]
+        assert stats["images"]["notes"] == [f"2 of 12 images aren't 8×12 pixels and are {done}"]
         assert stats["codec"]["grid"] == [2, 3]
 
 
@@ -360,9 +358,9 @@ def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
         _, stats = prepare_images(tmp_path / f"out{i}", folder, channels=channels, codebook_size=16)
         assert form_of(tmp_path / f"out{i}")["channels"] == expected
         said = {
-            (mixed, "grey"): ["1 coloured pictures become grey"],
+            (mixed, "grey"): ["1 coloured images are converted to grey"],
             (mixed, "auto"): [
-                "1 of 8 training pictures are coloured, so all are read as RGB; --channels grey makes them grey"
+                "1 of 8 training images are coloured, so all are read as RGB; --channels grey converts them to grey"
             ],
         }
         assert stats["images"]["notes"] == said.get((folder, channels), [])
@@ -388,8 +386,8 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
     ).read_bytes()
     assert form_of(tmp_path / "first") == form_of(tmp_path / "second")
     assert stats["images"]["notes"][:2] == [
-        "12 of 12 pictures aren't 8×8 pixels and are padded (larger ones shrunk first)",
-        "12 coloured pictures become grey",
+        "12 of 12 images aren't 8×8 pixels and are padded (larger ones are shrunk first)",
+        "12 coloured images are converted to grey",
     ]
     assert len(data["train"][0]["input_ids"]) == 4 + 5
     for name in ("nowhere", "a"):
@@ -399,7 +397,7 @@ def test_a_codec_of_other_images_decides_the_form(tmp_path):
 
 def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for(tmp_path, lossless):
     cats_and_dogs(tmp_path / "in", per_class=4)
-    nowhere = f"--codec: {tmp_path}/none is no folder here, and as a Hub id: {tmp_path}/none holds no codec.json"
+    nowhere = f"--codec: {tmp_path}/none isn't a folder, and as a Hub id: {tmp_path}/none holds no codec.json"
     file = lossless / "codec.json"
     for codec, said in ((tmp_path / "none", nowhere), (file, f"--codec {file} is a file; name its folder")):
         with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
@@ -424,10 +422,10 @@ def test_gradients_of_images_one_pixel_wide_are_refused(tmp_path):
 
 def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=5)
-    with pytest.raises(InputError, match="--split_by field: pictures have no such field"):
+    with pytest.raises(InputError, match="--split_by field: images have no such field"):
         prepare_images(tmp_path / "out", tmp_path / "in", split_by="field")
     class_folder(tmp_path / "one", {"cat": random_images(4)})
-    with pytest.raises(InputError, match=r"all pictures are of one class \(cat\)"):
+    with pytest.raises(InputError, match=r"all images are of one class \(cat\)"):
         prepare_images(tmp_path / "out", tmp_path / "one")
     with pytest.raises(InputError, match="different patches of 4×4 pixels, fewer than --codebook_size 999"):
         prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=999)
@@ -647,8 +645,8 @@ def test_a_codec_that_was_there_already_is_not_said_to_have_seen_training_images
     prepare_images(tmp_path / "first", tmp_path / "in")
     prepare_images(tmp_path / "second", tmp_path / "in", codec=str(tmp_path / "first/codec"), seed=1)
     fitted, taken = ((tmp_path / name / "README.md").read_text() for name in ("first", "second"))
-    assert "It has seen training images alone." in fitted
-    assert "training images alone" not in taken and "which images it has seen isn't known here" in taken
+    assert "Fitted on training images only." in fitted
+    assert "training images" not in taken and "the images it was fitted on aren't known here" in taken
 
 
 def test_padding_never_shrinks_what_only_lacks_a_few_pixels(tmp_path):
@@ -672,7 +670,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
 @pytest.mark.parametrize("t", [np.full(20, np.nan), np.zeros((20, 2)), np.array(["a"] * 20)])
 def test_numbers_of_files_that_are_none_are_refused(tmp_path, t):
     np.savez(tmp_path / "x.npz", image=random_images(20), label=np.arange(20) % 2, t=t)
-    with pytest.raises(InputError, match="isn't a finite number for each of its pictures"):
+    with pytest.raises(InputError, match="isn't a finite number for each image"):
         prepare_images(tmp_path / "out", tmp_path / "x.npz", codebook="unified", features="R,G,B,t")
     assert not (tmp_path / "out").exists()
 
@@ -680,7 +678,7 @@ def test_numbers_of_files_that_are_none_are_refused(tmp_path, t):
 def test_pictures_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monkeypatch):
     cats_and_dogs(tmp_path / "in")
     decoded = []
-    monkeypatch.setattr(image_sources, "read_image", lambda file: decoded.append(file) or Image.open(file))
+    monkeypatch.setattr(local, "read_image", lambda file: decoded.append(file) or Image.open(file))
     pictures = open_images([str(tmp_path / "in")]).load(0, 20)
     assert len(pictures) == 20 and decoded == []
     pictures[3]
@@ -708,7 +706,7 @@ def test_different_pictures_that_the_codebook_makes_equal_are_counted(tmp_path):
     PatchCodec({"image_size": [8, 8], "channels": 1, "patch_size": 2}, {"codebook": entries}).save(tmp_path / "codec")
     _, stats = prepare_images(tmp_path / "out", folder, codec=str(tmp_path / "codec"), split_by="hash")
     assert stats["duplicates_dropped"] == 7
-    assert any(note.startswith("7 of 16 different pictures have the tokens") for note in stats["images"]["notes"])
+    assert any(note.startswith("7 of 16 different images were dropped") for note in stats["images"]["notes"])
 
 
 def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp_path):
@@ -716,7 +714,7 @@ def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp
     folder = class_folder(tmp_path / "in", {"cat": pictures[[0, 1, 2, 0]], "dog": pictures[3:]})
     _, stats = prepare_images(tmp_path / "out", folder, codebook_size=8)
     assert stats["duplicates_dropped"] == 1
-    assert not any("different pictures" in note for note in stats["images"]["notes"])
+    assert not any("different images" in note for note in stats["images"]["notes"])
 
 
 def test_a_class_folder_without_pictures_is_no_class(tmp_path):
@@ -724,4 +722,4 @@ def test_a_class_folder_without_pictures_is_no_class(tmp_path):
     (tmp_path / "in/empty").mkdir()
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in")
     assert stats["class_names"] == data["train"].features["label"].names == ["cat", "dog"]
-    assert f"{tmp_path}/in: no picture in empty, so there is no such class" in stats["images"]["notes"]
+    assert f"{tmp_path}/in: not used as a class, because the folder holds no images: empty" in stats["images"]["notes"]

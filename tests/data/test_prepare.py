@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import check_disjoint, load_prepared
 from imagelm.data.prepare import prepare
-from imagelm.data.splits import TEST, _stratified
+from imagelm.data.rows import DIGEST_DTYPE, NO_SPLIT
+from imagelm.data.splits import TEST, assign_splits
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
 
@@ -53,9 +54,11 @@ def test_the_stratified_draw_is_scikit_learns(counts, test_size):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     if int(np.ceil(test_size * len(labels))) < len(counts):
         pytest.skip("fewer test rows than classes, which both refuse")
+    groups, no_splits = np.zeros(len(labels), DIGEST_DTYPE), np.full(len(labels), NO_SPLIT)
+    groups["low"] = np.random.default_rng(1).permutation(len(labels))
     for seed in range(5):
         _, test = train_test_split(np.arange(len(labels)), test_size=test_size, stratify=labels, random_state=seed)
-        sides = _stratified(labels, test_size, seed, [str(label) for label in range(len(counts))])
+        sides = assign_splits("stratified", test_size, seed, labels, groups, no_splits, list(map(str, counts)))
         assert np.array_equal(np.flatnonzero(sides == TEST), np.sort(test))
 
 
@@ -104,14 +107,14 @@ def test_no_image_stands_on_both_sides_and_conflicts_are_named(tmp_path, grammar
     assert stats["duplicates_dropped"] == 31
     assert stats["label_conflicts"]["total"] == 1
     assert stats["label_conflicts"]["first"] == [
-        f"{tmp_path}/rows.jsonl:61: label 1, but the same image stands in {tmp_path}/rows.jsonl:1 with label 0"
+        f"{tmp_path}/rows.jsonl:61: label 1, but the same image is in {tmp_path}/rows.jsonl:1 with label 0"
     ]
 
 
 def test_a_tampered_dataset_with_one_image_on_both_sides_is_refused(prepared):
     data = load_prepared(prepared)
     data["test"] = datasets.concatenate_datasets([data["test"], data["train"].select([3])])
-    with pytest.raises(InputError, match="1 images stand in both"):
+    with pytest.raises(InputError, match="1 images are in both"):
         check_disjoint(data)
 
 

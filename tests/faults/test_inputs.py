@@ -325,7 +325,7 @@ def test_a_picture_of_more_pixels_than_any_is_not_unpacked(tmp_path):
 
 def test_a_picture_that_only_a_program_could_draw_is_none(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    assert read_image(tmp_path / "x.png") == BadImage("not a picture of a known format, or damaged")
+    assert read_image(tmp_path / "x.png") == BadImage("not an image of a known format, or damaged")
 
 
 def test_an_array_without_room_to_unpack_it_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_a_codec_with_t_refuses_a_bare_picture(tmp_path):
     prepare_images(tmp_path / "data", tmp_path / "in", codebook="unified", features="t,R,G,B")
     tokenizer = load_tokenizer(tmp_path / "data/tokenizer")
     processor = make_processor(tokenizer, load_codec_of(tmp_path / "data"), ["a", "b"])
-    with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which a picture alone doesn't"):
+    with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which an image alone doesn't"):
         processor(images=pictures[0])
 
 

@@ -75,6 +75,9 @@ class JsonlRows:
         form = {"codebook_size": self.codec.codebook_size, "grid": list(self.codec.grid)}
         return {"codec": {"description": self.codec.describe(), **self.codec.config, **form}}
 
+    def draw(self, folder: Path) -> None:
+        """Nothing: rows of tokens come without images."""
+
 
 class RawWriter:
     """Writes rows as JSONL, with vocabulary and class names: what `--data_files` reads.

@@ -1,6 +1,6 @@
-"""The kinds of image sources: folders, NPZ files, datasets; and reading one picture.
+"""What every image source offers, and how one image file is decoded.
 
-One idea: a picture that can't be read is a `BadImage` with a reason in its place; it stops nothing else.
+One idea: an image that can't be read is a `BadImage` with the reason; all other images are still read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -22,60 +22,86 @@ IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")
-NUM_FRAMES = "num_frames"  # in `info` of a picture that has several
-
-
-class HasPlaces(Protocol):
-    """A source that can name the place of each of its pictures."""
-
-    def place(self, i: int) -> str: ...
+NUM_FRAMES = "num_frames"  # in `info` of an image that has several
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that can't be read, and why."""
+    """An image that can't be read, and why."""
 
     reason: str
 
 
-class Pictures(Sequence):
-    """Pictures that are decoded when they are asked for, and not kept.
+class ImageSource(Protocol):
+    """A numbered list of images that are decoded when they are needed.
+
+    Attributes:
+        class_names: Names of the classes, indexed by label; None without labels.
+        labels: Class of each image, int64, shape (images,); None without labels.
+        notes: Decisions made while opening the source, for the summary.
+    """
+
+    class_names: list[str] | None
+    labels: np.ndarray | None
+    notes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def place(self, i: int) -> str:
+        """Where image `i` is, for messages."""
+
+    def name(self, i: int) -> str:
+        """The name of image `i` within its source, without the path to the source."""
+
+    def load(self, start: int, stop: int) -> Sequence[Image.Image | BadImage]:
+        """The images from `start` to before `stop`, each decoded when it is accessed."""
+
+    def extra(self, name: str) -> np.ndarray | None:
+        """An additional column of numbers, shape (images,); None if the source has no column of this name."""
+
+
+class LazyImages(Sequence[Image.Image | BadImage]):
+    """Images that are decoded when they are accessed, and not kept.
 
     Args:
         read: Decodes one.
         items: What each is decoded from.
     """
 
-    def __init__(self, read: Callable, items: Sequence) -> None:
+    def __init__(self, read: Callable[[Any], Image.Image | BadImage], items: Sequence[Any] | np.ndarray) -> None:
         self.read, self.items = read, items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, i: int | slice) -> Image.Image | BadImage | Pictures:
-        return Pictures(self.read, self.items[i]) if isinstance(i, slice) else self.read(self.items[i])
+    @overload
+    def __getitem__(self, i: int) -> Image.Image | BadImage: ...
+    @overload
+    def __getitem__(self, i: slice) -> LazyImages: ...
+    def __getitem__(self, i: int | slice) -> Image.Image | BadImage | LazyImages:
+        return LazyImages(self.read, self.items[i]) if isinstance(i, slice) else self.read(self.items[i])
 
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
-    """Decodes a picture file; of an animated one the first frame."""
+    """Decodes an image file; of an animated one the first frame."""
     if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
         return BadImage("not a regular file")
     try:
         # By a handle: given a name, Pillow 13 maps TIFF files into memory and turns them wrongly by their EXIF note.
         with warnings.catch_warnings(), open(file, "rb") if isinstance(file, Path) else file as stream:
-            # A picture of more than 89 million pixels is taken for a decompression bomb, as Pillow proposes.
+            # An image of more than 89 million pixels counts as a decompression bomb, as Pillow proposes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
             with Image.open(stream, formats=_formats()) as image:
-                if getattr(image, "is_animated", False):  # asked before the file is closed
-                    image.info[NUM_FRAMES] = image.n_frames
+                if getattr(image, "is_animated", False):  # read before the file is closed
+                    image.info[NUM_FRAMES] = getattr(image, "n_frames", 1)
                 image.seek(0)
                 image.load()
                 return image
     except FileNotFoundError:
-        return BadImage("there is no such file (any more), or the link to it leads nowhere")
+        return BadImage("the file no longer exists, or its link is broken")
     except UnidentifiedImageError:
-        return BadImage("not a picture of a known format, or damaged")
+        return BadImage("not an image of a known format, or damaged")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombWarning) as error:
         return BadImage(f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
@@ -83,13 +109,13 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
 
 
 def _formats() -> list[str]:
-    """All of Pillow's but those that start a program to draw the picture."""
+    """All of Pillow's formats except those that start a program to draw the image."""
     Image.init()
     return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of a picture as people see it, whichever way the camera was held."""
+    """Height and width of an image as people see it, whichever way the camera was held."""
     width, height = image.size
     is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (width, height) if is_turned else (height, width)
@@ -101,26 +127,30 @@ def natural_key(name: Path | str) -> tuple[list[tuple[bool, int | str]], str]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts], str(name)
 
 
-def _choose(asked: str | None, likely: tuple[str, ...], there: list[str], where: str, option: str) -> str:
+def choose_column(asked: str | None, likely: Sequence[str], columns: Sequence[str], where: str, option: str) -> str:
+    """The column or array to read: the one that `option` names, or else the first likely one.
+
+    Raises:
+        InputError: There is no such column.
+    """
     if asked:
-        if asked not in there:
-            raise InputError(f"{where} has no {asked!r}; it has {', '.join(there)}; see {option}")
+        if asked not in columns:
+            raise InputError(f"{where} has no {asked!r}; it has {', '.join(columns)}; see {option}")
         return asked
-    found = [name for name in likely if name in there]
+    found = [name for name in likely if name in columns]
     if not found:
-        raise InputError(f"{where} holds {', '.join(there) or 'nothing'}; say which it is with {option}")
+        raise InputError(f"{where} holds {', '.join(columns) or 'nothing'}; choose one of them with {option}")
     return found[0]
 
 
-def _no_label(source: HasPlaces, i: int) -> str:
-    return f"{source.place(i)} has no label; leave such rows out, or name another --label_column"
+def number_labels(values: np.ndarray, source: ImageSource) -> tuple[np.ndarray, list[str]]:
+    """Labels from 0 in the order of the values, and the values' names.
 
-
-def _number(values: np.ndarray, source: HasPlaces) -> tuple[np.ndarray, list[str]]:
-    """Labels from 0 in the order of the values, and the values' names."""
+    Raises:
+        InputError: A label is missing, or of another type than whole numbers and strings.
+    """
     missing = np.array([value is None or value != value for value in values.tolist()], dtype=bool)
-    if missing.any():
-        raise InputError(_no_label(source, int(np.flatnonzero(missing)[0])))
+    check_labelled(source, missing)
     if values.dtype.kind not in "iubUSO":
         raise InputError(f"the labels are of type {values.dtype}; expected whole numbers or strings")
     if values.dtype.kind == "S":
@@ -128,3 +158,14 @@ def _number(values: np.ndarray, source: HasPlaces) -> tuple[np.ndarray, list[str
     names = sorted({str(value) for value in values.tolist()}, key=natural_key)
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[str(value)] for value in values.tolist()], dtype=np.int64), names
+
+
+def check_labelled(source: ImageSource, missing: np.ndarray) -> None:
+    """Refuses images without a label; `missing` is bool, shape (images,).
+
+    Raises:
+        InputError: One has none.
+    """
+    if missing.any():
+        place = source.place(int(np.flatnonzero(missing)[0]))
+        raise InputError(f"{place} has no label; remove such rows, or choose another --label_column")

@@ -1,4 +1,4 @@
-"""Parquet, Arrow and Hub datasets."""
+"""Parquet, Arrow and Hub datasets as image sources."""
 
 from __future__ import annotations
 
@@ -15,49 +15,51 @@ from imagelm.data.sources.decode import (
     LABEL_KEYS,
     TABLE_SUFFIXES,
     BadImage,
-    Pictures,
-    _choose,
-    _no_label,
-    _number,
+    LazyImages,
+    check_labelled,
+    choose_column,
+    number_labels,
     read_image,
 )
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import printable
+from imagelm.utils.text import first_line, printable
 
 DATASET_MARKERS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-class TableOfPictures:
+class DatasetSource:
     """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub."""
 
     def __init__(self, name: str, image_column: str | None, label_column: str | None, split: str | None) -> None:
-        self.dataset, self.notes = name, []
+        self.dataset = name
+        self.notes: list[str] = []
         found = load_dataset(name)
         if isinstance(found, datasets.DatasetDict):
             if split is None:
                 split = "train" if "train" in found else next(iter(found))
                 if others := [other for other in found if other != split]:
-                    self.notes.append(f"{name}: split {split} is taken; there is {', '.join(others)} too")
+                    self.notes.append(f"{name}: split {split} is used; it also has {', '.join(others)}")
             if split not in found:
                 raise InputError(f"--images {name} has no split {split!r}; it has {', '.join(found)}")
             found = found[split]
         features = found.features
-        pictures = [column for column, feature in features.items() if _holds_pictures(feature)]
-        self.image_column = _choose(image_column, tuple(pictures), list(features), f"--images {name}", "--image_column")
-        if self.image_column not in pictures:
+        likely = [column for column, feature in features.items() if _holds_images(feature)]
+        self.image_column = choose_column(image_column, likely, list(features), f"--images {name}", "--image_column")
+        if self.image_column not in likely:
             raise InputError(
-                f"--images {name}: column {self.image_column!r} holds no pictures; choose another --image_column "
-                f"({', '.join(pictures) or 'none does'})"
+                f"--images {name}: column {self.image_column!r} holds no images; choose another --image_column "
+                f"({', '.join(likely) or 'none does'})"
             )
-        self.pictures = found.select_columns([self.image_column])
+        self.images = found.select_columns([self.image_column])
         if isinstance(features[self.image_column], datasets.Image):
-            self.pictures = self.pictures.cast_column(self.image_column, datasets.Image(decode=False))
+            self.images = self.images.cast_column(self.image_column, datasets.Image(decode=False))
         self.table = found
-        self.class_names, self.labels = None, None
+        self.class_names: list[str] | None = None
+        self.labels: np.ndarray | None = None
         classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         classes += [column for column in LABEL_KEYS if column in features and column not in classes]
         if label_column or classes:
-            column = _choose(label_column, tuple(classes), list(features), f"--images {name}", "--label_column")
+            column = choose_column(label_column, classes, list(features), f"--images {name}", "--label_column")
             self._take_labels(column, features[column])
 
     def _take_labels(self, column: str, feature: object) -> None:
@@ -65,15 +67,13 @@ class TableOfPictures:
             raise InputError(f"--images {self.dataset}: column {column!r} holds no labels; see --label_column")
         values = np.asarray(self.table.with_format("numpy")[column][:])
         if isinstance(feature, datasets.ClassLabel):
-            known = (values >= 0) & (values < len(feature.names))  # −1, or not a number where it's missing
-            if not known.all():
-                raise InputError(_no_label(self, int(np.flatnonzero(~known)[0])))
+            check_labelled(self, ~((values >= 0) & (values < len(feature.names))))  # a missing one is −1 or NaN
             self.class_names, self.labels = list(feature.names), values.astype(np.int64)
         else:
-            self.labels, self.class_names = _number(values, self)
+            self.labels, self.class_names = number_labels(values, self)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def place(self, i: int) -> str:
         return f"{self.dataset}:{i}"
@@ -81,8 +81,8 @@ class TableOfPictures:
     def name(self, i: int) -> str:
         return f"{Path(self.dataset).name}:{i}"
 
-    def load(self, start: int, stop: int) -> Pictures:
-        return Pictures(self._read, self.pictures[start:stop][self.image_column])
+    def load(self, start: int, stop: int) -> LazyImages:
+        return LazyImages(self._read, self.images[start:stop][self.image_column])
 
     def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
         if isinstance(entry, dict):
@@ -92,7 +92,7 @@ class TableOfPictures:
             ):
                 return BadImage(f"its path leads out of the dataset's folder: {printable(entry)}")
         if not entry:
-            return BadImage("there is no picture in this row")
+            return BadImage("there is no image in this row")
         return read_image(io.BytesIO(entry) if isinstance(entry, bytes) else Path(entry))
 
     def extra(self, name: str) -> np.ndarray | None:
@@ -123,14 +123,14 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
     except InputError:
         raise
     except Exception as error:  # the library raises its own, pyarrow's, OSError, ConnectionError, ValueError, …
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         if Path(name).exists():
             raise InputError(f"--images {name} can't be read: {reason}") from error
         raise InputError(f"--images {name}: no file or folder, and no dataset that can be loaded ({reason})") from error
 
 
-def _holds_pictures(feature: object) -> bool:
-    """Images, or what they are without the library's own note in a Parquet file: {bytes, path}, or bytes."""
+def _holds_images(feature: object) -> bool:
+    """Whether a column holds images: by its type, or as {bytes, path} or bytes in a Parquet file without types."""
     if isinstance(feature, datasets.Image):
         return True
     if isinstance(feature, dict):

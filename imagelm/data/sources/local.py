@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,19 @@ from imagelm.data.sources.decode import (
     IMAGE_KEYS,
     LABEL_KEYS,
     TABLE_SUFFIXES,
-    Pictures,
-    _choose,
-    _number,
+    BadImage,
+    LazyImages,
+    choose_column,
     natural_key,
+    number_labels,
     read_image,
 )
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable
 
 
-class Files:
-    """Picture files without labels."""
+class FileSource:
+    """Image files without labels."""
 
     def __init__(self, files: list[Path], root: Path) -> None:
         self.files, self.root = files, root
@@ -44,29 +46,32 @@ class Files:
     def name(self, i: int) -> str:
         return printable(self.files[i].relative_to(self.root).as_posix())
 
-    def load(self, start: int, stop: int) -> Pictures:
-        return Pictures(read_image, self.files[start:stop])
+    def load(self, start: int, stop: int) -> LazyImages:
+        return LazyImages(read_image, self.files[start:stop])
 
-    def extra(self, name: str) -> None:
+    def extra(self, name: str) -> np.ndarray | None:
         return None
 
 
-class Folder(Files):
-    """A folder with a folder a class; or, without class folders, pictures without labels."""
+class FolderSource(FileSource):
+    """A folder with one folder per class; or, without class folders, images without labels."""
 
     def __init__(self, root: Path) -> None:
         classes = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
-        found, links = [], []
+        found: list[list[Path]] = []
+        links: list[Path] = []
         for folder in classes:
-            files, unfollowed = _picture_files(folder, root)
+            files, unfollowed = _image_files(folder, root)
             found.append(files)
             links += unfollowed
-        loose = sorted((entry for entry in root.iterdir() if _is_picture_file(entry, root)), key=natural_key)
+        loose = sorted((entry for entry in root.iterdir() if _is_image_file(entry, root)), key=natural_key)
         if not any(found):
             if not loose:
-                raise InputError(f"--images {root} holds no files; expected a folder of pictures for each class")
+                raise InputError(f"--images {root} holds no files; expected a folder of images for each class")
             if tables := [file for file in loose if file.suffix in TABLE_SUFFIXES]:
-                raise InputError(f"--images {root} is a folder of data files; name them, as in {tables[0]}")
+                raise InputError(
+                    f"--images {root} is a folder of data files; name the files instead, such as {tables[0]}"
+                )
             super().__init__(loose, root)
             return
         super().__init__([file for files in found for file in files], root)
@@ -76,59 +81,35 @@ class Folder(Files):
         self.class_names = [printable(folder.name) for folder in classes]
         self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
         if loose:
-            self.notes.append(f"{root}: not used, as it lies outside the class folders: {_shown(loose, root)}")
+            self.notes.append(f"{root}: not used, because it is outside the class folders: {_shown(loose, root)}")
         if links:
-            self.notes.append(f"{root}: not followed, as it is a link to a folder: {_shown(links, root)}")
+            self.notes.append(f"{root}: not followed, because it is a link to a folder: {_shown(links, root)}")
         if empty:
-            self.notes.append(f"{root}: no picture in {', '.join(empty)}, so there is no such class")
+            self.notes.append(f"{root}: not used as a class, because the folder holds no images: {', '.join(empty)}")
 
 
-class Arrays:
-    """An NPZ file with an array of pictures and, perhaps, one of labels."""
+class ArraySource:
+    """An NPZ file with an array of images and, perhaps, one of labels."""
 
     def __init__(self, path: Path, image_key: str | None, label_key: str | None) -> None:
-        self.path, self.notes = path, []
-        self.names = self._load(None)
-        image_key = _choose(image_key, IMAGE_KEYS, self.names, f"--images {path}", "--image_column")
-        self.images = self._load(image_key, mapped=True)
+        self.path, self.names = path, _array_names(path)
+        self.notes: list[str] = []
+        image_key = choose_column(image_key, IMAGE_KEYS, self.names, f"--images {path}", "--image_column")
+        self.images = _load_array(path, image_key, on_disk=True)
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
             raise InputError(
                 f"{path}: array {image_key!r} is {self.images.dtype} of shape {shape}; expected uint8 of shape "
                 "(images, height, width) or (images, height, width, 1, 3 or 4)"
             )
-        self.class_names, self.labels = None, None
+        self.class_names: list[str] | None = None
+        self.labels: np.ndarray | None = None
         if label_key or set(LABEL_KEYS) & set(self.names):
-            label_key = _choose(label_key, LABEL_KEYS, self.names, f"--images {path}", "--label_column")
-            labels = self._load(label_key)
+            label_key = choose_column(label_key, LABEL_KEYS, self.names, f"--images {path}", "--label_column")
+            labels = _load_array(path, label_key)
             if labels.shape != shape[:1]:
                 raise InputError(f"{path}: {shape[0]} images, but {label_key!r} has shape {labels.shape}")
-            self.labels, self.class_names = _number(labels, self)
-
-    def _load(self, name: str | None, mapped: bool = False) -> np.ndarray | list[str]:
-        """An array, or the names of all; others are never opened.
-
-        Args:
-            name: Of the array; None for the names.
-            mapped: Unpack it to a temporary file that is read piece by piece as it's used, and gone with the array.
-        """
-        try:
-            if name is not None:
-                check_archive_size(self.path, name, on_disk=mapped)
-            with open(self.path, "rb") as file:
-                if not zipfile.is_zipfile(file):  # numpy would take it for a pickle
-                    raise ValueError("it is no NPZ file (a zip of arrays), or damaged")
-            if mapped:
-                with zipfile.ZipFile(self.path) as archive, tempfile.TemporaryDirectory() as folder:
-                    return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
-            with np.load(self.path, allow_pickle=False) as archive:
-                return list(archive.files) if name is None else archive[name]
-        except InputError:
-            raise
-        except (OSError, ValueError, EOFError, KeyError) as error:
-            raise InputError(f"--images {self.path} can't be read: {error}") from error
-        except Exception as error:  # zipfile's own, of which there is no common class
-            raise InputError(f"--images {self.path} is no whole NPZ file: {error}") from error
+            self.labels, self.class_names = number_labels(labels, self)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -139,46 +120,86 @@ class Arrays:
     def name(self, i: int) -> str:
         return f"{self.path.name}:{i}"
 
-    def load(self, start: int, stop: int) -> Pictures:
-        def read(image: np.ndarray) -> Image.Image:
+    def load(self, start: int, stop: int) -> LazyImages:
+        def read(image: np.ndarray) -> Image.Image | BadImage:
             return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
 
-        return Pictures(read, self.images[start:stop])
+        return LazyImages(read, self.images[start:stop])
 
     def extra(self, name: str) -> np.ndarray | None:
-        return self._load(name) if name in self.names else None
+        return _load_array(self.path, name) if name in self.names else None
+
+
+def _array_names(path: Path) -> list[str]:
+    """The names of an NPZ file's arrays; no array is read."""
+    with _npz_errors(path), np.load(path, allow_pickle=False) as archive:
+        return list(archive.files)
+
+
+def _load_array(path: Path, name: str, on_disk: bool = False) -> np.ndarray:
+    """One array of an NPZ file; the others are never opened.
+
+    Args:
+        path: The file.
+        name: Of the array.
+        on_disk: Unpack it to a temporary file that is read as the array is used, and is deleted with the array.
+    """
+    with _npz_errors(path):
+        check_archive_size(path, name, on_disk)
+        if on_disk:
+            with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+                return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+
+
+@contextmanager
+def _npz_errors(path: Path) -> Iterator[None]:
+    """Reports whatever goes wrong while an NPZ file is read as an InputError."""
+    try:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):  # numpy would take it for a pickle
+                raise ValueError("it isn't an NPZ file (a zip of arrays), or it is damaged")
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"--images {path} can't be read: {error}") from error
+    except Exception as error:  # zipfile's own, which have no common class
+        raise InputError(f"--images {path} is a damaged or incomplete NPZ file: {error}") from error
 
 
 def _is_visible(path: Path, root: Path) -> bool:
-    """Whether neither the file nor a folder on the way to it is hidden, or kept by a program for itself."""
+    """Whether neither the file nor a folder on the path to it is hidden or internal to a program."""
     return not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
 
 
-def _is_picture_file(path: Path, root: Path) -> bool:
-    """Whether something is to be read as a picture; a pipe, or a link that leads nowhere, is named when it's read."""
+def _is_image_file(path: Path, root: Path) -> bool:
+    """Whether to read a file as an image; a pipe or a broken link is reported when it is read."""
     return not path.is_dir() and _is_visible(path, root) and path.name not in ("Thumbs.db", "desktop.ini")
 
 
 def _shown(paths: Sequence[Path], root: Path) -> str:
-    """The first of several paths by name, and how many more there are."""
+    """The first path, and how many more there are."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return f"{printable(paths[0].relative_to(root))}{more}"
 
 
-def _picture_files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
+def _image_files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
     """All files of a class in natural order, and links to folders, which could lead to another class or in a circle.
 
     Raises:
-        InputError: A folder can't be listed: its pictures would be missing without a word.
+        InputError: A folder can't be listed: its images would be missing silently.
     """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"--images {root}: {printable(error.filename)} can't be read: {error.strerror}") from error
 
-    files, links = [], []
+    files: list[Path] = []
+    links: list[Path] = []
     for where, folders, names in os.walk(folder, onerror=refuse):
         files += [Path(where, name) for name in names]
         links += [Path(where, name) for name in folders if Path(where, name).is_symlink()]
-    files = [file for file in files if _is_picture_file(file, root)]
+    files = [file for file in files if _is_image_file(file, root)]
     links = [link for link in links if _is_visible(link, root)]
     return sorted(files, key=natural_key), sorted(links, key=natural_key)

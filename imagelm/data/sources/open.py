@@ -1,85 +1,165 @@
-"""Folders, Parquet, Arrow, Hub datasets and NPZ → labelled pictures.
+"""Folders, Parquet, Arrow, Hub datasets and NPZ → labelled images.
 
-One idea: every source is a numbered list of pictures that is read a slice at a time, and several are one.
+One idea: every source is a numbered list of images that is read a slice at a time; several sources are joined to one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import datasets
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from imagelm.data.sources.decode import TABLE_SUFFIXES, BadImage, Pictures, natural_key
-from imagelm.data.sources.hf import TableOfPictures, is_saved_dataset, load_dataset
-from imagelm.data.sources.local import Arrays, Files, Folder
+from imagelm.data.arguments import PrepareArguments
+from imagelm.data.sources.decode import TABLE_SUFFIXES, BadImage, ImageSource, LazyImages, natural_key
+from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
+from imagelm.data.sources.local import ArraySource, FileSource, FolderSource
 from imagelm.utils.errors import InputError
 
-NO_HUB_IDS = {*Image.registered_extensions(), *TABLE_SUFFIXES, ".npz", ".zip"}  # what files end with
-READ_SIZE = 64  # pictures of a slice; in memory are their files at most, and one decoded picture
+NO_HUB_IDS = {*Image.registered_extensions(), *TABLE_SUFFIXES, ".npz", ".zip"}  # suffixes of files
+READ_SIZE = 64  # images per slice; memory holds at most their files and one decoded image
 
 
-class ImageSource(Protocol):
-    """A numbered list of pictures.
+@dataclass(frozen=True)
+class LabelledImages:
+    """The images to prepare, numbered over one source, or over one for training and one for testing.
 
     Attributes:
-        class_names: Names of the classes, indexed by label; None where there are no labels.
-        labels: Class of each picture, int64, shape (pictures,); None where there are none.
-        notes: What was decided while opening, for people.
+        sources: The images to split; or the training images, then the test images.
+        class_names: Names of the classes, indexed by label.
+        labels: Class of each image; int64, shape (images,).
+        files: The names that were given, as one text.
+        notes: Decisions made while opening the sources, for the summary.
     """
 
-    class_names: list[str] | None
-    labels: np.ndarray | None
+    sources: tuple[ImageSource, ...]
+    class_names: list[str]
+    labels: np.ndarray
+    files: str
     notes: list[str]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def place(self, i: int) -> str:
-        """Where picture `i` stands, for messages and as the id of the image its rows were made from."""
+    @property
+    def have_test_images(self) -> bool:
+        """Whether the test images are given, so that no split is drawn."""
+        return len(self.sources) == 2
 
-    def name(self, i: int) -> str:
-        """The picture's name within its source, without the way to it."""
+    @cached_property
+    def num_first(self) -> int:
+        """Images of the first source."""
+        return len(self.sources[0])
 
-    def load(self, start: int, stop: int) -> Sequence[Image.Image | BadImage]:
-        """The pictures from `start` to before `stop`, each decoded when it is asked for."""
+    def locate(self, number: int) -> tuple[ImageSource, int]:
+        """The source of an image, and the image's number in it."""
+        return (self.sources[0], number) if number < self.num_first else (self.sources[1], number - self.num_first)
 
-    def extra(self, name: str) -> np.ndarray | None:
-        """A further column of numbers, shape (pictures,); None where there is none of this name."""
+    def place(self, number: int) -> str:
+        """Where an image is, for messages."""
+        source, own = self.locate(number)
+        return source.place(own)
+
+    def name(self, number: int) -> str:
+        """Identifies an image in the published rows, without the folders of this machine."""
+        source, own = self.locate(number)
+        return f"{number}:{source.name(own)}"
+
+    def load(self, number: int) -> Image.Image:
+        """Decodes one image."""
+        source, own = self.locate(number)
+        return self.readable(number, source.load(own, own + 1)[0])
+
+    def readable(self, number: int, image: Image.Image | BadImage) -> Image.Image:
+        """The image, which the scan could read.
+
+        Raises:
+            InputError: It can't be read any more.
+        """
+        if isinstance(image, BadImage):
+            raise InputError(f"{self.place(number)} changed while it was prepared ({image.reason}); start again")
+        return image
+
+    def slices(self, description: str) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
+        """All images in slices, test images last, each slice with the number of its first image."""
+        first = 0
+        with tqdm(total=len(self), unit=" images", desc=description, disable=None) as progress:
+            for source in self.sources:
+                for start, images in batches(source):
+                    yield first + start, images
+                    progress.update(len(images))
+                first += len(source)
+
+
+def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
+    """Opens `--images` and `--test_images`.
+
+    Raises:
+        InputError: There are no images, labels or classes, or the options contradict each other.
+    """
+    train, test, notes = arguments.images or [], arguments.test_images, []
+    splits: tuple[str | None, str | None] = (None, None)
+    if test is None and (found := train_and_test(train)):
+        notes.append(f"{train[0]} has a train and a test split, which are used as they are")
+        train, test, splits = found
+    if test is not None and (arguments.test_size, arguments.split_by) != (0.2, "stratified"):
+        raise InputError("--test_size and --split_by have no effect where test images are given; remove them")
+    sides = [(names, split) for names, split in zip((train, test), splits, strict=True) if names is not None]
+    sources = [open_images(names, arguments.image_column, arguments.label_column, split) for names, split in sides]
+    for source, (names, _) in zip(sources, sides, strict=True):
+        if not len(source):
+            raise InputError(f"{', '.join(names)} holds no images")
+        if source.labels is None:
+            raise InputError(
+                f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "
+                "(see --label_column)"
+            )
+        notes += source.notes
+    class_names = sources[0].class_names or []
+    if len(class_names) < 2:
+        raise InputError(f"all images are of one class ({class_names[0]}); expected two or more")
+    if arguments.split_by == "field" and test is None:
+        raise InputError("--split_by field: images have no such field; name the test images with --test_images")
+    labels = np.concatenate([relabel(source, class_names) for source in sources])
+    files = ", ".join([*(arguments.images or []), *(arguments.test_images or [])])
+    return LabelledImages(tuple(sources), class_names, labels, files, notes)
 
 
 def open_images(
     names: Sequence[str], image_column: str | None = None, label_column: str | None = None, split: str | None = None
 ) -> ImageSource:
-    """Opens image folders (a folder a class), single files, Parquet/Arrow/Hub datasets or NPZ files as one list.
+    """Opens image folders (one folder per class), single files, Parquet/Arrow/Hub datasets or NPZ files as one list.
 
     Args:
         names: Files, folders, or ids of datasets on the Hub.
-        image_column: Column or NPZ array that holds the pictures; found by its type where it isn't given.
+        image_column: Column or NPZ array of the images; found by its type by default.
         label_column: The same for the labels.
         split: Which split of a dataset with several; None takes the only one, or "train".
 
     Raises:
-        InputError: A name leads nowhere, or what is there holds no pictures.
+        InputError: A name doesn't exist or holds no images.
     """
     try:
         sources = [_open(name, image_column, label_column, split) for name in names]
     except OSError as error:
         raise InputError(f"--images: {error.strerror}: {error.filename}") from error
-    return sources[0] if len(sources) == 1 else _Joined(sources)
+    return sources[0] if len(sources) == 1 else _JoinedSource(sources)
 
 
 def batches(source: ImageSource, size: int = READ_SIZE) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
-    """The pictures in slices, each with the number of its first one."""
+    """The images in slices, each with the number of its first one."""
     for start in range(0, len(source), size):
         yield start, source.load(start, min(start + size, len(source)))
 
 
 def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[str | None, str | None]] | None:
-    """What to open for training and for testing, and which splits of it, where a single name leads to both.
+    """The names to open for training and for testing, and their splits, if a single name holds both.
 
     That is a folder with the folders `train` and `test`, or a dataset with splits of these names; else None.
     """
@@ -96,22 +176,37 @@ def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[st
     return ([names[0]], [names[0]], ("train", "test")) if both else None
 
 
+def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:
+    """The labels of a labelled source as indices of other class names.
+
+    Raises:
+        InputError: One of its classes isn't among them.
+    """
+    own, labels = source.class_names or [], np.asarray(source.labels)
+    number = {name: i for i, name in enumerate(class_names)}
+    for label in np.unique(labels):
+        if own[label] not in number:
+            example = source.place(int(np.flatnonzero(labels == label)[0]))
+            raise InputError(f"{example} is of class {own[label]!r}, which isn't among {', '.join(class_names)}")
+    return np.array([number.get(name, -1) for name in own])[labels]
+
+
 def _open(name: str, image_column: str | None, label_column: str | None, split: str | None) -> ImageSource:
     path = Path(name)
     if not name:
         raise InputError("--images holds an empty name; is a variable unset?")
     if path.suffix == ".npz" and path.is_file():
-        return Arrays(path, image_column, label_column)
+        return ArraySource(path, image_column, label_column)
     if path.suffix in TABLE_SUFFIXES or is_saved_dataset(path):
-        return TableOfPictures(name, image_column, label_column, split)
+        return DatasetSource(name, image_column, label_column, split)
     if path.exists() and (asked := image_column or label_column):
-        raise InputError(f"--images {name} has no columns, so none is named {asked!r}; leave the option out")
+        raise InputError(f"--images {name} has no columns, so none is named {asked!r}; remove the option")
     if path.is_dir():
-        return Folder(path)
+        return FolderSource(path)
     if path.is_file():
-        return Files([path], path.parent)
+        return FileSource([path], path.parent)
     if _may_be_hub_id(name):
-        return TableOfPictures(name, image_column, label_column, split)
+        return DatasetSource(name, image_column, label_column, split)
     raise InputError(f"--images {name}: no such file or folder")
 
 
@@ -119,23 +214,23 @@ def _may_be_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)) and Path(name).suffix.lower() not in NO_HUB_IDS
 
 
-class _Joined:
+class _JoinedSource:
     """Several sources, one after the other; labels are joined by class name."""
 
     def __init__(self, sources: list[ImageSource]) -> None:
         self.sources = sources
         self.starts = np.cumsum([0, *map(len, sources)])
         self.notes = [note for source in sources for note in source.notes]
-        labelled = [source.labels is not None for source in sources]
-        self.class_names, self.labels = None, None
-        if all(labelled):
-            names = list(dict.fromkeys(name for source in sources for name in source.class_names))
-            same = all(source.class_names == names for source in sources)
-            self.class_names = names if same else sorted(names, key=natural_key)
+        self.class_names: list[str] | None = None
+        self.labels: np.ndarray | None = None
+        named = [source.class_names for source in sources if source.class_names is not None]
+        if len(named) == len(sources):
+            names = list(dict.fromkeys(name for own in named for name in own))
+            self.class_names = names if all(own == names for own in named) else sorted(names, key=natural_key)
             self.labels = np.concatenate([relabel(source, self.class_names) for source in sources])
-        elif any(labelled):
-            first = sources[labelled.index(False)]
-            raise InputError(f"--images: {first.place(0)} has no label, but other pictures have one")
+        elif named:
+            first = next(source for source in sources if source.class_names is None)
+            raise InputError(f"--images: {first.place(0)} has no label, but other images have one")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -152,27 +247,10 @@ class _Joined:
         source, own = self._source_of(i)
         return source.name(own)
 
-    def load(self, start: int, stop: int) -> Pictures:
+    def load(self, start: int, stop: int) -> LazyImages:
         places = [self._source_of(i) for i in range(start, stop)]
-        return Pictures(lambda place: place[0].load(place[1], place[1] + 1)[0], places)
+        return LazyImages(lambda place: place[0].load(place[1], place[1] + 1)[0], places)
 
     def extra(self, name: str) -> np.ndarray | None:
-        parts = [source.extra(name) for source in self.sources]
-        return None if any(part is None for part in parts) else np.concatenate(parts)
-
-
-def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:
-    """The labels of a source as numbers of other class names.
-
-    Raises:
-        InputError: One of its classes isn't among them.
-    """
-    number = {name: i for i, name in enumerate(class_names)}
-    for label in np.unique(source.labels):
-        if source.class_names[label] not in number:
-            example = source.place(int(np.flatnonzero(source.labels == label)[0]))
-            raise InputError(
-                f"{example} is of class {source.class_names[label]!r}, which isn't among {', '.join(class_names)}"
-            )
-    table = np.array([number.get(name, -1) for name in source.class_names])
-    return table[source.labels]
+        parts = [column for source in self.sources if (column := source.extra(name)) is not None]
+        return np.concatenate(parts) if len(parts) == len(self.sources) else None

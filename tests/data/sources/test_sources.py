@@ -102,8 +102,8 @@ def test_an_empty_class_and_loose_files_are_noted(tmp_path):
     assert source.class_names == ["cat", "dog"]
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert source.notes == [
-        f"{tmp_path}: not used, as it lies outside the class folders: notes.txt",
-        f"{tmp_path}: no picture in bird, so there is no such class",
+        f"{tmp_path}: not used, because it is outside the class folders: notes.txt",
+        f"{tmp_path}: not used as a class, because the folder holds no images: bird",
     ]
 
 
@@ -114,7 +114,7 @@ def test_a_link_to_a_folder_inside_a_class_is_named_and_not_followed(tmp_path):
     (tmp_path / "dog/.cache").symlink_to("../cat")
     source = open_images([str(tmp_path)])
     assert len(source) == 4
-    assert source.notes == [f"{tmp_path}: not followed, as it is a link to a folder: cat/all and 1 more"]
+    assert source.notes == [f"{tmp_path}: not followed, because it is a link to a folder: cat/all and 1 more"]
 
 
 def test_a_pipe_among_pictures_is_named_and_not_waited_for(tmp_path):
@@ -137,7 +137,7 @@ def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     data, stats = prepare_images(tmp_path / "out", tmp_path / "pets", codebook_size=8)
     assert (len(data["train"]), len(data["test"])) == (6, 6)
     assert stats["class_names"] == ["cat", "dog"]
-    assert any("a train and a test split of its own" in note for note in stats["images"]["notes"])
+    assert any("has a train and a test split" in note for note in stats["images"]["notes"])
     assert train_and_test([str(tmp_path / "pets/train")]) is None
 
 
@@ -165,8 +165,8 @@ def test_names_that_lead_nowhere_are_refused(tmp_path):
         "none.parquet": "none.parquet: no such file",
         "empty": "holds no files",
         "hollow": "holds no files",
-        "broken.npz": "broken.npz can't be read: it is no NPZ file",
-        "text.npz": "text.npz can't be read: it is no NPZ file",
+        "broken.npz": "broken.npz can't be read: it isn't an NPZ file",
+        "text.npz": "text.npz can't be read: it isn't an NPZ file",
         "broken.parquet": "broken.parquet can't be read: ",
     }
     for name, said in cases.items():
@@ -294,7 +294,7 @@ def test_an_empty_cell_and_a_damaged_one_are_bad_images_and_the_others_are_read(
     found = open_images([str(tmp_path / "x.parquet")]).load(0, 4)
     assert (np.asarray(found[0]) == pictures[0][..., 0]).all()
     assert all(isinstance(one, BadImage) for one in found[1:])
-    assert found[1].reason == "there is no picture in this row"
+    assert found[1].reason == "there is no image in this row"
 
 
 # Arrays
@@ -357,10 +357,10 @@ def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, label
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [0, 1]}, "3 images, but 'label' has shape"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [0.5, 1, 0]}, "the labels are of type float64"),
         ({"image": np.zeros((3, 4, 4), np.uint8)}, "x.npz:0 has no label"),
-        ({"pictures": np.zeros((3, 4, 4), np.uint8), "label": [0, 1, 0]}, "say which it is with --image_column"),
+        ({"pictures": np.zeros((3, 4, 4), np.uint8), "label": [0, 1, 0]}, "choose one of them with --image_column"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.array([0, "a", None], object)}, "can't be read"),
         ({"image": np.zeros((0, 4, 4), np.uint8), "label": np.zeros(0, int)}, "x.npz"),
-        ({"image": np.zeros((3, 4, 4), np.uint8), "label": [5, 5, 5]}, r"all pictures are of one class \(5\)"),
+        ({"image": np.zeros((3, 4, 4), np.uint8), "label": [5, 5, 5]}, r"all images are of one class \(5\)"),
     ],
 )
 def test_arrays_that_are_no_labelled_pictures_are_refused(tmp_path, arrays, said):
@@ -418,7 +418,7 @@ def test_the_order_of_class_names_that_all_sources_share_is_kept(tmp_path):
 def test_labelled_and_unlabelled_sources_dont_mix(tmp_path):
     cats_and_dogs(tmp_path / "a", per_class=2)
     np.savez(tmp_path / "b.npz", image=random_images(3))
-    with pytest.raises(InputError, match=r"b\.npz:0 has no label, but other pictures have one"):
+    with pytest.raises(InputError, match=r"b\.npz:0 has no label, but other images have one"):
         open_images([str(tmp_path / "a"), str(tmp_path / "b.npz")])
 
 
@@ -620,7 +620,7 @@ def wild_folder(root: Path) -> tuple[dict[str, int], list[str]]:
     spoil("cat/float.tif", buffer.getvalue())
     spoil("dog/empty.png", b"")
     spoil("cat/cut.png", png(random_images(1, (32, 32))[0])[:400])
-    spoil("dog/text.png", b"not a picture")
+    spoil("dog/text.png", b"not an image")
     spoil("cat/bomb.png", bomb(60_000, 60_000))
     spoil("dog/half_bomb.png", bomb(10_000, 10_000))
     spoil("cat/video.mp4", b"\0\0\0\x18ftypmp42" + bytes(40))
@@ -664,7 +664,7 @@ def test_a_folder_that_nobody_prepared_loses_nothing_but_what_it_names(wild, tmp
         lines = [line for line in done.stdout.splitlines() if row["file"] in line]
         assert lines == [f"  {row['file']}: {row['reason']}"]
     assert f"{len(greys) + 1 + len(bad)} read, {len(bad)} bad" in done.stdout
-    assert f"1 of {len(greys) + 1} pictures aren't 8×8 pixels and are resized" in done.stdout
+    assert f"1 of {len(greys) + 1} images aren't 8×8 pixels and are resized" in done.stdout
 
 
 def test_bad_pictures_stop_the_command_with_code_2_where_asked(wild, tmp_path):
@@ -711,7 +711,7 @@ def test_where_no_picture_can_be_read_the_files_are_named(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "x.png").write_text("x")
-    with pytest.raises(InputError, match=r"none of the 2 pictures can be read(.|\n)*dog/x\.png: not a picture"):
+    with pytest.raises(InputError, match=r"none of the 2 images can be read(.|\n)*dog/x\.png: not an image"):
         prepare_images(tmp_path / "out", tmp_path / "in")
     assert not (tmp_path / "out").exists()
 
