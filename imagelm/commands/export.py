@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagelm.commands.logs import log_to_terminal, logger
 from imagelm.commands.parser import Command
 from imagelm.export.arguments import ExportArguments
 from imagelm.utils.errors import run_script
@@ -20,6 +19,7 @@ COMMAND = Command("export", __doc__, (ExportArguments,))
 def main() -> None:
     arguments = ExportArguments(**COMMAND.parse())
     # Imported late, so that --help answers at once.
+    from imagelm.commands.logs import log_to_terminal, logger
     from imagelm.export.onnx import export_onnx
 
     log_to_terminal()

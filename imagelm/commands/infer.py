@@ -9,7 +9,6 @@ Images need a model with its codec. An option that has no effect in a mode is re
 
 from __future__ import annotations
 
-from imagelm.commands.logs import log_to_terminal
 from imagelm.commands.parser import Command, fill
 from imagelm.inference.arguments import GROUPS, InferenceArguments, ModeArguments
 from imagelm.utils.errors import run_script
@@ -21,6 +20,7 @@ def main() -> None:
     values = COMMAND.parse()
     arguments = InferenceArguments(values["mode"], *(fill(group, values) for group in GROUPS))
     # Imported late, so that --help answers at once.
+    from imagelm.commands.logs import log_to_terminal
     from imagelm.inference.loading import load_for_inference
     from imagelm.inference.results import write_results
     from imagelm.inference.tasks import run_task

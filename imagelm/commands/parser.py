@@ -9,10 +9,7 @@ transformers reads its `TrainingArguments`; so this is argparse with the few lin
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import os
-import shlex
 import shutil
 import sys
 import textwrap
@@ -20,13 +17,13 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import yaml
-
-from imagelm.utils.atomic_io import read_input
 from imagelm.utils.command_line import Option, invocation, option, options_of
 from imagelm.utils.errors import InputError
+
+if TYPE_CHECKING:  # imported where it is used, so that --help answers at once
+    import yaml
 
 MAX_CONFIG_BYTES = 64 << 10
 HELP_COLUMN = 28
@@ -112,7 +109,7 @@ class Command:
     def _examples(self, program: str) -> str:
         """The documentation with examples that start the program as the user did."""
         doc = (self.doc or "").strip().replace(f"imagelm {self.name}", program)
-        script = shlex.split(program)[-1]
+        script = invocation()[-1]
         if script.endswith(".py") and os.path.basename(script) == script:
             doc = doc.replace(f"launch -m imagelm.commands.{self.name}", f"launch {script}")
         return doc
@@ -186,6 +183,8 @@ def _entry_lines(entry: Option, width: int) -> list[str]:
 
 def _check_known(name: str, known: Collection[str], where: str) -> None:
     if name not in known:
+        import difflib
+
         near = difflib.get_close_matches(name, known, n=1)
         raise InputError(
             f"{where} has an unknown key {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; "
@@ -194,6 +193,12 @@ def _check_known(name: str, known: Collection[str], where: str) -> None:
 
 
 def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> list[str]:
+    import json
+
+    import yaml
+
+    from imagelm.utils.atomic_io import read_input
+
     try:
         text = read_input(config, "--config", MAX_CONFIG_BYTES).decode("utf-8-sig")
         _check_plain(yaml.compose(text, yaml.SafeLoader), config)
@@ -221,6 +226,8 @@ def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> li
 
 def _check_plain(root: yaml.Node | None, config: Path) -> None:
     """Refuses what YAML would accept silently: a key that occurs twice, and text that grows when it is read."""
+    import yaml
+
     seen, nodes = set(), [root] if root else []
     while nodes:
         node = nodes.pop()

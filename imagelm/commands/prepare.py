@@ -10,10 +10,8 @@ A row is a JSON object: {"tokens": "<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>
 
 from __future__ import annotations
 
-import shlex
 import sys
 
-from imagelm.commands.logs import log_to_terminal, logger
 from imagelm.commands.parser import Command
 from imagelm.data.arguments import PrepareArguments
 from imagelm.utils.command_line import invocation
@@ -25,6 +23,9 @@ COMMAND = Command("prepare", __doc__, (PrepareArguments,))
 def main() -> None:
     options = PrepareArguments(**COMMAND.parse())
     # Imported late, so that --help answers at once.
+    import shlex
+
+    from imagelm.commands.logs import log_to_terminal, logger
     from imagelm.data.prepare import prepare
     from imagelm.data.stats import summary
 

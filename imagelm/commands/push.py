@@ -9,7 +9,6 @@ folder are not uploaded. Log in first with `hf auth login`, or set HF_TOKEN.
 
 from __future__ import annotations
 
-from imagelm.commands.logs import log_to_terminal
 from imagelm.commands.parser import Command
 from imagelm.hub.arguments import PushArguments
 from imagelm.utils.errors import run_script
@@ -21,6 +20,7 @@ COMMAND = Command("push", __doc__, (PushArguments,), EXIT_CODES)
 def main() -> None:
     options = PushArguments(**COMMAND.parse())
     # Imported late, so that --help answers at once.
+    from imagelm.commands.logs import log_to_terminal
     from imagelm.hub.push import push
 
     log_to_terminal()

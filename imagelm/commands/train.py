@@ -85,16 +85,14 @@ def parse_launch(words: list[str]) -> Launch:
     """
     if {"-h", "--help"} & set(words):
         COMMAND.parse(words)  # without importing transformers
-    from transformers import TrainingArguments
-
-    from imagelm.training.launch import resolve_launch
+    from imagelm.training.launch import OneDeviceArguments, resolve_launch
     from imagelm.utils.device import resolve_mixed_precision
 
-    values = COMMAND.parse(words, library=TrainingArguments)
-    precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before TrainingArguments settles it
+    values = COMMAND.parse(words, library=OneDeviceArguments)
+    precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before the arguments are built, which settles it
     data, model, run = fill(DataArguments, values), fill(ModelArguments, values), fill(RunArguments, values)
     try:
-        args = fill(TrainingArguments, values)
+        args = fill(OneDeviceArguments, values)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {error}") from error
     return resolve_launch(data, model, run, args, [precision] if precision else [])

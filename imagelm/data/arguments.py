@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.tokens.grammar import NUM_FRAME_TOKENS
-from imagelm.utils.atomic_io import check_folder_name
 from imagelm.utils.command_line import Option, option, options_of
 from imagelm.utils.errors import InputError
 
@@ -141,6 +139,8 @@ class PrepareArguments:
     seed: int = option("seed of the stratified split, the codebook and the variants", 42)
 
     def __post_init__(self) -> None:
+        from imagelm.utils.atomic_io import check_folder_name  # imported late, so that --help answers at once
+
         check_folder_name(self.output_dir)
         if (self.data_files is None) == (self.images is None):
             raise InputError("give --images, or --data_files with --vocab_file: one of the two")
@@ -170,12 +170,15 @@ class PrepareArguments:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
-        if self.max_length is not None and self.max_length <= NUM_FRAME_TOKENS:
-            raise InputError(
-                f"--max_length {self.max_length} leaves no room for an image; "
-                f"the frame takes {NUM_FRAME_TOKENS} tokens, so give at least {NUM_FRAME_TOKENS + 1}"
-            )
         parse_size(self.image_size)
+        if self.max_length is not None:
+            from imagelm.tokens.grammar import NUM_FRAME_TOKENS  # needs numpy
+
+            if self.max_length <= NUM_FRAME_TOKENS:
+                raise InputError(
+                    f"--max_length {self.max_length} leaves no room for an image; "
+                    f"the frame takes {NUM_FRAME_TOKENS} tokens, so give at least {NUM_FRAME_TOKENS + 1}"
+                )
 
     def _check_effect(self, entry: Option) -> None:
         """Refuses an option that isn't at its default and would have no effect."""

@@ -1,7 +1,7 @@
-"""From words on a command line to arguments that fit this machine.
+"""Fits the arguments of a run to this machine.
 
-One idea: whatever can go wrong before a step is trained goes wrong here, with a message; and whatever the program
-decides itself (dtype, threads, attention, devices) is decided here, and said.
+One idea: everything that can fail before the first step fails here, with a message, and everything that the program
+decides itself (dtype, threads, attention, devices) is decided here and logged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
@@ -27,29 +28,41 @@ from imagelm.utils.command_line import invocation
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
 from imagelm.utils.errors import InputError
 
-# What a training argument may not be, and why: each would make a figure untrue or leave it out.
+# Training arguments that are refused, and why: each would make a figure wrong or omit it.
 UNWANTED_ARGUMENTS = {
     "load_best_model_at_end": (bool, "best_model is kept beside final_model anyway"),
     "label_smoothing_factor": (bool, "a smoothed loss has no perplexity"),
     "bf16_full_eval": (bool, "figures are reported in fp32"),
     "fp16_full_eval": (bool, "figures are reported in fp32"),
-    "prediction_loss_only": (bool, "a loss alone tells no accuracy"),
+    "prediction_loss_only": (bool, "a loss alone gives no accuracy"),
     "hub_always_push": (bool, "each push waits for the one before it"),
     "batch_eval_metrics": (bool, "logits are reduced on the device already"),
     "eval_do_concat_batches": (operator.not_, "figures are sums over the whole split"),
     "enable_jit_checkpoint": (bool, "SIGTERM saves a checkpoint anyway"),
     "save_only_model": (bool, "a checkpoint without the optimizer can't be resumed; best_model is saved anyway"),
-    "ignore_data_skip": (bool, "a resumed run would see rows again and leave others out"),
-    "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has labels alone"),
+    "ignore_data_skip": (bool, "a resumed run would repeat some rows and skip others"),
+    "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has only labels"),
 }
+
+
+class OneDeviceArguments(TrainingArguments):
+    """Transformers' arguments for processes with at most one GPU each.
+
+    With more, Trainer uses nn.DataParallel, which is slower than one GPU and averages the losses differently.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """The number of GPUs of this process."""
+        return min(super().n_gpu, 1)
 
 
 @dataclass
 class Launch:
-    """Everything a run was told, and what was decided for it.
+    """All options of a run, and what was decided for it.
 
     Attributes:
-        notes: What was decided, a line each, for the log.
+        notes: The decisions, one line each, for the log.
         computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
     """
 
@@ -68,7 +81,7 @@ class Launch:
 
     @property
     def command(self) -> str:
-        """A command that starts the same run, whether `accelerate launch` started this one or Python."""
+        """A command that starts the same run, with `accelerate launch` if that started this one."""
         mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
         words = [_without_secret(*pair) for pair in itertools.pairwise(sys.argv)]
         program = invocation()
@@ -79,16 +92,16 @@ class Launch:
         return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *program, *words])
 
     def attention(self) -> str | None:
-        """transformers' `attn_implementation` on this device, where the architecture has it.
+        """transformers' `attn_implementation` on this device.
 
-        None leaves the choice to the architecture: sdpa where it has it.
+        None leaves the choice to the architecture: sdpa if it supports that.
         """
         if self.run.attention != "auto":
             return self.run.attention
         return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
 
     def num_training_tokens(self, num_rows: int, mean_length: float) -> float:
-        """Tokens that a process reads in training."""
+        """Number of tokens that a process reads in training."""
         if self.args.max_steps > 0:
             steps = self.args.max_steps * self.args.gradient_accumulation_steps
             return steps * self.args.per_device_train_batch_size * mean_length
@@ -98,7 +111,7 @@ class Launch:
 def resolve_launch(
     data: DataArguments, model: ModelArguments, run: RunArguments, args: TrainingArguments, notes: list[str]
 ) -> Launch:
-    """Checks the arguments against the machine and decides what they leave open.
+    """Checks the arguments against the machine and makes the open decisions.
 
     Raises:
         InputError: A value can't work, or doesn't fit the way the program was launched.
@@ -109,7 +122,7 @@ def resolve_launch(
     if args.process_index != 0:
         logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
-    args.logging_nan_inf_filter = False  # such a step is never taken; the filter would cost a wait for the device
+    args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
     return Launch(data, model, run, args, set_num_threads(run.num_threads), notes)
 
@@ -122,17 +135,15 @@ def _without_secret(before: str, word: str) -> str:
 
 
 def _check_launch(args: TrainingArguments) -> str | None:
-    """Catches launches that would train something else than asked."""
+    """Refuses launches that would train something other than requested; a note for the log, or None."""
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != args.world_size:
         raise InputError(
             f"the launcher started {asked} processes, but each one trains alone (no GPU for a multi-GPU launch?); "
             "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
-    if args.n_gpu > 1:
-        num_gpus = args.n_gpu
-        # Otherwise Trainer takes nn.DataParallel, which is slower than one GPU and averages the losses differently.
-        args._n_gpu = 1
+    num_gpus = torch.cuda.device_count() if args.device.type == "cuda" else 0
+    if args.world_size == 1 and num_gpus > 1:
         return (
             f"{num_gpus} GPUs are visible, one is used; "
             f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
@@ -143,12 +154,14 @@ def _check_launch(args: TrainingArguments) -> str | None:
 def _check_training_arguments(args: TrainingArguments) -> None:
     name = (args.metric_for_best_model or "").removeprefix("eval_")
     if name not in GREATER_IS_BETTER:
-        raise InputError(f"--metric_for_best_model {name!r} is no figure; choose one of {', '.join(GREATER_IS_BETTER)}")
-    # The library would take every name that doesn't end in "loss" for one where more is better.
+        raise InputError(
+            f"--metric_for_best_model {name!r} isn't a figure; choose one of {', '.join(GREATER_IS_BETTER)}"
+        )
+    # The library assumes that more is better for every name that doesn't end in "loss".
     args.greater_is_better = GREATER_IS_BETTER[name]
     for option, (unwanted, reason) in UNWANTED_ARGUMENTS.items():
         if unwanted(getattr(args, option)):
-            raise InputError(f"--{option} {getattr(args, option)}: leave it out; {reason}")
+            raise InputError(f"--{option} {getattr(args, option)}: remove it; {reason}")
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{name} {value}: give a finite number")
