@@ -131,17 +131,19 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
 
 def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path:
     """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and `vocab.json` beside."""
-    from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+    from imagelm.tokens.grammar import NUM_FRAME_TOKENS, Grammar
+    from imagelm.tokens.vocabulary import make_vocabulary
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(make_vocabulary(500, 10)))
-    names, rng = np.array([code_token(entry) for entry in range(500)]), np.random.default_rng(seed)
+    grammar, rng = Grammar(make_vocabulary(500, 10)), np.random.default_rng(seed)
+    (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
         for start in range(0, num_rows, 10_000):
-            codes = names[rng.integers(0, 500, (min(10_000, num_rows - start), length - 5))]
-            for i, row in enumerate(codes):
-                tokens = " ".join([IMG, *row, IMG_END, CLS, class_token(i % 10), EOS])
-                file.write(json.dumps({"tokens": tokens, "label": i % 10}) + "\n")
+            entries = rng.integers(0, 500, (min(10_000, num_rows - start), length - NUM_FRAME_TOKENS))
+            bodies, labels = grammar.code_ids[entries].reshape(-1), np.arange(len(entries)) % 10
+            lengths = np.full(len(entries), entries.shape[1])
+            for tokens, label in zip(grammar.sentences(bodies, lengths, labels), labels.tolist(), strict=True):
+                file.write(json.dumps({"tokens": tokens, "label": label}) + "\n")
     return folder / "rows.jsonl"
 
 

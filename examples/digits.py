@@ -19,7 +19,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from imagelm.codecs.kmeans import fit_patch_codec
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, code_token, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import make_vocabulary
 from imagelm.utils.artifacts import CODEC_FOLDER, VOCABULARY_FILE
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.errors import run_script
@@ -59,22 +60,20 @@ def main() -> None:
 
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     rows_file = arguments.output_dir / "rows.jsonl"
+    grammar = Grammar(make_vocabulary(arguments.codebook_size, labels.max() + 1))
     with open(rows_file, "wb") as file:
         for dy, dx in SHIFTS:
-            for i, entries in enumerate(codec.encode(shift(images, dy, dx))):
+            bodies = grammar.code_ids[codec.encode(shift(images, dy, dx))]
+            lengths = np.full(len(bodies), codec.num_tokens)
+            for i, sentence in enumerate(grammar.sentences(bodies.reshape(-1), lengths, labels)):
                 if is_test[i] and (dy, dx) != (0, 0):
                     continue
-                row = {"tokens": sentence(entries, labels[i]), "label": int(labels[i])}
+                row = {"tokens": sentence, "label": int(labels[i])}
                 row |= {"split": "test" if is_test[i] else "train", "source": f"digit_{i:04d}"}
                 file.write(orjson.dumps(row) + b"\n")
     codec.save(arguments.output_dir / CODEC_FOLDER)
-    write_json(arguments.output_dir / VOCABULARY_FILE, make_vocabulary(arguments.codebook_size, labels.max() + 1))
+    write_json(arguments.output_dir / VOCABULARY_FILE, grammar.vocabulary)
     print(f"{len(images)} images, {is_test.sum()} held out, {len(SHIFTS)} variants of each of the others: {rows_file}")
-
-
-def sentence(entries: np.ndarray, label: int) -> str:
-    """The row of an image: `<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>`."""
-    return " ".join([IMG, *(code_token(int(entry)) for entry in entries), IMG_END, CLS, class_token(int(label)), EOS])
 
 
 if __name__ == "__main__":

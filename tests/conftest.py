@@ -30,7 +30,8 @@ import pytest
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, Grammar, class_token, code_token, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import make_vocabulary
 from tests.images import class_folder, prepare_images, smooth_images
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +49,8 @@ def grammar() -> Grammar:
 
 
 def sentence(codes, label: int) -> str:
-    return " ".join([IMG, *(code_token(int(code)) for code in codes), IMG_END, CLS, class_token(label), EOS])
+    """A row written by hand, independent of the grammar."""
+    return f"<IMG> {' '.join(f'<Z_{code:03d}>' for code in codes)} </IMG> <CLS> <CLS_{label}> <EOS>"
 
 
 def random_rows(num_rows: int, seed: int, low: int = 3, high: int = 9) -> list[dict]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn import functional
 
 from imagelm.remote_code.codec_imagelm import Codec
-from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.grammar import BODY, Grammar
 from imagelm.utils.errors import InputError
 
 MAX_VALUES = 1 << 22  # transformed at once, so that memory doesn't grow with the size of images
@@ -176,7 +176,7 @@ class AugmentedRows(torch.utils.data.Dataset):
         maps = np.concatenate([self.recipe.draw(1, (self.seed, self.epoch, int(index))) for index in indices])
         codes = self.grammar.code_ids[self.codec.encode(augment(images, maps, self.codec.config["background"]))]
         rows = np.array(found["input_ids"])
-        rows[:, 1 : 1 + self.codec.num_tokens] = codes
+        rows[:, BODY] = codes
         return [{"input_ids": row} for row in rows]
 
     def _pixels(self, file: bytes) -> np.ndarray:

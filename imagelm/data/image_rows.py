@@ -28,7 +28,8 @@ from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch
 from imagelm.data.sources.open import LabelledImages, open_labelled_images
 from imagelm.data.splits import DROPPED, TEST, TRAIN, assign_splits, split_in_words
 from imagelm.remote_code.codec_imagelm import Codec, read_pixels
-from imagelm.tokens.grammar import Grammar, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import make_vocabulary
 from imagelm.utils.artifacts import CODEC_FOLDER
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError

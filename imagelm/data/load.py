@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from imagelm.data.rows import SPLITS
 from imagelm.data.saved_dataset import check_saved_dataset
-from imagelm.tokens.grammar import NUM_TAIL_TOKENS, Grammar
+from imagelm.tokens.grammar import BODY, Grammar
 from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
@@ -108,4 +108,4 @@ def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
 
 
 def _image_digest(row: np.ndarray) -> bytes:
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[1:-NUM_TAIL_TOKENS]).data)
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[BODY]).data)

@@ -13,7 +13,8 @@ import xxhash
 
 from imagelm.data.rows import SPLITS, ProblemLog, RowTable
 from imagelm.data.splits import Duplicates
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
+from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM, Grammar
+from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.text import NUM_LISTED, table_cell
 
 CUT_WARNING_SHARE = 0.01
@@ -136,7 +137,7 @@ tags:
 
 # Images as token sequences
 
-Each row is one image as a sentence: `{IMG} <Z_…> … {IMG_END} {CLS} <CLS_y> {EOS}`. Column `input_ids` holds the ids of
+Each row is one image as a sentence: `{ROW_FORM}`. Column `input_ids` holds the ids of
 the tokenizer in `tokenizer/`, `label` the class y.
 
 | | |

@@ -62,12 +62,10 @@ def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_
     Returns:
         Counts of shape (rows, codebook_size), labels of shape (rows,).
     """
-    entry_of_id = np.full(grammar.size, -1)
-    entry_of_id[grammar.code_ids] = np.arange(grammar.codebook_size)
     blocks, labels = [], []
     for batch in dataset.with_format("arrow").iter(BATCH_ROWS):
         rows = batch["input_ids"].combine_chunks()
-        entries = entry_of_id[rows.flatten().to_numpy()]
+        entries = grammar.entry_of_id[rows.flatten().to_numpy()]
         lengths = np.diff(rows.offsets.to_numpy())
         row_index = np.repeat(np.arange(len(rows)), lengths)[entries >= 0]
         entries = entries[entries >= 0]

@@ -8,7 +8,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from imagelm.tokens.grammar import CLS, Grammar
+from imagelm.tokens.grammar import Grammar, Role
+from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.errors import DivergedError, LeakError
 
 LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, about 1e-6
@@ -39,7 +40,7 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
     worst = 0.0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for row in rows:
-            slot = int((row == grammar.id(CLS)).nonzero()[0])
+            slot = grammar.find(row.numpy(), Role.CLS)
             changed = row.clone()
             changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
             logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()

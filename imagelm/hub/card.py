@@ -9,14 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import jinja2
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imagelm.hub.facts import CardFacts
 from imagelm.models.processor import CODE_FILES, PIPELINE_TASK
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, load_codec
-from imagelm.tokens.grammar import CLS, class_token
 from imagelm.tokens.tokenizer import grammar_of
+from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
@@ -128,9 +129,10 @@ def _question_and_answer(facts: CardFacts, model, tokenizer) -> dict[str, object
     example = (facts.results or {}).get("example_row")
     if example is None:
         return {"example": None, "question": None}
-    question = example[: example.index(CLS) + len(CLS)]
-    logits = model(**tokenizer(question, return_tensors="pt")).logits[0, -1]
-    return {"example": example, "question": question, "answer": tokenizer.decode(logits.argmax())}
+    grammar = grammar_of(tokenizer)
+    ids = torch.from_numpy(grammar.parse(example.split(), None, "example_row").question(grammar))
+    logits = model(input_ids=ids[None]).logits[0, -1]
+    return {"example": example, "question": tokenizer.decode(ids), "answer": tokenizer.decode(logits.argmax())}
 
 
 def _introduction(facts: CardFacts, model, codec, num_classes: int) -> str:

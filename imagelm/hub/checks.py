@@ -19,7 +19,6 @@ from imagelm.hub.wholeness import file_problems
 from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.loading import load_for_inference
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
-from imagelm.tokens.grammar import CLS, IMG, IMG_END
 from imagelm.utils.errors import InputError
 
 MAX_SHOWN = 20
@@ -70,8 +69,7 @@ def _loading_problems(staged: Staged) -> Iterator[str]:
             height, width = processor.codec.image_size
             input_ids = processor(images=np.zeros((height, width), dtype=np.uint8))["input_ids"]
         else:
-            tokens = [IMG, loaded.grammar.tokens[loaded.grammar.code_ids[0]], IMG_END, CLS]
-            input_ids = torch.tensor([[loaded.grammar.id(token) for token in tokens]])
+            input_ids = torch.from_numpy(loaded.grammar.question(loaded.grammar.code_ids[:1])[None])
         with torch.no_grad():
             logits = loaded.model(input_ids=input_ids).logits
         if not logits.isfinite().all():

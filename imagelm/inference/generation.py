@@ -18,12 +18,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from imagelm.inference.arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar
-from imagelm.tokens.row import NUM_QUESTION_TOKENS, BadRow, Row, parse_row
+from imagelm.tokens.grammar import NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, BadRow, Grammar, Role, Row
+from imagelm.tokens.vocabulary import EOS
 from imagelm.utils.errors import InputError
 
-# What the next token may be, by what the row holds so far.
-EMPTY, INSIDE, FULL, CLOSED, ASKED, ANSWERED = range(6)
+FULL = len(Role)  # a row's state is the role of its last token, or this once its image has all its tokens
 
 
 class GrammarMask(LogitsProcessor):
@@ -42,23 +41,18 @@ class GrammarMask(LogitsProcessor):
     def __init__(self, grammar: Grammar, vocab_size: int, num_image_tokens: int | None, max_length: int) -> None:
         self.num_image_tokens = num_image_tokens
         self.most = max_length - NUM_FRAME_TOKENS if num_image_tokens is None else num_image_tokens
-        codes, end, eos = grammar.code_ids, grammar.id(IMG_END), grammar.id(EOS)
-        followers = {
-            EMPTY: codes,
-            INSIDE: [*codes, end] if num_image_tokens is None else codes,
-            FULL: [end],
-            CLOSED: [grammar.id(CLS)],
-            ASKED: grammar.class_ids,
-            ANSWERED: [eos],  # and after it again, until all rows of the batch have ended
-        }
-        self.allowed = torch.zeros(len(followers), vocab_size, dtype=torch.bool)
-        for state, ids in followers.items():
-            self.allowed[state, torch.as_tensor(np.array(ids))] = True
-        self.state_after = torch.full((vocab_size,), EMPTY)
-        self.state_after[torch.from_numpy(grammar.code_ids)] = INSIDE
-        self.state_after[torch.from_numpy(grammar.class_ids)] = ANSWERED
-        for token, state in ((IMG_END, CLOSED), (CLS, ASKED), (EOS, ANSWERED)):
-            self.state_after[grammar.id(token)] = state
+        self.allowed = torch.zeros(len(Role) + 1, vocab_size, dtype=torch.bool)
+        for role in Role:
+            self.allowed[role, torch.from_numpy(grammar.followers(role))] = True
+        codes = torch.from_numpy(grammar.code_ids)
+        self.allowed[FULL] = self.allowed[Role.CODE]
+        self.allowed[FULL, codes] = False
+        if num_image_tokens is not None:
+            self.allowed[Role.CODE] &= ~self.allowed[FULL]
+        # A row that has ended gets the end again, until all rows of the batch have ended.
+        self.allowed[~self.allowed.any(1), grammar.id(EOS)] = True
+        self.state_after = torch.full((vocab_size,), int(Role.OTHER))
+        self.state_after[: grammar.size] = torch.from_numpy(grammar.roles[:-1])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores with everything else at minus infinity; shape (rows, vocabulary)."""
@@ -66,13 +60,13 @@ class GrammarMask(LogitsProcessor):
             self.allowed, self.state_after = self.allowed.to(scores.device), self.state_after.to(scores.device)
         states = self.state_after[input_ids]
         state = states[:, -1]
-        state = state.where((state != INSIDE) | ((states == INSIDE).sum(1) < self.most), FULL)
+        state = state.where((state != Role.CODE) | ((states == Role.CODE).sum(1) < self.most), FULL)
         allowed = self.allowed[state]
         masked = scores.masked_fill(~allowed, -torch.inf)
         blocked = masked.isneginf().all(-1, keepdim=True)
         masked = torch.where(blocked & allowed, -allowed.sum(-1, keepdim=True).to(scores.dtype).log(), masked)
         best = torch.zeros_like(allowed).scatter(1, masked.argmax(-1, keepdim=True), True)
-        return masked.masked_fill((state == ASKED)[:, None] & ~best, -torch.inf)
+        return masked.masked_fill((state == Role.CLS)[:, None] & ~best, -torch.inf)
 
 
 @dataclass
@@ -278,7 +272,7 @@ def _generation_config(
 
 
 def _image_starts(loaded: LoadedModel, count: int) -> Tensor:
-    return torch.full((count, 1), loaded.grammar.id(IMG))
+    return torch.from_numpy(loaded.grammar.prefix(np.empty(0, np.int64))).repeat(count, 1)
 
 
 def _sample_images(
@@ -291,8 +285,7 @@ def _sample_images(
 
 
 def _until_end(ids: np.ndarray, grammar: Grammar) -> np.ndarray:
-    ends = np.flatnonzero(ids == grammar.id(EOS))
-    return ids[: ends[0] + 1] if ends.size else ids
+    return ids[: grammar.find(ids, Role.EOS) + 1]
 
 
 def _classified(loaded: LoadedModel, generated: list[GeneratedRow]) -> list[GeneratedRow]:
@@ -301,7 +294,7 @@ def _classified(loaded: LoadedModel, generated: list[GeneratedRow]) -> list[Gene
     for one in generated:
         tokens = [loaded.grammar.tokens[i] if i < loaded.grammar.size else "" for i in one.ids]
         try:
-            one.row = parse_row(tokens, None, "", loaded.grammar)
+            one.row = loaded.grammar.parse(tokens, None, "")
         except BadRow:
             continue
         if one.row.num_tail and len(one.row.body) + NUM_QUESTION_TOKENS <= most:

@@ -27,9 +27,9 @@ from imagelm.data.sources.open import ImageSource, batches, open_images
 from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.codec_imagelm import Codec
-from imagelm.tokens.grammar import EOS, IMG, NUM_FRAME_TOKENS, NUM_TAIL_TOKENS
-from imagelm.tokens.row import NUM_QUESTION_TOKENS, BadRow, Row, parse_row
+from imagelm.tokens.grammar import BODY, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
+from imagelm.tokens.vocabulary import EOS, IMG
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import list_first, printable, shorten
@@ -149,7 +149,7 @@ def _token_rows(lines: Iterable[tuple[str, bytes]], loaded: LoadedModel) -> list
     for place, line in lines:
         try:
             tokens, label = _parse_line(line, loaded)
-            rows.append(parse_row(tokens, label, place, loaded.grammar))
+            rows.append(loaded.grammar.parse(tokens, label, place))
         except BadRow as error:
             problems.append((place, str(error)))
     raise_problems(problems)
@@ -243,7 +243,7 @@ def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -
     rows = dataset[split].select_columns(["input_ids", "label"])
     labels = _labels(rows.features["label"].names, loaded, inputs.notes)
     for i, row in enumerate(islice(rows.with_format("numpy"), options.num_rows)):
-        body = row["input_ids"][1:-NUM_TAIL_TOKENS]
+        body = row["input_ids"][BODY]
         inputs.rows.append(Row(body, NUM_TAIL_TOKENS, labels[row["label"]], f"{place}:{i}"))
     return inputs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -34,8 +33,9 @@ from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.onnx_session import OnnxSession
 from imagelm.models.build import load_model
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
-from imagelm.tokens.grammar import CLASS_PATTERN, Grammar, class_token
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of
+from imagelm.tokens.vocabulary import class_number, class_token
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import NUM_LISTED, first_line
@@ -87,13 +87,6 @@ class LoadedModel:
         """Tokens of a complete image; None if the model has no codec."""
         return None if self.codec is None else self.codec.num_tokens
 
-    @cached_property
-    def entry_of_id(self) -> np.ndarray:
-        """Codebook entry of each id, -1 if it isn't a codebook token; int64, shape (vocabulary,)."""
-        table = np.full(self.grammar.size, -1)
-        table[self.grammar.code_ids] = np.arange(self.grammar.codebook_size)
-        return table
-
     def text(self, ids: np.ndarray) -> str:
         """Ids as tokens, separated by spaces; an id without a token (embeddings may be wider) is shown as a number."""
         tokens = self.grammar.tokens
@@ -122,9 +115,9 @@ class LoadedModel:
             InputError: There is no such class.
         """
         label = self.label_named(name)
-        number = match.group(1) if (match := CLASS_PATTERN.fullmatch(name)) else name
-        if label is None and number.isdecimal() and int(number) < self.grammar.num_classes:
-            label = int(number)
+        if label is None:
+            number = int(name) if name.isdecimal() else class_number(name)
+            label = number if number is not None and number < self.grammar.num_classes else None
         if label is None:
             known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, NUM_LISTED))))
             more = ", …" if self.grammar.num_classes > NUM_LISTED else ""

@@ -19,7 +19,7 @@ from imagelm.inference.generation import GeneratedRow
 from imagelm.inference.inputs import InputRows, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.codec_imagelm import Codec
-from imagelm.tokens.row import Row
+from imagelm.tokens.grammar import Row
 from imagelm.utils.atomic_io import atomic_file
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown, image_grid, save_png
@@ -151,8 +151,8 @@ def completion_grid(
         completed = decode(loaded, bodies)
         images += [hide_unknown(completed[0], num_given, codec.grid), *completed]
         captions += ["", *(_class_caption(loaded, one, " ") for one in several)]
-        if row.picture is not None:
-            images.append(codec.pixels(inputs.image(row.picture)))
+        if row.image_index is not None:
+            images.append(codec.pixels(inputs.image(row.image_index)))
         elif (body := _decodable_body(codec, row)) is not None:
             images += list(decode(loaded, [body]))
         else:
@@ -174,7 +174,7 @@ def decode(loaded: LoadedModel, bodies: Sequence[np.ndarray]) -> np.ndarray:
     """
     codec = require_codec(loaded, "an image grid")
     try:
-        return codec.decode(loaded.entry_of_id[np.stack(bodies).astype(np.int64)])
+        return codec.decode(loaded.grammar.entry_of_id[np.stack(bodies).astype(np.int64)])
     except ValueError as error:
         raise InputError(f"the codec of {loaded.name} can't decode images: {error}") from error
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imagelm.accel.last_block import at_positions, only_at
 from imagelm.inference.loading import LoadedModel
-from imagelm.tokens.grammar import IMG, IMG_END, PAD
+from imagelm.tokens.vocabulary import PAD
 from imagelm.utils.errors import DivergedError
 
 # Logits held at once while scoring: 256 MiB in float32.
@@ -79,13 +79,12 @@ def log_likelihoods(loaded: LoadedModel, bodies: Sequence[np.ndarray], batch_siz
     Returns:
         Natural logarithms, float64, shape (images,).
     """
-    first, last = loaded.grammar.id(IMG), loaded.grammar.id(IMG_END)
     longest = max(map(len, bodies), default=0) + 1
     batch_size = max(1, min(batch_size, SCORE_ELEMENTS // (longest * loaded.model.config.vocab_size)))
     sums = np.empty(len(bodies))
     for rows in _batches_by_length(bodies, batch_size):
-        inputs = _pad(loaded, [np.concatenate([[first], bodies[row]]) for row in rows])
-        targets = _pad(loaded, [np.concatenate([bodies[row], [last]]) for row in rows])
+        images = [loaded.grammar.prefix(bodies[row], num_tail=1) for row in rows]
+        inputs, targets = _pad(loaded, [ids[:-1] for ids in images]), _pad(loaded, [ids[1:] for ids in images])
         with torch.no_grad():
             logits = _finite(loaded.model(input_ids=inputs, use_cache=False).logits.float())
         chosen = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)

@@ -18,8 +18,7 @@ from imagelm.inference.inputs import InputRows, read_inputs, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import TaskResult, completion_grid, generated_grid
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
-from imagelm.tokens.grammar import IMG_END
-from imagelm.tokens.row import Row
+from imagelm.tokens.grammar import Role, Row
 
 DEFAULT_KEEP_PERCENT = 50.0
 
@@ -115,8 +114,11 @@ def next_token(
         Records of `place`, `tokens`, `next` (a list of `token`, `id`, `probability`) and `true`.
     """
     kept = [_keep(loaded, row, keep_percent) if keep_percent else (row.prefix(loaded.grammar), None) for row in rows]
-    prompts, end = [prompt for prompt, _ in kept], loaded.grammar.id(IMG_END)
-    truths = [-1 if remainder is None else int([*remainder, end][0]) for _, remainder in kept]
+    prompts = [prompt for prompt, _ in kept]
+    truths = [
+        -1 if remainder is None else int(loaded.grammar.prefix(row.body, num_tail=1)[len(prompt)])
+        for row, (prompt, remainder) in zip(rows, kept, strict=True)
+    ]
     ids, probabilities, ranks = next_tokens(loaded, prompts, truths, top, batch_size)
     tokens, records, cells = loaded.grammar.tokens, [], []
     for row, prompt, best, shares, truth in zip(rows, prompts, ids, probabilities, truths, strict=True):
@@ -210,7 +212,7 @@ def complete(
             figures: dict[str, float] = {}
             completion = loaded.text(image.ids[len(prompt) :])
             if remainder is not None and len(remainder):
-                predicted.append(_image_tokens(completion))
+                predicted.append(_image_tokens(loaded, image.ids[len(prompt) :]))
                 true.append(loaded.text(remainder).split())
                 figures = {"token_accuracy": token_accuracy(predicted[-1], true[-1]), **rouge(predicted[-1], true[-1])}
                 record["true_remainder"] = loaded.text(remainder)
@@ -242,10 +244,9 @@ def _keep(loaded: LoadedModel, row: Row, keep_percent: float) -> tuple[np.ndarra
     return prompt, row.body[count:]
 
 
-def _image_tokens(completion: str) -> list[str]:
+def _image_tokens(loaded: LoadedModel, ids: np.ndarray) -> list[str]:
     """The tokens up to the end of the image."""
-    tokens = completion.split()
-    return tokens[: tokens.index(IMG_END)] if IMG_END in tokens else tokens
+    return loaded.text(ids[: loaded.grammar.find(ids, Role.IMG_END)]).split()
 
 
 def _scores(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[dict[str, float]]:

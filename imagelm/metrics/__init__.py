@@ -20,8 +20,9 @@ from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import ClsConfusi
 from imagelm.metrics.cls_macro_f1.cls_macro_f1 import ClsMacroF1
 from imagelm.metrics.next_token_accuracy.next_token_accuracy import NextTokenAccuracy
 from imagelm.metrics.perplexity.perplexity import Perplexity
-from imagelm.tokens.grammar import IGNORE_INDEX, Grammar
+from imagelm.tokens.grammar import Grammar
 
+IGNORE_INDEX = -100  # the label of positions that aren't scored, in torch and transformers
 # What is kept of a row, in this order.
 COLUMNS = (
     "nll",  # summed negative log-likelihood of the scored tokens, in nats
@@ -79,8 +80,7 @@ class RowReduction:
 
     def __init__(self, grammar: Grammar) -> None:
         self.class_ids = torch.from_numpy(grammar.class_ids)
-        self.label_of_id = torch.full((grammar.size,), -1)
-        self.label_of_id[self.class_ids] = torch.arange(grammar.num_classes)
+        self.label_of_id = torch.from_numpy(grammar.label_of_id)
         self.is_code = torch.from_numpy(grammar.is_code)
 
     def __call__(self, logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from imagelm import remote_code as published
 from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
-from imagelm.tokens.grammar import CLS, IMG, IMG_END
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.utils.atomic_io import read_json, write_json
 
@@ -31,10 +31,10 @@ def make_processor(tokenizer: PreTrainedTokenizerBase, codec: Codec, class_names
         class_names: Indexed by label.
     """
     grammar = grammar_of(tokenizer)
+    before_image = grammar.prefix(np.empty(0, np.int64)).tolist()
     layout = {
-        "image_start_id": grammar.id(IMG),
-        "image_end_id": grammar.id(IMG_END),
-        "cls_id": grammar.id(CLS),
+        "before_image": before_image,
+        "after_image": grammar.question(np.empty(0, np.int64))[len(before_image) :].tolist(),
         "code_ids": grammar.code_ids.tolist(),
         "class_ids": grammar.class_ids.tolist(),
         "class_names": class_names,

@@ -37,8 +37,8 @@ class ImageLMProcessor(ProcessorMixin):
     Args:
         tokenizer: The model's tokenizer.
         codec: Images ↔ codebook entries.
-        layout: Ids of the tokens around and inside an image: `image_start_id`, `image_end_id`, `cls_id`, `code_ids`
-            (by entry), `class_ids` (by label), and `class_names`.
+        layout: What `processor_config.json` holds: `before_image` and `after_image`, the ids around an image's in a row
+            that asks for its class; `code_ids` (by entry), `class_ids` (by label), and `class_names`.
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012 (transformers 4 reads it so)
@@ -46,6 +46,9 @@ class ImageLMProcessor(ProcessorMixin):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, codec: Codec, layout: dict[str, Any]) -> None:
         super().__init__(tokenizer)
+        if "image_start_id" in layout:  # written by version 0.1
+            first, last, cls = (layout.pop(name) for name in ("image_start_id", "image_end_id", "cls_id"))
+            layout |= {"before_image": [first], "after_image": [last, cls]}
         self.codec, self.layout = codec, layout
         self.code_ids = np.array(layout["code_ids"])
         self.class_ids, self.class_names = list(layout["class_ids"]), list(layout["class_names"])
@@ -63,9 +66,8 @@ class ImageLMProcessor(ProcessorMixin):
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
         pixels = [self.codec.pixels(open_image(image)) for image in ([images] if alone else images)]
         codes = self.code_ids[self.codec.encode(np.stack(pixels))]
-        first, last, cls = (self.layout[name] for name in ("image_start_id", "image_end_id", "cls_id"))
-        input_ids = np.pad(codes, ((0, 0), (1, 2)), constant_values=first)
-        input_ids[:, -2], input_ids[:, -1] = last, cls
+        before, after = (np.tile(self.layout[name], (len(codes), 1)) for name in ("before_image", "after_image"))
+        input_ids = np.concatenate([before, codes, after], axis=1)
         rows = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
         return BatchFeature(rows, tensor_type=return_tensors)
 

@@ -1,131 +1,88 @@
 """The grammar of a row: `<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>`.
 
-One idea: this module alone knows which tokens exist, which role each plays and where it may stand; every other module
-asks it. A row is fully given by its image body (codebook tokens) and its label.
+One idea: `MAY_FOLLOW` says which role may follow which, and the role of a row's last token is all that decides what may
+come next. Composing rows, reading them whole or cut, explaining and repairing wrong ones, and masking the next token
+all read this table; everything else asks this module.
 """
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from imagelm.utils.atomic_io import read_input
-from imagelm.utils.errors import InputError
-
-PAD, UNK, IMG, IMG_END, CLS, EOS = "<PAD>", "<UNK>", "<IMG>", "</IMG>", "<CLS>", "<EOS>"
-SPECIAL_TOKENS = (PAD, UNK, IMG, IMG_END, CLS, EOS)
-CODE_PATTERN = re.compile(r"<Z_([0-9]{1,9})>")
-CLASS_PATTERN = re.compile(r"<CLS_([0-9]{1,9})>")
-NUM_SHOWN_CHARACTERS = 60
-
-NUM_TAIL_TOKENS = 4  # </IMG> <CLS> <CLS_y> <EOS>
-NUM_FRAME_TOKENS = 1 + NUM_TAIL_TOKENS  # and the leading <IMG>
-IGNORE_INDEX = -100  # what torch's cross entropy leaves out
+from imagelm.tokens import vocabulary as names
+from imagelm.utils.text import shorten
 
 
-def code_token(entry: int, width: int = 3) -> str:
-    """The token of a codebook entry: `<Z_012>` for 12."""
-    return f"<Z_{entry:0{width}d}>"
+class Role(IntEnum):
+    """What a token is for."""
+
+    OTHER = 0  # padding, the unknown token, and tokens that have no place in a row
+    START = 1  # before the first token
+    IMG = 2
+    CODE = 3
+    IMG_END = 4
+    CLS = 5
+    CLASS = 6
+    EOS = 7
 
 
-def class_token(label: int) -> str:
-    """The token that answers with `label`: `<CLS_7>` for 7."""
-    return f"<CLS_{label}>"
+# The grammar, in the order of a row; codebook tokens may follow each other, so an image has any length.
+MAY_FOLLOW: dict[Role, tuple[Role, ...]] = {
+    Role.START: (Role.IMG,),
+    Role.IMG: (Role.CODE,),
+    Role.CODE: (Role.CODE, Role.IMG_END),
+    Role.IMG_END: (Role.CLS,),
+    Role.CLS: (Role.CLASS,),
+    Role.CLASS: (Role.EOS,),
+    Role.EOS: (),
+}
+TOKENS = {Role.IMG: names.IMG, Role.IMG_END: names.IMG_END, Role.CLS: names.CLS, Role.EOS: names.EOS}
+WORDS = {**TOKENS, Role.CODE: "a codebook token", Role.CLASS: "a class token"}
 
-
-def make_vocabulary(codebook_size: int, num_classes: int) -> dict[str, int]:
-    """A new vocabulary in the reference order: specials, codebook entries, classes."""
-    width = max(3, len(str(codebook_size - 1)))
-    codes = [code_token(entry, width) for entry in range(codebook_size)]
-    tokens = [*SPECIAL_TOKENS, *codes, *(class_token(label) for label in range(num_classes))]
-    return {token: i for i, token in enumerate(tokens)}
+# What follows from the table: the frame around an image's codebook tokens.
+_ORDER = tuple(MAY_FOLLOW)[1:]
+HEAD, TAIL = _ORDER[: _ORDER.index(Role.CODE)], _ORDER[_ORDER.index(Role.CODE) + 1 :]
+# The predecessor repeated the question instead of answering it; the label gives the answer.
+BROKEN_TAIL = tuple(Role.CLS if role is Role.CLASS else role for role in TAIL)
+HEAD_TEXT, BROKEN_TAIL_TEXT = (" ".join(TOKENS[role] for role in roles) for roles in (HEAD, BROKEN_TAIL))
+NUM_TAIL_TOKENS = len(TAIL)
+NUM_FRAME_TOKENS = len(HEAD) + NUM_TAIL_TOKENS
+NUM_QUESTION_TOKENS = len(HEAD) + TAIL.index(Role.CLASS)  # of the frame, up to `<CLS>`
+BODY = slice(len(HEAD), -NUM_TAIL_TOKENS)  # the image in a whole row
+ROW_FORM = " ".join([HEAD_TEXT, "<Z_…> …", *(TOKENS.get(role, "<CLS_y>") for role in TAIL)])
+_ANSWER = TAIL.index(Role.CLASS) - NUM_TAIL_TOKENS  # counted from the end of a whole row
+_IS_ALLOWED = np.array([[after in MAY_FOLLOW.get(before, ()) for after in Role] for before in Role])
 
 
 @dataclass(frozen=True)
-class Grammar:
-    """The roles of a vocabulary's ids.
-
-    Args:
-        vocabulary: Token to id, ids 0 to n-1 in any order. Tokens that play no role in a row (neither special, codebook
-            nor class) may be there, but can't occur in data.
-
-    Raises:
-        InputError: The vocabulary can't serve; the message names the first token or id that is wrong.
-    """
-
-    vocabulary: dict[str, int]
-
-    def __post_init__(self) -> None:
-        _check_ids(self.vocabulary)
-        missing = [token for token in SPECIAL_TOKENS if token not in self.vocabulary]
-        if missing:
-            raise InputError(
-                f"the vocabulary lacks {' '.join(missing)}; all of {' '.join(SPECIAL_TOKENS)} are required"
-            )
-        codes = [number for number, _ in self._numbered(CODE_PATTERN)]
-        if not codes:
-            raise InputError("the vocabulary has no codebook token; at least one like <Z_000> is required")
-        if len(set(codes)) < len(codes):
-            twice = next(number for number, following in pairwise(codes) if number == following)
-            raise InputError(f"two codebook tokens carry the number {twice} (such as <Z_{twice}> and <Z_0{twice}>)")
-        labels = [number for number, _ in self._numbered(CLASS_PATTERN)]
-        if len(labels) < 2 or labels != list(range(len(labels))):
-            raise InputError(
-                f"the class tokens are numbered {labels[:12]}; they must be <CLS_0>, <CLS_1>, … without a gap, "
-                "two at least"
-            )
-
-    @property
-    def size(self) -> int:
-        """Number of tokens."""
-        return len(self.vocabulary)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_ids)
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codebook tokens."""
-        return len(self.code_ids)
+class Grammar(names.Vocabulary):
+    """A vocabulary whose tokens form rows."""
 
     @cached_property
-    def code_ids(self) -> np.ndarray:
-        """Ids of the codebook tokens, in the order of their numbers; int64, shape (codebook_size,)."""
-        return np.array([i for _, i in self._numbered(CODE_PATTERN)], dtype=np.int64)
+    def roles(self) -> np.ndarray:
+        """Role of each id, then `OTHER`, so that -1 and `size` can mean an unknown token; int8, shape (size + 1,)."""
+        roles = np.full(self.size + 1, Role.OTHER, dtype=np.int8)
+        for role in _ORDER:
+            roles[self.ids_of(role)] = role
+        return roles
 
-    @cached_property
-    def class_ids(self) -> np.ndarray:
-        """Ids of the class tokens, indexed by label; int64, shape (num_classes,)."""
-        return np.array([i for _, i in self._numbered(CLASS_PATTERN)], dtype=np.int64)
+    def ids_of(self, role: Role) -> np.ndarray:
+        """The ids with this role, codes and classes in the order of their numbers; int64."""
+        if role is Role.CODE:
+            return self.code_ids
+        return self.class_ids if role is Role.CLASS else np.array([self.id(TOKENS[role])])
 
-    @cached_property
-    def is_code(self) -> np.ndarray:
-        """For each id whether it's a codebook token; bool, shape (size,)."""
-        table = np.zeros(self.size, dtype=bool)
-        table[self.code_ids] = True
-        return table
+    def followers(self, role: Role) -> np.ndarray:
+        """The ids that may follow a token of this role; int64, empty where nothing may follow."""
+        return np.concatenate([np.empty(0, np.int64), *map(self.ids_of, MAY_FOLLOW.get(role, ()))])
 
-    @cached_property
-    def tokens(self) -> list[str]:
-        """The tokens in the order of their ids."""
-        return sorted(self.vocabulary, key=self.vocabulary.__getitem__)
-
-    @property
-    def id_dtype(self) -> np.dtype:
-        """The smallest unsigned integer type that holds every id (ids need no int64 on disk)."""
-        return np.min_scalar_type(max(self.size - 1, 256))
-
-    def id(self, token: str) -> int:
-        """The id of a token."""
-        return self.vocabulary[token]
+    # Writing
 
     def compose(self, bodies: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whole rows around image bodies.
@@ -141,124 +98,200 @@ class Grammar:
         offsets = np.concatenate([[0], np.cumsum(lengths + NUM_FRAME_TOKENS)]).astype(np.int64)
         ids = np.empty(offsets[-1], dtype=self.id_dtype)
         inside = np.ones(offsets[-1], dtype=bool)
-        ends = offsets[1:]
-        frame = [
-            (offsets[:-1], self.id(IMG)),
-            (ends - 4, self.id(IMG_END)),
-            (ends - 3, self.id(CLS)),
-            (ends - 2, self.class_ids[labels]),
-            (ends - 1, self.id(EOS)),
-        ]
-        for positions, values in frame:
-            ids[positions] = values
+        frame = [(offsets[:-1] + i, role) for i, role in enumerate(HEAD)]
+        frame += [(offsets[1:] + i, role) for i, role in enumerate(TAIL, start=-NUM_TAIL_TOKENS)]
+        for positions, role in frame:
+            ids[positions] = self.class_ids[labels] if role is Role.CLASS else self.ids_of(role)
             inside[positions] = False
         ids[inside] = bodies
         return ids, offsets
 
-    def explain(self, tokens: list[str], label: int) -> tuple[str, str] | None:
-        """Why a row isn't in the grammar, as (kind, what was found and what was expected); None if it is.
+    def sentences(self, bodies: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> list[str]:
+        """The rows of `compose` as text: tokens with a space between them."""
+        ids, offsets = self.compose(bodies, lengths, labels)
+        words = np.array(self.tokens, dtype=object)[ids]
+        return [" ".join(words[start:end]) for start, end in pairwise(offsets)]
 
-        The predecessor's tail `</IMG> <CLS> <CLS> <EOS>` is accepted: it's mended from the label.
+    def tail_text(self, label: int) -> str:
+        """The text after the image in a row of class `label`."""
+        return " ".join(self.tokens[self.class_ids[label]] if r is Role.CLASS else TOKENS[r] for r in TAIL)
+
+    def prefix(self, body: np.ndarray, num_tail: int = 0, label: int | None = None) -> np.ndarray:
+        """The ids of a row up to the first `num_tail` tokens after its image; int64.
+
+        Args:
+            body: Ids of the image's tokens, as many as are known; shape (tokens,).
+            num_tail: How many tokens of the tail to add.
+            label: The class; needed where the tail includes its token.
         """
+        frame = [
+            self.class_ids[[label]] if role is Role.CLASS else self.ids_of(role) for role in (*HEAD, *TAIL[:num_tail])
+        ]
+        return np.concatenate([*frame[: len(HEAD)], body, *frame[len(HEAD) :]]).astype(np.int64)
+
+    def question(self, body: np.ndarray) -> np.ndarray:
+        """The ids of a row up to `<CLS>`; int64, shape (body + 3,)."""
+        return self.prefix(body, TAIL.index(Role.CLASS))
+
+    # Reading
+
+    def parse(self, tokens: Sequence[str], label: int | None, place: str) -> Row:
+        """Reads a row, whole or cut anywhere; the leading `<IMG>` may be missing.
+
+        The predecessor's tail `</IMG> <CLS> <CLS> <EOS>` is accepted.
+
+        Args:
+            tokens: The row.
+            label: Its class where it's known apart from the tokens.
+            place: Where the row comes from.
+
+        Raises:
+            BadRow: It isn't in the grammar; says what was found and what was expected.
+        """
+        ids = self._look_up(tokens)
+        if not len(ids):
+            raise BadRow(f"no token at all, expected {HEAD_TEXT} and codebook tokens")
+        if (unknown := np.flatnonzero(ids < 0)).size:
+            token = shorten(repr(tokens[unknown[0]]))
+            raise BadRow(f"token {unknown[0] + 1} is {token}, which isn't among the model's {self.size} tokens")
+        roles = self.roles[ids]
+        start = HEAD[-1] if roles[0] == Role.CODE else Role.START
+        _repair(roles, np.array([0, len(roles)]))
+        if (wrong := np.flatnonzero(_breaks(roles, [0], start))).size:
+            before = Role(roles[wrong[0] - 1]) if wrong[0] else start
+            expected = " or ".join(WORDS[role] for role in MAY_FOLLOW[before]) or "nothing more"
+            raise BadRow(f"token {wrong[0] + 1} is {tokens[wrong[0]]}, expected {expected}")
+        answer = int(self.label_of_id[ids].max())
+        if answer >= 0 and label not in (None, answer):
+            raise BadRow(f"the class token is {self.tokens[self.class_ids[answer]]}, but the label is {label}")
+        body = ids[roles == Role.CODE].astype(self.id_dtype)
+        return Row(body, int(np.isin(roles, TAIL).sum()), answer if answer >= 0 else label, place)
+
+    def check(self, ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which whole rows are in the grammar, and which have the predecessor's tail.
+
+        Args:
+            ids: Of all rows, one after the other; -1 for unknown tokens.
+            offsets: Where each row begins, and the end; shape (rows + 1,). No row is empty.
+            labels: Shape (rows,).
+
+        Returns:
+            Two bool arrays of shape (rows,).
+        """
+        if not len(labels):
+            return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
+        roles, starts, ends = self.roles[ids], offsets[:-1], offsets[1:]
+        repaired = _repair(roles, offsets)
+        good = ~np.logical_or.reduceat(_breaks(roles, starts), starts)
+        good &= roles[ends - 1] == TAIL[-1]
+        good &= repaired | (ids[np.maximum(ends + _ANSWER, 0)] == self.class_ids[labels])
+        return good, repaired
+
+    def explain(self, tokens: list[str], label: int) -> tuple[str, str] | None:
+        """Why a row isn't whole and in the grammar, as (kind, what was found and what was expected); None if it is.
+
+        The predecessor's tail `</IMG> <CLS> <CLS> <EOS>` is accepted: it's repaired from the label.
+        """
+        if not any(tokens):
+            return "empty_row", f"no token at all, expected {HEAD_TEXT} … {TOKENS[TAIL[-1]]}"
         if not 0 <= label < self.num_classes:
             return "label_out_of_range", f"label {label}, expected 0 to {self.num_classes - 1}"
-        for position, token in enumerate(tokens, start=1):
-            if token not in self.vocabulary:
-                return (
-                    "unknown_token",
-                    f"token {position} is {_shown(token)}, expected one of the vocabulary's {self.size} tokens",
-                )
-        return self._explain_frame(tokens) or self._explain_body(tokens) or self._explain_tail(tokens, label)
-
-    def _explain_frame(self, tokens: list[str]) -> tuple[str, str] | None:
-        for token in (IMG, IMG_END):
-            if (count := tokens.count(token)) != 1:
-                return "image_markers", f"{token} stands {count} times, expected once"
-        if tokens[0] != IMG:
-            return "image_markers", f"the row begins with {tokens[0]}, expected {IMG}"
-        return None
-
-    def _explain_body(self, tokens: list[str]) -> tuple[str, str] | None:
-        end = tokens.index(IMG_END)
-        if end == 1:
-            return "empty_image", f"nothing between {IMG} and {IMG_END}, expected codebook tokens"
-        for position, token in enumerate(tokens[1:end], start=2):
-            if CLASS_PATTERN.fullmatch(token):
-                return (
-                    "class_token_in_image",
-                    f"token {position} is {token} inside the image, expected a codebook token",
-                )
-            if not CODE_PATTERN.fullmatch(token):
-                return "not_a_code", f"token {position} is {token} inside the image, expected a codebook token"
-        return None
-
-    def _explain_tail(self, tokens: list[str], label: int) -> tuple[str, str] | None:
-        tail = tokens[tokens.index(IMG_END) + 1 :]
-        expected = [CLS, self.tokens[self.class_ids[label]], EOS]
-        if tail in (expected, [CLS, CLS, EOS]):
+        ids = self._look_up(tokens)
+        if (unknown := np.flatnonzero(ids < 0)).size:
+            found = f"token {unknown[0] + 1} is {shorten(repr(tokens[unknown[0]]))}"
+            return "unknown_token", f"{found}, expected one of the vocabulary's {self.size} tokens"
+        good, _ = self.check(ids, np.array([0, len(ids)]), np.array([label]))
+        if good.all():
             return None
-        if len(tail) == 3 and tail[0] == CLS and tail[2] == EOS and CLASS_PATTERN.fullmatch(tail[1]):
-            return "label_mismatch", f"{tail[1]} stands in the class slot, expected {expected[1]} as label is {label}"
-        shown = " ".join(map(_cut, tail[:6])) + (" …" if len(tail) > 6 else "") or "nothing"
-        return "tail", f"after {IMG_END} stands {shown}, expected {' '.join(expected)}"
+        roles = self.roles[ids]
+        for role in (HEAD[-1], TAIL[0]):
+            if (count := int((roles == role).sum())) != 1:
+                return "image_markers", f"{TOKENS[role]} occurs {count} times, expected once"
+        if roles[0] != HEAD[0]:
+            return "image_markers", f"the row begins with {tokens[0]}, expected {TOKENS[HEAD[0]]}"
+        end = int(np.argmax(roles == TAIL[0]))
+        return self._explain_body(tokens, roles[:end]) or self._explain_tail(tokens[end:], roles[end:], label)
 
-    def _numbered(self, pattern: re.Pattern) -> list[tuple[int, int]]:
-        found = [(int(m.group(1)), i) for token, i in self.vocabulary.items() if (m := pattern.fullmatch(token))]
-        return sorted(found)
+    def _explain_body(self, tokens: list[str], roles: np.ndarray) -> tuple[str, str] | None:
+        if len(roles) == len(HEAD):
+            return "empty_image", f"nothing between {HEAD_TEXT} and {TOKENS[TAIL[0]]}, expected codebook tokens"
+        wrong = np.flatnonzero(_breaks(roles, [0]))
+        if not wrong.size:
+            return None
+        kind = "class_token_in_image" if roles[wrong[0]] == Role.CLASS else "not_a_code"
+        return kind, f"token {wrong[0] + 1} is {tokens[wrong[0]]} inside the image, expected {WORDS[Role.CODE]}"
+
+    def _explain_tail(self, tokens: list[str], roles: np.ndarray, label: int) -> tuple[str, str]:
+        _, *expected = self.tail_text(label).split()
+        if tuple(roles) == TAIL:
+            found, needed = tokens[_ANSWER], expected[_ANSWER]
+            return "label_mismatch", f"the class token is {found}, expected {needed} because the label is {label}"
+        shown = " ".join(map(shorten, tokens[1:7])) + (" …" if len(tokens) > 7 else "") or "nothing"
+        return "tail", f"{shown} after {tokens[0]}, expected {' '.join(expected)}"
+
+    def find(self, ids: np.ndarray, role: Role) -> int:
+        """Position of the first token with this role; the row's length where there is none."""
+        found = np.flatnonzero(self.roles[np.minimum(ids, self.size)] == role)
+        return int(found[0]) if found.size else len(ids)
+
+    def _look_up(self, tokens: Sequence[str]) -> np.ndarray:
+        return np.array([self.vocabulary.get(token, -1) for token in tokens], dtype=np.int64)
 
 
-def load_vocabulary(path: str | Path) -> Grammar:
-    """Reads `vocab.json` (token to id) and checks it.
+@dataclass(frozen=True)
+class Row:
+    """A row, whole or cut: its image body and how much of the tail it has.
 
-    Raises:
-        InputError: The file can't be read, isn't a JSON object of token to id, or is no vocabulary (see `Grammar`).
+    Attributes:
+        body: Ids of the image's tokens; shape (tokens,).
+        num_tail: How many tokens of the tail `</IMG> <CLS> <CLS_y> <EOS>` it has; 0 while the image is open.
+        label: Its class, where it's known.
+        place: Where it comes from, for people.
+        image_index: Its number in the image source, where it comes from one.
     """
-    text = read_input(path, "--vocab_file")
-    try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of thousands of digits
-        raise InputError(f'{path} isn\'t JSON: {error}; expected an object like {{"<PAD>": 0, …}}') from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} holds a JSON {type(content).__name__}; expected an object like {{"<PAD>": 0, …}}')
-    try:
-        return Grammar(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+
+    body: np.ndarray
+    num_tail: int
+    label: int | None
+    place: str
+    image_index: int | None = None
+
+    def is_whole(self, num_image_tokens: int | None) -> bool:
+        """Whether its image is complete: closed, or as long as the images of this model are."""
+        return self.num_tail > 0 or (num_image_tokens is not None and len(self.body) == num_image_tokens)
+
+    def prefix(self, grammar: Grammar) -> np.ndarray:
+        """The ids of the row as far as it goes, with `<IMG>` in front; int64, shape (1 + body + tail,)."""
+        return grammar.prefix(self.body, self.num_tail, self.label)
+
+    def question(self, grammar: Grammar) -> np.ndarray:
+        """The ids up to `<CLS>`, whatever came after it; int64, shape (body + 3,)."""
+        return grammar.question(self.body)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= NUM_SHOWN_CHARACTERS else text[:NUM_SHOWN_CHARACTERS] + "…"
+class BadRow(Exception):
+    """A row that isn't in the grammar, and why."""
 
 
-def _shown(value: object) -> str:
-    return _cut(repr(value))
+def _breaks(roles: np.ndarray, starts: Sequence[int] | np.ndarray, first: Role = Role.START) -> np.ndarray:
+    """Whether each token may not follow the one before it; bool.
+
+    Args:
+        roles: Of all rows, one after the other.
+        starts: Where the rows begin.
+        first: What the rows' first tokens follow.
+    """
+    before = np.empty_like(roles)
+    before[1:] = roles[:-1]
+    before[starts] = first
+    return ~_IS_ALLOWED.ravel().take(before * len(Role) + roles)
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        repeated = next(token for token, _ in pairs if token in seen or seen.add(token))
-        raise InputError(f"token {_shown(repeated)} stands twice; each token has one id")
-    return content
-
-
-def _check_ids(vocabulary: dict[str, int]) -> None:
-    by_id: dict[int, str] = {}
-    for token, i in vocabulary.items():
-        if type(i) is not int or i < 0:
-            raise InputError(f"token {_shown(token)} has id {_shown(i)}; ids are whole numbers from 0")
-        if not token or any(character.isspace() for character in token):
-            raise InputError(
-                f"token {_shown(token)} (id {i}) is empty or has white space in it, so no row could contain it"
-            )
-        if i in by_id:
-            raise InputError(f"{_shown(by_id[i])} and {_shown(token)} share id {i}; each id has one token")
-        by_id[i] = token
-    gap = next((i for i in range(len(vocabulary)) if i not in by_id), None)
-    if gap is not None:
-        raise InputError(
-            f"no token has id {gap}, though ids go up to {_shown(max(by_id))}; ids must run from 0 without a gap"
-        )
+def _repair(roles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Turns the roles of the predecessor's tail into those of the grammar's, in place; which rows had it, bool."""
+    ends = offsets[1:]
+    broken = np.diff(offsets) >= NUM_TAIL_TOKENS
+    for distance, role in enumerate(reversed(BROKEN_TAIL), start=1):
+        broken &= roles[np.maximum(ends - distance, 0)] == role
+    roles[ends[broken] + _ANSWER] = Role.CLASS
+    return broken

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from imagelm.tokens.grammar import CLS, EOS, IMG, PAD, SPECIAL_TOKENS, UNK, Grammar
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import CLS, EOS, IMG, PAD, SPECIAL_TOKENS, UNK
 from imagelm.utils.artifacts import TOKENIZER_CONFIG, VOCABULARY_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError

@@ -11,8 +11,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from imagelm.metrics import token_nll
-from imagelm.tokens.grammar import IGNORE_INDEX, Grammar
+from imagelm.metrics import IGNORE_INDEX, token_nll
+from imagelm.tokens.grammar import Grammar
 
 
 class RowCollator(DataCollatorForLanguageModeling):
@@ -45,8 +45,7 @@ class TokenAndSlotLoss:
 
     def __init__(self, grammar: Grammar, cls_loss_weight: float) -> None:
         self.cls_loss_weight = cls_loss_weight
-        self.is_class = torch.zeros(grammar.size, dtype=torch.bool)
-        self.is_class[torch.from_numpy(grammar.class_ids)] = True
+        self.is_class = torch.from_numpy(grammar.label_of_id >= 0)
         self.num_slots: Tensor | None = None
         self._sums: Tensor | None = None
         self._nll: Tensor | None = None

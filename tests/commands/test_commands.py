@@ -19,8 +19,9 @@ from imagelm.data.load import load_prepared
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
-from imagelm.tokens.grammar import Grammar, load_vocabulary, make_vocabulary
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
+from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, SHARED, TINY, run, train
 
@@ -188,7 +189,7 @@ def test_a_model_from_scratch_has_the_default_size_and_the_tokenizers_ids(prepar
 
 @pytest.mark.skipif(not (SHARED / "predecessor1000").is_dir(), reason="the predecessor's data aren't here")
 def test_the_default_model_has_the_predecessors_size_at_its_vocabulary_and_positions():
-    tokenizer = build_tokenizer(load_vocabulary(SHARED / "predecessor1000/vocab.json"), 1024)
+    tokenizer = build_tokenizer(Grammar(load_vocabulary(SHARED / "predecessor1000/vocab.json")), 1024)
     assert build_model(ModelArguments(), tokenizer, 1024, "eager").num_parameters() == 11_238_912
 
 

@@ -29,8 +29,9 @@ from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
 from imagelm.models.save import save_model
 from imagelm.remote_code.codec_imagelm import load_codec
-from imagelm.tokens.grammar import CLS, IMG, IMG_END, Grammar
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
+from imagelm.tokens.vocabulary import CLS, IMG, IMG_END
 from imagelm.utils.command_line import options_of
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown

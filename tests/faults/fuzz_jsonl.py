@@ -19,7 +19,8 @@ with atheris.instrument_imports(
     from imagelm.data.jsonl import lines
     from imagelm.data.jsonl.parser import read_rows
     from imagelm.data.rows import ProblemLog
-    from imagelm.tokens.grammar import Grammar, make_vocabulary
+    from imagelm.tokens.grammar import Grammar
+    from imagelm.tokens.vocabulary import make_vocabulary
     from imagelm.utils.errors import InputError
 
 SUFFIXES = (".jsonl", ".gz", ".zst")

@@ -24,7 +24,8 @@ from imagelm.commands.parser import expand_config
 from imagelm.data.sources.decode import BadImage, read_image
 from imagelm.data.sources.open import open_images
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS, flatten, load_codec
-from imagelm.tokens.grammar import load_vocabulary, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, sentence
 from tests.data.jsonl.test_parser import read
@@ -122,7 +123,7 @@ def test_vocabularies_are_read_or_told(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("vocabulary") / "vocab.json"
     file.write_bytes(content)
     try:
-        assert load_vocabulary(file).num_classes >= 2
+        assert Grammar(load_vocabulary(file)).num_classes >= 2
     except InputError as error:
         assert str(file) in str(error)
         assert len(str(error)) < 1000

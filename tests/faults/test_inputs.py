@@ -32,8 +32,9 @@ from imagelm.data.sources.decode import BadImage, read_image
 from imagelm.data.sources.open import open_images
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
-from imagelm.tokens.grammar import load_vocabulary
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import load_tokenizer
+from imagelm.tokens.vocabulary import load_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import random_rows, run, sentence, train, write_jsonl
 from tests.data.jsonl.test_parser import read
@@ -131,9 +132,10 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_stays_within_its_m
     (tmp_path / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     code = (
         "import resource, sys; from pathlib import Path; from imagelm.data.jsonl.parser import *; "
-        "from imagelm.data.rows import ProblemLog; from imagelm.tokens.grammar import load_vocabulary; "
+        "from imagelm.data.rows import ProblemLog; from imagelm.tokens.grammar import Grammar; "
+        "from imagelm.tokens.vocabulary import load_vocabulary; "
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "log = ProblemLog(); grammar = load_vocabulary(sys.argv[2]); "
+        "log = ProblemLog(); grammar = Grammar(load_vocabulary(sys.argv[2])); "
         "rows = sum(len(b.labels) for b in read_rows([Path(sys.argv[1])], grammar, log, False)); "
         "print(rows, dict(log.counts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -243,7 +245,7 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path, grammar):
         strange[name] = tmp_path / "vocab.json"
         strange[name].write_text(text)
         if name == "huge code":  # an unknown word, of no role
-            assert load_vocabulary(strange[name]).codebook_size == grammar.codebook_size
+            assert Grammar(load_vocabulary(strange[name])).codebook_size == grammar.codebook_size
             continue
         with pytest.raises(InputError) as error:
             load_vocabulary(strange[name])

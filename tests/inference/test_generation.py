@@ -16,9 +16,9 @@ from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, Grammar, make_vocabulary
-from imagelm.tokens.row import BadRow, parse_row
+from imagelm.tokens.grammar import BadRow, Grammar
 from imagelm.tokens.tokenizer import build_tokenizer
+from imagelm.tokens.vocabulary import CLS, EOS, IMG, IMG_END, make_vocabulary
 from imagelm.utils.image_grid import hide_unknown, image_grid
 
 SIZE = "num_hidden_layers=2,hidden_size=32,num_attention_heads=2"
@@ -327,7 +327,7 @@ def test_the_likelihood_is_the_sum_over_the_image_and_its_end_for_any_batch_size
     ],
 )
 def test_a_row_cut_anywhere_is_its_body_and_a_part_of_the_tail(grammar, text, num_tail, label):
-    row = parse_row(text.split(), None, "here", grammar)
+    row = grammar.parse(text.split(), None, "here")
     assert row.body.tolist() == [grammar.id("<Z_001>"), grammar.id("<Z_002>")]
     assert (row.num_tail, row.label) == (num_tail, label)
     assert row.question(grammar).tolist() == [grammar.id(t) for t in ["<IMG>", "<Z_001>", "<Z_002>", "</IMG>", "<CLS>"]]
@@ -345,14 +345,14 @@ def test_a_row_cut_anywhere_is_its_body_and_a_part_of_the_tail(grammar, text, nu
         ("<IMG> <Z_001> </IMG> <Z_001>", None, "token 4 is <Z_001>, expected <CLS>"),
         ("<IMG> <Z_001> </IMG> <CLS> <EOS>", None, "token 5 is <EOS>, expected a class token"),
         ("<IMG> <Z_001> </IMG> <CLS> <CLS_0> <EOS> <EOS>", None, "token 7 is <EOS>, expected nothing more"),
-        ("<IMG> <Z_001> </IMG> <CLS> <CLS_0> <EOS>", 2, "<CLS_0> stands in the class slot, but the label is 2"),
+        ("<IMG> <Z_001> </IMG> <CLS> <CLS_0> <EOS>", 2, "the class token is <CLS_0>, but the label is 2"),
         ("</IMG> <CLS>", None, "token 1 is </IMG>, expected <IMG>"),
         ("<IMG> </IMG> <CLS>", None, "token 2 is </IMG>, expected a codebook token"),
     ],
 )
 def test_what_is_no_row_is_refused_with_the_first_wrong_token(grammar, text, label, said):
     with pytest.raises(BadRow) as error:
-        parse_row(text.split(), label, "here", grammar)
+        grammar.parse(text.split(), label, "here")
     assert str(error.value).startswith(said)
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 from imagelm.evaluation.report import accuracy_interval
 from imagelm.metrics import COLUMNS, GREATER_IS_BETTER, ComputeMetrics, RowReduction, token_nll
 from imagelm.models.build import load_model
-from imagelm.tokens.grammar import IGNORE_INDEX, Grammar
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.training.loss import RowCollator
 from tests.conftest import NUM_CLASSES, ROOT, random_rows
@@ -122,7 +122,7 @@ def test_the_collator_does_not_shift_and_masks_padding_alone(prepared, grammar, 
         n = len(row)
         assert ids[:n].tolist() == labels[:n].tolist() == row.tolist()
         assert set(ids[n:].tolist()) <= {grammar.vocabulary["<PAD>"]}
-        assert set(labels[n:].tolist()) <= {IGNORE_INDEX}
+        assert set(labels[n:].tolist()) <= {-100}
         assert mask.tolist() == [1] * n + [0] * (len(ids) - n)
         assert grammar.vocabulary["<EOS>"] in labels.tolist()  # a pad token equal to eos would mask it
 

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from imagelm.tokens.grammar import Grammar, load_vocabulary, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError
 
 GOOD = make_vocabulary(4, 2)
@@ -34,7 +35,7 @@ def changed(**changes: int | None) -> dict[str, int]:
         (changed(**{"<Z_003>": -1}), "has id -1"),
         (changed(**{"<Z_003>": True}), "has id True"),
         (changed(**{"<Z 5>": 12}), "white space"),
-        (changed(**{"<Z_3>": 12}), "carry the number 3"),
+        (changed(**{"<Z_3>": 12}), "have the number 3"),
         (changed(**{"<CLS_01>": 12}), "numbered [0, 1, 1]"),
         ([1, 2], "holds a JSON list"),
     ],
@@ -50,7 +51,7 @@ def test_a_wrong_vocabulary_is_refused_with_what_is_wrong(tmp_path, content, sai
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"<PAD>": 0, "<PAD>": 1}', "'<PAD>' stands twice"),
+        ('{"<PAD>": 0, "<PAD>": 1}', "'<PAD>' occurs twice"),
         ("{", "isn't JSON"),
         (b"\xff\xfe{".decode("latin1"), "isn't"),
     ],

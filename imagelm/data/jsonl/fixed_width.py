@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from imagelm.tokens.grammar import CODE_PATTERN, Grammar, code_token
+from imagelm.tokens.vocabulary import Vocabulary, code_token
 
 WIDTHS = (3, 4, 5)  # digits: with the three bytes before them they fit into a word
 FIRST = len("<Z_")
@@ -20,23 +20,23 @@ class BodyDecoder:
     """Decodes texts of codebook tokens, each followed by one space.
 
     Args:
-        grammar: The vocabulary.
+        vocabulary: Of the rows.
 
     Attributes:
         stride: Bytes of a token with its space; None where the vocabulary's tokens differ in width or are too wide.
     """
 
-    def __init__(self, grammar: Grammar) -> None:
-        tokens = [grammar.tokens[i] for i in grammar.code_ids]
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        tokens = [vocabulary.tokens[i] for i in vocabulary.code_ids]
         widths = {len(token) for token in tokens}
         self.digits = min(widths) - len("<Z_>")
         self.stride = self.digits + len("<Z_> ") if len(widths) == 1 and self.digits in WIDTHS else None
         if self.stride is None:
             return
-        self.dtype = grammar.id_dtype
+        self.dtype = vocabulary.id_dtype
         self.table = np.full(16**self.digits, -1, dtype=np.int32)
-        for token, i in zip(tokens, grammar.code_ids, strict=True):
-            self.table[self._index(CODE_PATTERN.fullmatch(token).group(1))] = i
+        for token, i in zip(tokens, vocabulary.code_ids, strict=True):
+            self.table[self._index(token[FIRST : FIRST + self.digits])] = i
         zero = (code_token(0, self.digits) + " ").encode()
         self.template = np.frombuffer(zero[:8], dtype="<u8")[0]
         # Bits that must be the template's: all but the lower halves of the digits.

@@ -1,8 +1,8 @@
 """Raw JSONL → checked rows; every problem with its file and line.
 
-One idea: a row in the grammar has exactly one form, so a whole chunk of rows is compared with that form at once. Chunks
-of rows that all stand in the plainest spelling are decoded as words of bytes; the others are split by pyarrow and
-compared by numpy; and only rows that differ take the slow path, which says in words what is wrong.
+One idea: a whole chunk of rows is compared with the grammar at once. Chunks of rows in the plainest spelling are
+decoded as words of bytes; all others are split by pyarrow and checked by numpy; only bad rows take the slow path, which
+explains what is wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import orjson
@@ -22,9 +23,10 @@ from tqdm import tqdm
 from imagelm.data.jsonl import lines
 from imagelm.data.jsonl.fixed_width import BodyDecoder
 from imagelm.data.rows import NO_SPLIT, SPLITS, ProblemLog, RowBatch
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, NUM_FRAME_TOKENS, Grammar, class_token
+from imagelm.tokens.grammar import BROKEN_TAIL_TEXT, HEAD_TEXT, NUM_FRAME_TOKENS, Grammar
+from imagelm.utils.text import shorten
 
-ORJSON_MAX_DEPTH = 1024  # what it refuses by itself
+ORJSON_MAX_DEPTH = 1024  # orjson refuses deeper nesting
 
 
 def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_split: bool) -> Iterator[RowBatch]:
@@ -32,18 +34,18 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
 
     A row is a JSON object with `tokens` (one string with spaces, or a list of strings) and `label` (int). Optional:
     `split` ("train" or "test") and `source` (str or int, the image that this row is a variant of). Blank lines are
-    passed over.
+    skipped.
 
     Args:
-        files: What to read.
-        grammar: What rows must look like.
-        problems: Where rows that don't are reported; they are left out of what is yielded.
+        files: Files to read.
+        grammar: The grammar of the rows.
+        problems: Collects the bad rows; the batches don't contain them.
         need_split: Whether a row without `split` is a problem.
 
     Raises:
         InputError: A file can't be read or decompressed.
     """
-    checker = _Checker(grammar, problems, need_split)
+    checker = RowChecker(grammar, problems, need_split)
     total = sum(file.stat().st_size for file in files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
         for file in files:
@@ -51,27 +53,37 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
                 yield checker.check(str(file), first_line, chunk)
 
 
-class _Checker:
-    """Compares chunks of lines with the grammar; holds the look-up tables."""
+class RowChecker:
+    """Compares chunks of lines with the grammar; holds the look-up tables.
+
+    Args:
+        grammar: The grammar of the rows.
+        problems: Collects the bad rows.
+        need_split: Whether a row without `split` is a problem.
+    """
 
     def __init__(self, grammar: Grammar, problems: ProblemLog, need_split: bool) -> None:
         self.grammar = grammar
         self.problems = problems
         self.need_split = need_split
         self.token_set = pa.array(grammar.tokens)
-        self.tail = np.array([grammar.id(token) for token in (IMG_END, CLS, EOS)])
         self.decoder = BodyDecoder(grammar)
-        self.tail_texts = [f"{IMG_END} {CLS} {class_token(label)} {EOS}" for label in range(grammar.num_classes)]
+        self.tail_texts = [grammar.tail_text(label) for label in range(grammar.num_classes)]
 
     def check(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch:
-        return self._check_plain(file, first_line, chunk) or self._check_any(file, first_line, chunk)
+        """The good rows of a chunk; its bad ones are reported."""
+        return self.check_plain(file, first_line, chunk) or self.check_any(file, first_line, chunk)
 
-    def _check_plain(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch | None:
-        """The rows of a chunk where every row is in the grammar, one space between tokens of one width; else None."""
-        bodies, labels, splits, sources, num_repaired = [], [], [], [], 0
+    def check_plain(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch | None:
+        """The rows of a chunk if all are in the grammar with one space between tokens of one width; else None."""
+        bodies: list[str] = []
+        labels: list[int] = []
+        splits: list[int] = []
+        sources: list[str | None] = []
+        num_repaired = 0
         loads, need_split = orjson.loads, self.need_split
-        tails, start = self.tail_texts, f"{IMG} "
-        before, mended = len(start), f"{IMG_END} {CLS} {CLS} {EOS}"
+        tails, start = self.tail_texts, f"{HEAD_TEXT} "
+        before = len(start)
         try:
             for line in chunk:
                 row = loads(line)
@@ -80,9 +92,9 @@ class _Checker:
                     return None
                 tail = tails[label]
                 if not text.endswith(tail):
-                    if not text.endswith(mended):
+                    if not text.endswith(BROKEN_TAIL_TEXT):
                         return None
-                    tail, num_repaired = mended, num_repaired + 1
+                    tail, num_repaired = BROKEN_TAIL_TEXT, num_repaired + 1
                 if len(row) != 2 or line.count(b'"') != 6:
                     _check_unique(line, row)
                 bodies.append(text[before : -len(tail)])
@@ -95,11 +107,12 @@ class _Checker:
         text = "".join(bodies)
         widths = np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies))
         ids = self.decoder.decode(text)
-        if ids is None or (widths % self.decoder.stride).any() or not widths.all():
+        stride = self.decoder.stride
+        if ids is None or stride is None or (widths % stride).any() or not widths.all():
             return None
         return RowBatch(
             bodies=ids,
-            lengths=widths // self.decoder.stride,
+            lengths=widths // stride,
             labels=np.array(labels, dtype=np.int64),
             splits=np.array(splits or [NO_SPLIT] * len(labels), dtype=np.int8),
             sources=sources,
@@ -108,51 +121,44 @@ class _Checker:
             num_repaired=num_repaired,
         )
 
-    def _check_any(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch:
-        texts, counts, labels, splits, sources, numbers = [], [], [], [], [], []
+    def check_any(self, file: str, first_line: int, chunk: list[bytes]) -> RowBatch:
+        """The good rows of a chunk in any spelling; its bad ones are reported."""
+        rows: list[_RawRow] = []
         bad: dict[int, tuple[str, str]] = {}
         for number, line in enumerate(chunk, start=first_line):
             if not line or line.isspace():  # empty: a byte order mark and nothing more
                 continue
             try:
-                text, count, label, split, source = self._parse(line)
+                rows.append(self._parse(line, number))
             except _BadRow as error:
                 bad[number] = error.kind, error.reason
-                continue
-            texts.append(text)
-            counts.append(count)
-            labels.append(label)
-            splits.append(split)
-            sources.append(source)
-            numbers.append(number)
-
-        labels = np.array(labels, dtype=np.int64)
-        words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, type=pa.large_string())))
-        ids, offsets = self._look_up(words)
-        good, mended = self._compare(ids, offsets, labels, np.array(counts, dtype=np.int64))
+        labels = np.array([row.label for row in rows], dtype=np.int64)
+        counts = np.array([row.count for row in rows], dtype=np.int64)
+        texts = pa.array([row.text for row in rows], type=pa.large_string())
+        words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
+        offsets = words.offsets.to_numpy().astype(np.int64)
+        ids = pc.fill_null(pc.index_in(words.values, value_set=self.token_set), -1).to_numpy()  # -1: unknown
+        lengths = np.diff(offsets)
+        good, repaired = self.grammar.check(ids, offsets, labels)
+        good &= (counts == -1) | (counts == lengths)
         for i in np.flatnonzero(~good):
-            bad[numbers[i]] = self._explain(words[i].as_py(), counts[i], int(labels[i]))
+            bad[rows[i].line] = self._explain(words[i].as_py(), rows[i])
         for number, (kind, reason) in sorted(bad.items()):
             self.problems.add(file, number, kind, reason, chunk[number - first_line])
 
-        lengths = np.diff(offsets)
-        inside = np.repeat(good, lengths)
-        inside[offsets[:-1][good]] = False
-        for distance in range(1, NUM_FRAME_TOKENS):
-            inside[offsets[1:][good] - distance] = False
+        ids = ids[np.repeat(good, lengths)]
         return RowBatch(
-            bodies=ids[inside],
+            bodies=ids[self.grammar.is_code[ids]],
             lengths=lengths[good] - NUM_FRAME_TOKENS,
             labels=labels[good],
-            splits=np.array(splits, dtype=np.int8)[good],
-            sources=[sources[i] for i in np.flatnonzero(good)],
-            lines=np.array(numbers, dtype=np.int64)[good],
+            splits=np.array([row.split for row in rows], dtype=np.int8)[good],
+            sources=[rows[i].source for i in np.flatnonzero(good)],
+            lines=np.array([row.line for row in rows], dtype=np.int64)[good],
             file=file,
-            num_repaired=int((good & mended).sum()),
+            num_repaired=int((good & repaired).sum()),
         )
 
-    def _parse(self, line: bytes) -> tuple[str, int, int, int, str | None]:
-        """Text of the tokens, their number (-1 where only the text tells), label, split, source."""
+    def _parse(self, line: bytes, number: int) -> _RawRow:
         if len(line) > lines.MAX_LINE_BYTES:
             raise _BadRow("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected a row a line")
         try:
@@ -180,7 +186,7 @@ class _Checker:
         if not 0 <= label < self.grammar.num_classes:
             raise _BadRow("label_out_of_range", f"label {label}, expected 0 to {self.grammar.num_classes - 1}")
         _check_unique(line, row)
-        return tokens, count, label, self._split(row), _source(row)
+        return _RawRow(tokens, count, label, self._split(row), _source(row), number)
 
     def _split(self, row: dict) -> int:
         if not self.need_split:
@@ -191,40 +197,24 @@ class _Checker:
             raise _BadRow("wrong_split", f'split is {_shorten(row["split"])}, expected "train" or "test"')
         return SPLITS.index(row["split"])
 
-    def _look_up(self, words: pa.LargeListArray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all rows one after the other (-1 for unknown tokens), and the rows' offsets."""
-        offsets = words.offsets.to_numpy()
-        ids = pc.fill_null(pc.index_in(words.values, value_set=self.token_set), -1).to_numpy()
-        return ids, offsets.astype(np.int64)
-
-    def _compare(
-        self, ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray, counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows have exactly the grammar's form, and which of them only after mending the tail; bool, (rows,)."""
-        grammar, lengths = self.grammar, np.diff(offsets)
-        good = (lengths > NUM_FRAME_TOKENS) & ((counts == -1) | (counts == lengths))
-        if not len(ids):
-            return good, good.copy()
-        # Rows that are too short stay out by `good`; clipping only keeps their look-ups inside the array.
-        at = [ids[np.clip(offsets[1:] - distance, 0, len(ids) - 1)] for distance in range(NUM_FRAME_TOKENS)]
-        image_end, cls, eos = self.tail
-        good &= (at[4] == image_end) & (at[3] == cls) & (at[1] == eos)
-        good &= ids[np.clip(offsets[:-1], 0, len(ids) - 1)] == grammar.id(IMG)
-        mended = at[2] == cls
-        good &= mended | (at[2] == grammar.class_ids[labels])
-        num_codes = np.concatenate([[0], np.cumsum((ids >= 0) & grammar.is_code[ids])])
-        good &= num_codes[offsets[1:]] - num_codes[offsets[:-1]] == lengths - NUM_FRAME_TOKENS
-        return good, mended
-
-    def _explain(self, tokens: list[str], count: int, label: int) -> tuple[str, str]:
-        if tokens == [""]:
-            return "empty_row", f"no token at all, expected {IMG} … {EOS}"
-        if count not in (-1, len(tokens)):
-            return "wrong_type", "an entry of tokens is empty or has a space in it, expected one token an entry"
-        found = self.grammar.explain(tokens, label)
+    def _explain(self, tokens: list[str], row: _RawRow) -> tuple[str, str]:
+        if any(tokens) and row.count not in (-1, len(tokens)):
+            return "wrong_type", "an entry of tokens is empty or contains a space, expected one token an entry"
+        found = self.grammar.explain(tokens, row.label)
         if found is None:
-            raise AssertionError(f"the fast and the slow check disagree on {tokens} with label {label}")
+            raise AssertionError(f"the fast and the slow check disagree on {tokens} with label {row.label}")
         return found
+
+
+class _RawRow(NamedTuple):
+    """A row as its line gives it; `count` is the number of tokens, -1 where only the text tells."""
+
+    text: str
+    count: int
+    label: int
+    split: int
+    source: str | None
+    line: int
 
 
 class _BadRow(Exception):
@@ -234,9 +224,9 @@ class _BadRow(Exception):
 
 
 def _check_unique(line: bytes, row: dict) -> None:
-    """Refuses a key that stands twice: parsers differ in which one they take.
+    """Refuses a key that occurs twice, because parsers differ in which one they take.
 
-    Counting quotes tells it at once: a plain row has two for each key and each string.
+    Counting quotes is enough for most rows: a plain row has two for each key and each string.
     """
     strings = sum(type(value) is str for value in row.values())
     tokens = len(row["tokens"]) if type(row["tokens"]) is list else 0
@@ -256,7 +246,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _BadRow("duplicate_key", f"key {_shorten(counts.most_common(1)[0][0])} stands twice, expected once")
+        raise _BadRow("duplicate_key", f"key {_shorten(counts.most_common(1)[0][0])} occurs twice, expected once")
     return content
 
 
@@ -275,5 +265,4 @@ def _json_type(value: object) -> str:
 
 
 def _shorten(value: object) -> str:
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shorten(orjson.dumps(value).decode(), 80)

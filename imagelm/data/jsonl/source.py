@@ -19,7 +19,8 @@ from imagelm.data.jsonl.lines import expand_files
 from imagelm.data.jsonl.parser import read_rows
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch
 from imagelm.data.splits import split_in_words
-from imagelm.tokens.grammar import CLS, EOS, IMG, IMG_END, class_token, load_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import load_vocabulary
 from imagelm.utils.artifacts import CLASS_NAMES_FILE, CODEC_FOLDER, RAW_ROWS_FILE, VOCABULARY_FILE
 from imagelm.utils.atomic_io import read_input, write_json
 from imagelm.utils.errors import InputError
@@ -45,7 +46,7 @@ class JsonlRows:
         self.problems = problems
         self.split_by = options.split_by
         self.split = split_in_words(options.split_by, options.seed)
-        self.grammar = load_vocabulary(options.vocab_file)
+        self.grammar = Grammar(load_vocabulary(options.vocab_file))
         self.paths = expand_files(options.data_files)
         self.files = [str(path) for path in self.paths]
         self.class_names = _class_names(options.class_names, self.grammar.num_classes)
@@ -91,14 +92,13 @@ class RawWriter:
         folder.mkdir()
         write_json(folder / VOCABULARY_FILE, source.grammar.vocabulary)
         write_json(folder / CLASS_NAMES_FILE, source.class_names)
-        self.tokens = np.array(source.grammar.tokens, dtype=object)
+        self.grammar = source.grammar
         self.file = open(folder / RAW_ROWS_FILE, "wb")  # noqa: SIM115 (closed by finish)
 
     def write(self, batch: RowBatch) -> None:
         """Adds rows."""
-        bodies = np.split(self.tokens[batch.bodies], np.cumsum(batch.lengths)[:-1])
-        for body, label, side, source in zip(bodies, batch.labels, batch.splits, batch.sources, strict=True):
-            text = " ".join([IMG, *body, IMG_END, CLS, class_token(int(label)), EOS])
+        sentences = self.grammar.sentences(batch.bodies, batch.lengths, batch.labels)
+        for text, label, side, source in zip(sentences, batch.labels, batch.splits, batch.sources, strict=True):
             row = {"tokens": text, "label": int(label), "split": SPLITS[side], "source": source}
             self.file.write(orjson.dumps(row) + b"\n")
 

@@ -29,7 +29,9 @@ model = AutoModelForCausalLM.from_pretrained(MODEL_ID).eval()
 tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
 processor = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec() else None
 vocabulary = tokenizer.get_vocab()
-class_ids = [vocabulary[f"<CLS_{label}>"] for label in range(len(vocabulary)) if f"<CLS_{label}>" in vocabulary]
+# Without a codec there is no processor; the names of the classes' tokens are all that tells them then.
+class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
+class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
 class_names = [model.config.id2label.get(label, str(label)) for label in range(len(class_ids))]
 
 
@@ -96,7 +98,7 @@ def complete(image: Image.Image | None, keep: float, count: int, temperature: fl
 
 def new_images(count: int, temperature: float, seed: int) -> list[Image.Image]:
     """Images from nothing."""
-    return draw(torch.tensor([[processor.layout["image_start_id"]]]), count, temperature, seed)
+    return draw(torch.tensor([processor.layout["before_image"]]), count, temperature, seed)
 
 
 def classify_tokens(text: str) -> dict[str, float]:

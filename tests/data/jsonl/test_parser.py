@@ -12,11 +12,11 @@ import pytest
 import zstandard
 
 from imagelm.data.jsonl import lines
-from imagelm.data.jsonl import parser as records
 from imagelm.data.jsonl.lines import expand_files
-from imagelm.data.jsonl.parser import read_rows
+from imagelm.data.jsonl.parser import RowChecker, read_rows
 from imagelm.data.rows import ProblemLog
-from imagelm.tokens.grammar import Grammar, make_vocabulary
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.vocabulary import make_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import random_rows, sentence, write_jsonl
 
@@ -45,15 +45,19 @@ BAD = [
     ("wrong_type", {**GOOD, "label": "1"}, 'label is "1" (string)'),
     ("wrong_type", {**GOOD, "label": 1.0}, "label is 1.0 (number)"),
     ("wrong_type", {**GOOD, "source": [1]}, "source is a list"),
-    ("wrong_type", {"tokens": [*GOOD["tokens"].split()[:-2], "<CLS_1> <EOS>"], "label": 1}, "empty or has a space"),
+    (
+        "wrong_type",
+        {"tokens": [*GOOD["tokens"].split()[:-2], "<CLS_1> <EOS>"], "label": 1},
+        "empty or contains a space",
+    ),
     ("label_out_of_range", {**GOOD, "label": 3}, "label 3, expected 0 to 2"),
     ("label_out_of_range", {**GOOD, "label": -1}, "label -1, expected 0 to 2"),
-    ("label_mismatch", {**GOOD, "label": 2}, "<CLS_1> stands in the class slot, expected <CLS_2> as label is 2"),
+    ("label_mismatch", {**GOOD, "label": 2}, "the class token is <CLS_1>, expected <CLS_2> because the label is 2"),
     ("unknown_token", {**GOOD, "tokens": GOOD["tokens"].replace("<Z_002>", "<Z_2>")}, "token 3 is '<Z_2>'"),
     ("unknown_token", {**GOOD, "tokens": GOOD["tokens"].replace("<Z_002>", "<Z_030>")}, "token 3 is '<Z_030>'"),
-    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("<IMG> ", "")}, "<IMG> stands 0 times"),
-    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("<Z_002>", "<IMG>")}, "<IMG> stands 2 times"),
-    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("</IMG> ", "")}, "</IMG> stands 0 times"),
+    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("<IMG> ", "")}, "<IMG> occurs 0 times"),
+    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("<Z_002>", "<IMG>")}, "<IMG> occurs 2 times"),
+    ("image_markers", {**GOOD, "tokens": GOOD["tokens"].replace("</IMG> ", "")}, "</IMG> occurs 0 times"),
     ("image_markers", {**GOOD, "tokens": "</IMG> <Z_001> <IMG> <CLS> <CLS_1> <EOS>"}, "begins with </IMG>"),
     ("image_markers", {**GOOD, "tokens": "<Z_001> " + GOOD["tokens"]}, "begins with <Z_001>"),
     ("class_token_in_image", {**GOOD, "tokens": GOOD["tokens"].replace("<Z_002>", "<CLS_1>")}, "inside the image"),
@@ -63,7 +67,7 @@ BAD = [
     ("empty_row", {**GOOD, "tokens": "  "}, "no token at all"),
     ("empty_row", {**GOOD, "tokens": []}, "no token at all"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace(" <EOS>", "")}, "expected <CLS> <CLS_1> <EOS>"),
-    ("tail", {**GOOD, "tokens": GOOD["tokens"] + " <EOS>"}, "<CLS> <CLS_1> <EOS> <EOS>, expected"),
+    ("tail", {**GOOD, "tokens": GOOD["tokens"] + " <EOS>"}, "<CLS> <CLS_1> <EOS> <EOS> after </IMG>, expected"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace("<CLS> <CLS_1>", "<CLS_1>")}, "expected <CLS> <CLS_1> <EOS>"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace("<CLS> ", "<CLS> <Z_001> ")}, "expected <CLS> <CLS_1> <EOS>"),
 ]
@@ -130,7 +134,7 @@ def test_the_fast_check_accepts_exactly_the_rows_that_the_slow_one_can_not_fault
     assert sum(problems.counts.values()) == len(rows) - len(good)
 
 
-def test_the_broken_tail_is_mended_and_counted(tmp_path, grammar):
+def test_the_broken_tail_is_repaired_and_counted(tmp_path, grammar):
     broken = {**GOOD, "tokens": GOOD["tokens"].replace("<CLS_1>", "<CLS>")}
     file = write_jsonl(tmp_path / "rows.jsonl", [GOOD, broken, broken])
     (batch,) = read_rows([file], grammar, ProblemLog(), need_split=False)
@@ -228,9 +232,9 @@ def test_rows_decoded_as_bytes_are_those_split_into_words(size):
         tail = "<CLS>" if i % 7 == 0 else f"<CLS_{i % 3}>"
         row = {"tokens": f"<IMG> {codes} </IMG> <CLS> {tail} <EOS>", "label": i % 3, "split": "test"}
         chunk.append(json.dumps(row | ({"source": i} if i % 2 else {})).encode() + b"\n")
-    checker = records._Checker(grammar, ProblemLog(), need_split=True)
-    plain = checker._check_plain("f", 5, chunk)
-    assert plain is not None and same(plain, checker._check_any("f", 5, chunk))
+    checker = RowChecker(grammar, ProblemLog(), need_split=True)
+    plain = checker.check_plain("f", 5, chunk)
+    assert plain is not None and same(plain, checker.check_any("f", 5, chunk))
     assert not checker.problems.counts
 
 
@@ -245,28 +249,28 @@ def test_what_is_decoded_as_bytes_is_never_what_the_words_would_refuse():
             line[at : at + rng.randint(0, 1)] = rng.choice(
                 [b"0", b"9", b":", b"<", b" ", b"Z", b"\xc3", b"p", b"\x13", b""]
             )
-        checker = records._Checker(grammar, ProblemLog(), need_split=False)
-        plain = checker._check_plain("f", 1, [bytes(line)])
+        checker = RowChecker(grammar, ProblemLog(), need_split=False)
+        plain = checker.check_plain("f", 1, [bytes(line)])
         if plain is not None:
             taken += 1
-            assert same(plain, checker._check_any("f", 1, [bytes(line)])) and not checker.problems.counts, line
+            assert same(plain, checker.check_any("f", 1, [bytes(line)])) and not checker.problems.counts, line
     assert taken > 100
 
 
-def test_a_key_that_stands_twice_is_left_to_the_slow_path():
-    checker = records._Checker(vocabulary(30), ProblemLog(), need_split=False)
+def test_a_key_that_occurs_twice_is_left_to_the_slow_path():
+    checker = RowChecker(vocabulary(30), ProblemLog(), need_split=False)
     text = sentence([1, 2], 1)
     for line in (
         f'{{"tokens": "{text}", "label": 0, "label": 1}}',
         f'{{"tokens": "x", "tokens": "{text}", "label": 1}}',
         f'{{"tokens": "{text}", "label": 1, "source": 1, "source": 2}}',
     ):
-        assert checker._check_plain("f", 1, [line.encode()]) is None
+        assert checker.check_plain("f", 1, [line.encode()]) is None
 
 
 def test_a_code_that_the_vocabulary_lacks_is_not_decoded():
     grammar = Grammar({t: i for i, t in enumerate(t for t in make_vocabulary(12, 2) if t != "<Z_005>")})
-    checker = records._Checker(grammar, ProblemLog(), need_split=False)
+    checker = RowChecker(grammar, ProblemLog(), need_split=False)
     for code, known in ((4, True), (5, False), (12, False)):
         line = json.dumps({"tokens": sentence([code], 0), "label": 0}).encode()
-        assert (checker._check_plain("f", 1, [line]) is not None) == known
+        assert (checker.check_plain("f", 1, [line]) is not None) == known
