@@ -15,6 +15,7 @@ from imagelm.data.rows import SPLITS, ProblemLog, RowTable
 from imagelm.data.splits import Duplicates
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM, Grammar
 from imagelm.tokens.vocabulary import class_token
+from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.text import NUM_LISTED, table_cell
 
 CUT_WARNING_SHARE = 0.01
@@ -119,64 +120,28 @@ def summary(stats: dict) -> list[str]:
     return lines
 
 
-def dataset_card(stats: dict) -> str:
-    """The dataset card (README.md) with its metadata, from the statistics."""
-    counts = zip(*(stats["classes"][name] for name in SPLITS), strict=True)
-    classes = [
-        f"| `{class_token(label)}` | {table_cell(name)} | {train} | {test} |"
-        for label, (name, (train, test)) in enumerate(zip(stats["class_names"], counts, strict=True))
-    ]
-    cut, codebook, lengths = stats["truncation"], stats["codebook"], stats["lengths"]
-    return f"""---
-task_categories:
-- image-classification
-tags:
-- image-tokens
-- imagelm
----
+def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None = None) -> str:
+    """The dataset card (README.md) with its metadata.
 
-# Images as token sequences
+    Args:
+        stats: The statistics.
+        repo_id: The dataset's repository on the Hub; the card then shows how to load it.
+        model_id: The repository of the model that was trained on it.
+    """
+    import jinja2  # late: only the card needs it
 
-Each row is one image as a sentence: `{ROW_FORM}`. Column `input_ids` holds the ids of
-the tokenizer in `tokenizer/`, `label` the class y.
-
-| | |
-|---|---|
-| rows | {stats["num_rows"]["train"]} train, {stats["num_rows"]["test"]} test |
-| split | {stats["split"]}; no image on both sides |
-| length in tokens | {lengths["min"]} to {lengths["max"]}, mean {lengths["mean"]:.1f} |
-| rows read, bad, tails repaired | {stats["num_rows_read"]}, {stats["bad_rows"]["total"]}, {stats["repaired_tails"]} |
-| duplicates dropped, label conflicts | {stats["duplicates_dropped"]}, {stats["label_conflicts"]["total"]} |
-| truncation | {cut["rows_cut"]} rows, {cut["share_of_image_tokens_cut"]:.2%} of image tokens, {cut["side"]} side |
-| codebook | {codebook["used"]} of {codebook["size"]} entries used, perplexity {codebook["usage_perplexity"]:.1f} |
-| vocabulary | {stats["vocabulary_size"]} tokens |
-| fingerprint | `{stats["fingerprint"]}` |
-
-| token | class | train | test |
-|---|---|---|---|
-{chr(10).join(classes)}
-{_codec_section(stats)}
-Made by `{stats["command"]}`.
-"""
-
-
-def _codec_section(stats: dict) -> str:
-    kept = stats.get("codec", {}).get("reconstruction")
-    if kept is None:
-        return ""
-    psnr = "without error" if kept["psnr"] is None else f"{kept['psnr']:.2f} dB"
-    ssim = "–" if kept["ssim"] is None else f"{kept['ssim']:.4f}"
-    return f"""
-## Codec
-
-{stats["codec"]["description"]}.
-On {kept["num_images"]} held-out images: MSE {kept["mse"]:.1f} (values 0 to 255), PSNR {psnr}, SSIM {ssim}.
-{stats["codec"]["origin"]}.
-
-![Held-out images, and their reconstructions from tokens](reconstructions.png)
-
-![The codebook](codebook.png)
-"""
+    counts = zip(stats["class_names"], *(stats["classes"][name] for name in SPLITS), strict=True)
+    classes = [(class_token(label), table_cell(name), *sides) for label, (name, *sides) in enumerate(counts)]
+    text = (TEMPLATES_FOLDER / "dataset_card.md").read_text(encoding="utf-8")
+    template = jinja2.Template(text, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    return template.render(
+        row_form=ROW_FORM,
+        stats=stats,
+        classes=classes,
+        reconstruction=stats.get("codec", {}).get("reconstruction"),
+        repo_id=repo_id,
+        model_id=model_id,
+    )
 
 
 def _fingerprint(grammar: Grammar, table: RowTable, sides: np.ndarray) -> str:

@@ -1,6 +1,6 @@
-"""A dataset repository: Parquet shards, card, statistics, and the tokenizer and codec that belong to the rows.
+"""Puts a dataset repository together: Parquet shards, card, statistics, and the tokenizer and codec of the rows.
 
-One idea: what `load_dataset` gives is what trained the model, column by column and in the same order.
+One idea: `load_dataset` returns the rows that trained the model, column by column and in the same order.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, DatasetDict, DatasetInfo, disable_progress_bars, enable_progress_bars
+from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from imagelm.data.load import load_prepared, load_stats
@@ -22,7 +24,7 @@ from imagelm.utils.atomic_io import write_json, write_text
 
 SHARD_BYTES = 500_000_000
 REASONS = dict.fromkeys(("bad_rows.jsonl", RAW_FOLDER), "may name files of this machine")
-BATCH_ROWS = 1_000  # rows a row group: what the Hub's viewer reads at once
+BATCH_ROWS = 1_000  # rows per row group, which the Hub's viewer reads at once
 
 
 def stage_dataset(options: PushArguments, folder: Path) -> Staged:
@@ -31,9 +33,9 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
     Raises:
         InputError: `--dataset_dir` isn't a prepared dataset.
     """
-    source = Path(options.dataset_dir)
+    repo_id, source = options.repositories["dataset"], Path(options.dataset_dir or "")
     dataset, stats = load_prepared(source), load_stats(source)
-    staged = Staged("dataset", options.dataset_repo_id, folder)
+    staged = Staged("dataset", repo_id, folder)
     (folder / "data").mkdir(parents=True)
     disable_progress_bars()
     for name, rows in dataset.items():
@@ -45,10 +47,10 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
             shutil.copyfile(source / name, folder / name)
     stats, hidden = without_paths(stats)
     write_json(folder / STATS_FILE, stats)
-    write_text(folder / CARD_FILE, _card(options, stats, dataset, folder / "data"))
+    write_text(folder / CARD_FILE, _card(repo_id, options, stats, dataset, folder / "data"))
     if hidden:
-        staged.notes.append(f"{STATS_FILE}: {hidden} paths of this machine were shortened to their last part")
-    staged.notes += _left_out(source, dataset, staged.files)
+        staged.notes.append(f"{STATS_FILE}: {hidden} local paths were shortened to their last part")
+    staged.notes += _not_uploaded(source, dataset, staged.files)
     return staged
 
 
@@ -59,14 +61,14 @@ def _write_shards(rows: Dataset, folder: Path, split: str) -> None:
         part.to_parquet(str(folder / f"{split}-{shard:05d}-of-{count:05d}.parquet"), batch_size=BATCH_ROWS)
 
 
-def _card(options: PushArguments, stats: dict, dataset: DatasetDict, shards: Path) -> str:
-    """The card that `prepare_dataset.py` writes, with what the Hub needs to find the shards."""
-    card = DatasetCard(dataset_card(stats))
-    features = dataset["train"].features._to_yaml_list()
+def _card(repo_id: str, options: PushArguments, stats: dict[str, Any], dataset: DatasetDict, shards: Path) -> str:
+    """The card that `prepare_dataset.py` writes, with the metadata by which the Hub finds the shards."""
+    card, columns = DatasetCard(dataset_card(stats, repo_id, options.repo_id)), DatasetCardData()
+    DatasetInfosDict({"default": DatasetInfo(features=dataset["train"].features)}).to_dataset_card_data(columns)
     card.data = DatasetCardData(
         **card.data.to_dict()
         | {
-            "pretty_name": options.dataset_repo_id.split("/")[-1],
+            "pretty_name": repo_id.split("/")[-1],
             "license": options.license,
             "configs": [
                 {
@@ -75,7 +77,7 @@ def _card(options: PushArguments, stats: dict, dataset: DatasetDict, shards: Pat
                 }
             ],
             "dataset_info": {
-                "features": features,
+                **columns.to_dict()["dataset_info"],
                 "splits": [
                     {"name": split, "num_bytes": rows.data.nbytes, "num_examples": len(rows)}
                     for split, rows in dataset.items()
@@ -85,20 +87,13 @@ def _card(options: PushArguments, stats: dict, dataset: DatasetDict, shards: Pat
             },
         }
     )
-    usage = (
-        "\n## Use it\n\n```python\nfrom datasets import load_dataset\n\n"
-        f'rows = load_dataset("{options.dataset_repo_id}")\n'
-        'print(rows["train"][0])\n```\n\n'
-        f"The model that was trained on it: [{options.repo_id}](https://huggingface.co/{options.repo_id}). "
-        f"`{STATS_FILE}` holds all statistics.\n"
-    )
-    return f"{card.content.rstrip()}\n{usage}"
+    return str(card)
 
 
-def _left_out(source: Path, dataset: DatasetDict, files: dict[str, Path]) -> list[str]:
-    """A line for each entry of the prepared folder that doesn't go out, neither as it is nor as Parquet."""
+def _not_uploaded(source: Path, dataset: DatasetDict, files: dict[str, Path]) -> list[str]:
+    """A line for each entry of the prepared folder that isn't uploaded, neither unchanged nor as Parquet."""
     sent = {*(name.split("/")[0] for name in files), *dataset, "dataset_dict.json"}
     inner = [path for folder in (TOKENIZER_FOLDER, CODEC_FOLDER) for path in (source / folder).glob("*")]
     names = [path.name for path in source.iterdir() if path.name not in sent]
     names += [name for path in inner if (name := path.relative_to(source).as_posix()) not in files]
-    return [f"left out: {source.name}/{name} ({REASONS.get(name, 'not of the dataset')})" for name in sorted(names)]
+    return [f"not uploaded: {source.name}/{name} ({REASONS.get(name, 'not a dataset file')})" for name in sorted(names)]
