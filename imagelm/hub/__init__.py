@@ -1,5 +1,5 @@
-"""A trained folder → repositories on the Hub: what goes out, what is checked before, and how it gets there.
+"""Publishes a trained folder as repositories on the Hub.
 
 One idea: everything is first put together in a folder (which `--dry_run` keeps), then checked as a whole, then sent as
-one commit a repository. Nothing that isn't in that folder ever leaves.
+one commit per repository. Only files in that folder are ever uploaded.
 """

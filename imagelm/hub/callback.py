@@ -1,6 +1,6 @@
-"""Publishing from within a run: the same code as `push_to_hub.py`, at the end and, where asked, at each save.
+"""Publishes from within a training run: at the end and, if asked, at each save, with the code of `push_to_hub.py`.
 
-One idea: a failed upload never costs a run. What was trained is on disk; the message says how to send it later.
+One idea: a failed push never loses a training run. The model is on disk; the message shows how to push it later.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
-from imagelm.hub.access import check_access
 from imagelm.hub.arguments import RunPush
+from imagelm.hub.client import check_access
 from imagelm.hub.push import push
 from imagelm.training.model_folder import save_folder
 from imagelm.training.trainer import ImageTrainer
@@ -25,29 +26,39 @@ logger = logging.getLogger(__name__)
 
 
 def requested_push(args: TrainingArguments) -> RunPush | None:
-    """What the arguments ask of the Hub, taken away from Trainer: it would publish pickles and a card of its own.
+    """Takes the push options out of Trainer's arguments, because Trainer would publish pickles and its own card.
+
+    Returns:
+        How to publish the run; None if the arguments don't ask for it.
 
     Raises:
-        InputError: The repository's name can't be one, or optimizer states should be published.
+        InputError: The repository's name isn't valid, or the options ask to publish optimizer states.
     """
     if not args.push_to_hub:
         return None
-    if args.hub_strategy not in ("end", "every_save"):
+    strategy, output = HubStrategy(args.hub_strategy), Path(args.output_dir or ".")
+    if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
         raise InputError(
-            f"--hub_strategy {args.hub_strategy.value}: a checkpoint to resume from holds pickles, which aren't "
+            f"--hub_strategy {strategy.value}: a checkpoint to resume from holds pickles, which aren't "
             "published; choose end or every_save"
         )
-    repo_id = args.hub_model_id or Path(args.output_dir).resolve().name
     hub = RunPush(
-        repo_id, args.hub_token, bool(args.hub_private_repo), args.hub_revision, args.hub_strategy == "every_save"
+        repo_id=args.hub_model_id or output.resolve().name,
+        token=args.hub_token,
+        private=bool(args.hub_private_repo),
+        revision=args.hub_revision,
+        each_save=strategy == HubStrategy.EVERY_SAVE,
     )
-    hub.options(Path(args.output_dir))  # checks the name
+    hub.options(output)  # checks the name
     args.push_to_hub, args.hub_token = False, None
     return hub
 
 
 def check_hub(hub: RunPush) -> str:
-    """Whether a push could succeed, asked before hours of training; a line for the log.
+    """Checks before training that a push can succeed.
+
+    Returns:
+        A line for the log.
 
     Raises:
         InputError: There is no token, or it may not write.
@@ -62,7 +73,7 @@ def publish_run(hub: RunPush, best: Path) -> None:
     """Pushes the finished run's `best_model`.
 
     Raises:
-        HubError: It couldn't be sent; the message holds the command that sends it later.
+        HubError: It couldn't be sent; the message contains the command that sends it later.
     """
     try:
         push(hub.options(best))
@@ -74,18 +85,18 @@ def publish_run(hub: RunPush, best: Path) -> None:
 
 
 class PushWhileTraining(TrainerCallback):
-    """Pushes the weights at each save, as a commit without figures: these are measured at the end.
+    """Pushes the weights at each save, as a commit without figures, which are measured at the end.
 
     Args:
-        trainer: The trainer that this is a callback of.
-        hub: Where to.
+        trainer: The trainer that calls this callback.
+        hub: How to publish.
     """
 
     def __init__(self, trainer: ImageTrainer, hub: RunPush) -> None:
         self.trainer, self.hub = trainer, hub
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        """Sends the model of this step; training goes on whatever becomes of it."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Sends the model of this step; training continues even if this fails."""
         step = f"step {state.global_step} of {state.max_steps}"
         try:
             with tempfile.TemporaryDirectory(prefix="imagelm-step-") as home:
@@ -93,7 +104,7 @@ class PushWhileTraining(TrainerCallback):
                 try:
                     save_folder(self.trainer, folder, {"step": state.global_step})
                 except (OSError, SafetensorError):  # such as a full disk
-                    # The other processes wait at the end of it.
+                    # The other processes wait at the end of save_folder.
                     self.trainer.accelerator.wait_for_everyone()
                     raise
                 if state.is_world_process_zero:
@@ -101,4 +112,4 @@ class PushWhileTraining(TrainerCallback):
                     push(options, level=logging.DEBUG)
                     logger.info("pushed %s to %s", step, self.hub.repo_id)
         except (HubError, InputError, OSError, SafetensorError) as error:
-            logger.warning("%s couldn't be pushed, training goes on: %s", step, error)
+            logger.warning("%s couldn't be pushed, training continues: %s", step, error)

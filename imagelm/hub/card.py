@@ -1,29 +1,29 @@
-"""The model card: the template `model_card.md`, filled with what was measured of the published weights.
+"""Fills the template `model_card.md` with the facts of the published weights.
 
-One idea: every figure comes from `eval_results.json`, which names the weights that it was measured on; if these are
-other ones, there is no card. What isn't known is left out.
+One idea: every figure comes from `eval_results.json`, which names the weights it was measured on; for other weights
+there is no card. Unknown facts are omitted.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imagelm.hub.facts import CardFacts
+from imagelm.inference.loading import LoadedModel
 from imagelm.models.processor import CODE_FILES, PIPELINE_TASK
-from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, load_codec
-from imagelm.tokens.tokenizer import grammar_of
+from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 
 TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
-# The oldest versions that were tried, by tests/test_old_transformers.py.
+# The oldest versions that work, as tests/hub/test_old_transformers.py shows.
 OLDEST_TRANSFORMERS, OLDEST_FOR_PIPELINE = "4.41", "4.57"
 MAX_LISTED_CLASSES = 30
 METRICS = (  # figure, its identifier on the Hub, its name
@@ -35,22 +35,22 @@ METRICS = (  # figure, its identifier on the Hub, its name
 )
 
 
-def model_card(facts: CardFacts) -> str:
-    """The text of README.md, metadata included.
+def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
+    """Returns the text of README.md, metadata included.
 
     Raises:
-        InputError: The template isn't there or can't be filled.
+        InputError: The template is missing or can't be filled.
     """
+    metadata = _metadata(facts, loaded.codec is not None)
     try:
-        card = ModelCard.from_template(_metadata(facts), template_path=str(TEMPLATE), **_values(facts))
+        card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **_values(facts, loaded))
     except jinja2.TemplateError as error:
-        raise InputError(f"{TEMPLATE.name} can't be filled: {error}") from error
+        raise InputError(f"{TEMPLATE.name} can't be filled: {error}; restore the template") from error
     return str(card)
 
 
-def _metadata(facts: CardFacts) -> ModelCardData:
+def _metadata(facts: CardFacts, has_codec: bool) -> ModelCardData:
     options, results = facts.options, facts.results
-    has_codec = (facts.folder / CODEC_CONFIG).is_file()
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINE_TASK if has_codec else "text-generation",
@@ -60,11 +60,11 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         metrics=["accuracy", "perplexity"],
         tags=["imagelm", "image-tokens", "image-classification", "image-generation", "causal-lm"],
         model_name=options.repo_id.split("/")[-1] if results else None,
-        eval_results=_eval_results(facts) if results else None,
+        eval_results=_eval_results(facts, results) if results else None,
     )
 
 
-def _eval_results(facts: CardFacts) -> list[EvalResult]:
+def _eval_results(facts: CardFacts, results: dict[str, Any]) -> list[EvalResult]:
     dataset = facts.options.dataset_repo_id or _dataset_name(facts)
     return [
         EvalResult(
@@ -75,26 +75,23 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             dataset_split="test",
             metric_type=kind,
             metric_name=name,
-            metric_value=round(facts.results[figure], 6),
+            metric_value=round(results[figure], 6),
         )
         for figure, kind, name in METRICS
     ]
 
 
-def _values(facts: CardFacts) -> dict[str, object]:
-    """What the template's names stand for."""
-    folder, options, results = facts.folder, facts.options, facts.results
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    grammar = grammar_of(tokenizer)
-    codec = load_codec(folder) if (folder / CODEC_CONFIG).is_file() else None
-    names = [str(model.config.id2label.get(label, label)) for label in range(grammar.num_classes)]
+def _values(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
+    """The values of the template's variables."""
+    options, results = facts.options, facts.results
+    model, grammar, codec = loaded.model, loaded.grammar, loaded.codec
+    names = [loaded.class_name(label) for label in range(grammar.num_classes)]
     tokens = [grammar.tokens[i] for i in (*grammar.code_ids[[0, -1]], *grammar.class_ids[[0, -1]])]
-    values = {
+    values: dict[str, Any] = {
         "name": options.repo_id.split("/")[-1],
         "repo_id": options.repo_id,
         "dataset_repo_id": options.dataset_repo_id,
-        "introduction": _introduction(facts, model, codec, grammar.num_classes),
+        "introduction": _introduction(facts, loaded),
         "class_list": _class_list(names),
         "codec": codec is not None,
         "codec_words": codec.describe() if codec else "",
@@ -115,7 +112,7 @@ def _values(facts: CardFacts) -> dict[str, object]:
         "lengths": _span(facts.stats["lengths"]) if facts.stats else None,
         "restored": _restored(facts.stats),
         "limits": _limits(facts, codec),
-        **_question_and_answer(facts, model, tokenizer),
+        **_question_and_answer(facts, loaded),
         **_training(facts),
     }
     if results:
@@ -124,43 +121,46 @@ def _values(facts: CardFacts) -> dict[str, object]:
     return values
 
 
-def _question_and_answer(facts: CardFacts, model, tokenizer) -> dict[str, object]:
-    """A real row, the same up to `<CLS>`, and what the published model answers to it."""
+def _question_and_answer(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
+    """A real row, its part up to `<CLS>`, and the published model's answer to it."""
     example = (facts.results or {}).get("example_row")
     if example is None:
         return {"example": None, "question": None}
-    grammar = grammar_of(tokenizer)
-    ids = torch.from_numpy(grammar.parse(example.split(), None, "example_row").question(grammar))
-    logits = model(input_ids=ids[None]).logits[0, -1]
-    return {"example": example, "question": tokenizer.decode(ids), "answer": tokenizer.decode(logits.argmax())}
+    row = loaded.grammar.parse(example.split(), None, "example_row")
+    question = torch.from_numpy(row.question(loaded.grammar))
+    with torch.no_grad():
+        answer = loaded.model(input_ids=question[None].to(loaded.device)).logits[0, -1].argmax()
+    decode = loaded.tokenizer.decode
+    return {"example": example, "question": decode(question), "answer": decode(answer)}
 
 
-def _introduction(facts: CardFacts, model, codec, num_classes: int) -> str:
-    seen = f"{_image_words(codec)} into {codec.num_tokens} tokens" if codec else "each image into tokens"
+def _introduction(facts: CardFacts, loaded: LoadedModel) -> str:
+    codec = loaded.codec
+    encoded = f"{_image_words(codec)} into {codec.num_tokens} tokens" if codec else "each image into tokens"
     trained = "trained"
     if facts.run:
         trained = "fine-tuned" if facts.run["identity"]["started_from"] else "trained from scratch"
-    kind = type(model).__name__
     return (
-        f"This model reads images as sentences: a codebook turns {seen}, and a small language model ({kind}, "
-        f"{model.num_parameters():,} parameters), {trained} on such rows, answers with one of {num_classes} classes as "
-        "the next token after `<CLS>`. The same model completes images and draws new ones."
+        f"This model reads images as sentences. A codebook turns {encoded}, and a small language model "
+        f"({type(loaded.model).__name__}, {loaded.model.num_parameters():,} parameters), {trained} on such rows, "
+        f"predicts one of {loaded.grammar.num_classes} classes as the next token after `<CLS>`. The same model "
+        "completes images and generates new ones."
     )
 
 
 def _class_list(names: list[str]) -> str:
-    """The classes' names; nothing where these only repeat their numbers, or are too many to read."""
+    """The class names; empty if they only repeat their numbers, or are too many to read."""
     if names == [str(label) for label in range(len(names))] or len(names) > MAX_LISTED_CLASSES:
         return ""
     return ", ".join(f"{table_cell(name)} (`{class_token(label)}`)" for label, name in enumerate(names))
 
 
-def _image_words(codec) -> str:
+def _image_words(codec: Codec) -> str:
     height, width = codec.image_size
     return f"{'a grey' if codec.channels == 1 else 'an RGB'} image of {height}×{width} pixels"
 
 
-def _row_words(facts: CardFacts, codec) -> str:
+def _row_words(facts: CardFacts, codec: Codec | None) -> str:
     if codec:
         rows, columns = codec.grid
         return f"{rows} rows of {columns} codebook tokens, from left to right and from top to bottom"
@@ -168,12 +168,12 @@ def _row_words(facts: CardFacts, codec) -> str:
     return f"{_span(lengths)} tokens long" if lengths else "codebook tokens in reading order"
 
 
-def _span(lengths: dict) -> str:
+def _span(lengths: dict[str, Any]) -> str:
     low, high = lengths["min"], lengths["max"]
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _restored(stats: dict | None) -> str | None:
+def _restored(stats: dict[str, Any] | None) -> str | None:
     kept = (stats or {}).get("codec", {}).get("reconstruction")
     if kept is None:
         return None
@@ -182,7 +182,7 @@ def _restored(stats: dict | None) -> str | None:
     return f"MSE {kept['mse']:.1f} (values 0 to 255), {psnr}{ssim}, on {kept['num_images']} held-out images"
 
 
-def _per_class(results: dict, names: list[str]) -> list[dict[str, object]]:
+def _per_class(results: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     if len(names) > MAX_LISTED_CLASSES:
         return []
     rows = zip(names, results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True)
@@ -196,8 +196,8 @@ def _per_class(results: dict, names: list[str]) -> list[dict[str, object]]:
     ]
 
 
-def _training(facts: CardFacts) -> dict[str, object]:
-    """The recipe as a table, and the commands that make the model again."""
+def _training(facts: CardFacts) -> dict[str, Any]:
+    """The recipe as a table, and the commands that reproduce the model."""
     run, arguments, results = facts.run, facts.arguments, facts.results
     if run is None or arguments is None:
         return {"recipe": None}
@@ -211,7 +211,7 @@ def _training(facts: CardFacts) -> dict[str, object]:
     recipe = [
         ("length", f"{steps} steps" if steps > 0 else f"{epochs:g} epochs"),
         ("published step", results["step"] if results else None),
-        ("rows an update", batch),
+        ("rows per update", batch),
         ("optimizer", optimizer),
         ("learning rate", f"{arguments['learning_rate']:g}, {arguments['lr_scheduler_type']}"),
         ("warmup steps", f"{arguments['warmup_steps']:g}"),
@@ -235,32 +235,34 @@ def _training(facts: CardFacts) -> dict[str, object]:
     }
 
 
-def _limits(facts: CardFacts, codec) -> list[str]:
-    """What the figures do not show."""
-    results, limits = facts.results, []
+def _limits(facts: CardFacts, codec: Codec | None) -> list[str]:
+    """The limits of model and figures, a sentence or two each."""
+    results = facts.results
+    limits: list[str] = []
     if results:
         if facts.selection:
             metric = facts.selection.get("metric", "").removeprefix("eval_")
-            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them a little"
-            limits.append(
-                f"The published weights {chosen if metric else 'are the last of the run, chosen by no figure'}."
-            )
-        limits.append("The interval covers the draw of the held-out rows, not another seed.")
+            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favors them slightly"
+            last = "are those of the last step; no figure was used to choose them"
+            limits.append(f"The published weights {chosen if metric else last}.")
+        limits.append("The interval covers the choice of held-out rows, not the training seed.")
         high = results["eval_cls_accuracy_interval"][1]
         if high < max(results["majority_accuracy"], results["bag_of_tokens_accuracy"]):
-            limits.append("**The model is worse than a baseline above:** take it as an example of the format alone.")
+            limits.append("**The model is worse than a baseline above:** use it only as an example of the format.")
     limits.append(
-        "Perplexity and next-token accuracy are those of this codebook's tokens; models with another codebook, or "
-        "models of pixels, can't be compared by them."
+        "Perplexity and next-token accuracy depend on this codebook's tokens; don't compare them with models of "
+        "another codebook or of pixels."
     )
-    what = "picture" if codec else "row"
-    limits.append(f"Any {what} gets one of the classes, also one that shows none; the probabilities don't tell.")
     limits.append(
-        "Held-out rows come from the same source as the training rows: images made otherwise may be read much worse. "
-        "Nothing was measured about people, and the model shouldn't decide about them."
+        f"The model always predicts one of its classes, even for {'images' if codec else 'rows'} that show none of "
+        "them; a high probability is not evidence."
+    )
+    limits.append(
+        "Held-out rows come from the same source as the training rows; accuracy on images from other sources may be "
+        "much lower. Nothing was measured about people, and the model shouldn't be used to make decisions about them."
     )
     if codec:
-        limits.append("Images are seen through the codebook: what it can't restore, the model can't know.")
+        limits.append("The model sees images through the codebook; details that the codebook can't restore are lost.")
     return limits
 
 

@@ -1,25 +1,28 @@
-"""What is checked before anything leaves: are the files whole, does the model load, is there anything private?
+"""The checks before an upload: files are complete, the model answers, and nothing private goes out.
 
-One idea: all problems of all repositories are found at once, and while there is one, nothing is sent.
+One idea: all problems of all repositories are listed at once, and while there is one, nothing is sent.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
-from safetensors import SafetensorError
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
 
 from imagelm.hub.privacy import find_private
-from imagelm.hub.staged import CARD_FILE, Staged
-from imagelm.hub.wholeness import file_problems
-from imagelm.inference.arguments import LoadArguments
-from imagelm.inference.loading import load_for_inference
+from imagelm.hub.staged import CARD_FILE, WEIGHTS_INDEX, Staged
+from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import first_line
 
 MAX_SHOWN = 20
 CARDS = {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}
@@ -30,7 +33,7 @@ def check_staged(staged: list[Staged], own_token: str | None) -> None:
 
     Args:
         staged: All of them.
-        own_token: The Hub token in use; it may stand in no file.
+        own_token: The Hub token in use; no file may contain it.
 
     Raises:
         InputError: With the problems found, up to `MAX_SHOWN`.
@@ -40,39 +43,64 @@ def check_staged(staged: list[Staged], own_token: str | None) -> None:
         shown = "\n".join(f"  {problem}" for problem in problems[:MAX_SHOWN])
         more = "\n  and more" if len(problems) > MAX_SHOWN else ""
         raise InputError(
-            f"nothing was uploaded, as problems were found:\n{shown}{more}\nMend them, or take them out of the folder"
+            f"nothing was uploaded because of these problems:\n{shown}{more}\n"
+            "Fix the files, or remove them from the folder"
         )
 
 
+def file_problems(name: str, file: Path) -> Iterator[str]:
+    """Yields a line for each defect of a file; files of formats that this program doesn't write have none.
+
+    Args:
+        name: The file's name in messages.
+        file: The file.
+    """
+    try:
+        if file.suffix == ".json":
+            content = json.loads(file.read_bytes())
+            if name == WEIGHTS_INDEX:
+                for shard in sorted(set(content["weight_map"].values())):
+                    if not (file.parent / shard).is_file():
+                        yield f"{name}: names {shard}, which isn't there"
+        elif file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    if not torch.isfinite(tensors.get_tensor(key)).all():
+                        yield f"{name}: {key} holds values that aren't finite"
+        elif file.suffix == ".png":
+            with Image.open(file) as image:
+                image.load()
+        elif file.suffix == ".parquet":
+            pq.read_metadata(file)
+    except (ValueError, KeyError, OSError, SafetensorError, UnidentifiedImageError) as error:
+        yield f"{name}: damaged or incomplete: {first_line(error)}"
+
+
 def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
-    broken = False
     for name, file in staged.files.items():
-        for problem in file_problems(name, file):
-            broken = True
-            yield problem
-        # A column of a million paths is said as soon as a screen is full.
+        yield from file_problems(name, file)
+        # A column may hold a million paths: one screen of them is enough.
         yield from islice(find_private(name, file, own_token), MAX_SHOWN + 1)
     try:
         CARDS[staged.kind](staged.files[CARD_FILE].read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError) as error:
         yield f"{CARD_FILE}: its metadata isn't valid: {error}"
-    if staged.kind == "model" and not broken:
-        yield from _loading_problems(staged)
+    if staged.loaded is not None:
+        yield from _answer_problems(staged.folder, staged.loaded)
 
 
-def _loading_problems(staged: Staged) -> Iterator[str]:
-    """Loads the folder as its users will, and asks it one question."""
+def _answer_problems(folder: Path, loaded: LoadedModel) -> Iterator[str]:
+    """Asks the staged model, through the staged processor where there is one, for one class."""
     try:
-        loaded = load_for_inference(LoadArguments(model=str(staged.folder)))
-        if (staged.folder / PROCESSOR_CONFIG).is_file():
-            processor = ImageLMProcessor.from_pretrained(staged.folder)
+        if (folder / PROCESSOR_CONFIG).is_file():
+            processor = ImageLMProcessor.from_pretrained(folder)
             height, width = processor.codec.image_size
             input_ids = processor(images=np.zeros((height, width), dtype=np.uint8))["input_ids"]
         else:
             input_ids = torch.from_numpy(loaded.grammar.question(loaded.grammar.code_ids[:1])[None])
         with torch.no_grad():
-            logits = loaded.model(input_ids=input_ids).logits
+            logits = loaded.model(input_ids=input_ids.to(loaded.device)).logits
         if not logits.isfinite().all():
             yield "doesn't answer: its logits aren't finite"
     except (InputError, ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
-        yield f"doesn't load: {str(error).splitlines()[0]}"
+        yield f"doesn't answer: {first_line(error)}"

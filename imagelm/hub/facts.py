@@ -1,8 +1,9 @@
-"""What a card may tell: the records beside a model, as far as they are there and of these very weights."""
+"""The facts of a model card: the records saved with a model, as far as they exist and belong to its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
@@ -18,7 +19,9 @@ from imagelm.utils.artifacts import (
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
 
-# What the card takes from each record: one that lacks any of it tells nothing, as half a table would mislead.
+T = TypeVar("T")
+
+# What the card needs of each record: one that lacks any of it isn't used, because half a table would mislead.
 NEEDED = {
     RESULTS_FILE: (
         *("weights_sha256", "step", "class_names", "example_row", "majority_accuracy", "bag_of_tokens_accuracy"),
@@ -41,64 +44,63 @@ NEEDED = {
 
 
 class CardFacts:
-    """All that a card may tell.
+    """The facts of a card.
 
     Args:
-        options: What the user asked for.
+        options: The options of the push.
         source: The trained folder with its records.
-        folder: The repository's folder, where model and tokenizer stand already.
+        folder: The staged folder, which holds the weights already.
 
     Attributes:
-        results: `eval_results.json`, without paths; None where there is none. So the others:
+        results: `eval_results.json`, without paths; None if there is none, as for the other records:
         run: `run.json`.
         stats: `stats.json` of the data.
         arguments: `training_args.json`.
         selection: `selection.json`.
-        history: Trainer's log history; empty where there is none.
-        sha256: Of the weights that go out.
-        plots: Figure → file name; filled by whoever draws them.
-        drawings: File with images that the model drew, or None.
-        notes: What the user should know, a line each.
+        history: Trainer's log history; empty if there is none.
+        sha256: SHA-256 of the published weights.
+        plots: Figure → file name; set by the caller.
+        drawings: Name of the file with samples, or None; set by the caller.
+        notes: Notes for the user, a line each.
 
     Raises:
         InputError: The figures were measured on other weights.
     """
 
     def __init__(self, options: PushArguments, source: Path, folder: Path) -> None:
-        self.options, self.folder, self.notes = options, folder, []
+        self.options = options
+        self.notes: list[str] = []
         records, _ = without_paths([self._record(source / name) for name in NEEDED])
         self.results, self.run, self.stats, self.arguments, self.selection = records
         self.history = _read(source / HISTORY_FILE, list) or []
         self.sha256 = weights_sha256(folder)
         if self.results is None:
-            self.notes.append(f"no {RESULTS_FILE} to go by in {source.name}: the card shows no figures")
+            self.notes.append(f"{source.name} holds no usable {RESULTS_FILE}: the card shows no figures")
         elif self.results["weights_sha256"] != self.sha256:
             raise InputError(
-                f"{source / RESULTS_FILE} was measured on other weights than those beside it, so its figures can't be "
-                "published; push the folder that train.py wrote, or delete the file to publish without figures"
+                f"{source / RESULTS_FILE} was measured on other weights than those of its folder, so its figures can't "
+                "be published; push the folder that train.py wrote, or delete the file to publish without figures"
             )
         if options.license is None:
-            self.notes.append(
-                "the card names no licence, so nobody may reuse the model; --license apache-2.0 names one"
-            )
+            self.notes.append("the card names no license, so nobody may reuse the model; add one: --license apache-2.0")
         self.plots: dict[str, str] = {}
         self.drawings: str | None = None
 
-    def _record(self, file: Path) -> dict | None:
-        """What a file tells; None where it isn't there, or is of a version that wrote less."""
+    def _record(self, file: Path) -> dict[str, Any] | None:
+        """A record; None if there is none, or if an earlier version wrote less than the card needs."""
         record = _read(file, dict)
         missing = [name for name in NEEDED[file.name] if name not in (record or {})]
         if record is None or not missing:
             return record
-        self.notes.append(f"{file.name} doesn't tell {missing[0]}, as other versions wrote it: the card does without")
+        self.notes.append(f"{file.name} lacks {missing[0]}, as another version wrote it: the card doesn't use it")
         return None
 
 
-def _read(file: Path, kind: type) -> object:
+def _read(file: Path, kind: type[T]) -> T | None:
     try:
         content = read_json(file) if file.is_file() else None
-        if content is not None and not isinstance(content, kind):
-            raise ValueError(f"it holds no {kind.__name__}")
+        if content is None or isinstance(content, kind):
+            return content
+        raise ValueError(f"it doesn't hold a {kind.__name__}")
     except ValueError as error:
-        raise InputError(f"{file} isn't whole: {error}; push the folder that train.py wrote") from error
-    return content
+        raise InputError(f"{file} is damaged: {error}; push the folder that train.py wrote") from error

@@ -1,7 +1,7 @@
-"""What must never leave this machine: secrets, and paths that tell of it.
+"""Finds secrets and local paths, which must never be published.
 
-One idea: paths in texts that we write ourselves are shortened; whatever still looks like a secret or a path in a file
-that would go out is a reason to send nothing at all.
+One idea: paths in texts that the push writes are shortened; anything else that looks like a secret or a local path in
+a staged file stops the whole push.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
@@ -26,13 +27,13 @@ SECRETS = {
     "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
     "a password in an address": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'`<>]+:[^\s/@\"'`<>]+@"),
 }
-# Folders at the root of a file system, where people's files lie: those of this machine, and of the machines that a
-# model may have been trained on. Not any word after a slash: texts are full of these.
+# Folders at the root of a file system that hold people's files, on this machine or where a model may have been trained.
+# Not every word after a slash: texts are full of these.
 ROOTS = "afs|app|bin|cluster|content|data|datasets|dev|efs|etc|export|fsx|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt"
 ROOTS += "|private|proc|projects?|root|run|scratch|shared?|srv|storage|sys|teamspace|tmp|usr|var|work|workspaces?"
 ROOTS += r"|Users|Volumes|(?:disk|raid|scratch|ssd|vol)\d+"
 ROOTS = "|".join([ROOTS, *sorted(re.escape(entry.name) for entry in Path("/").iterdir())])
-END = r"[^\s\"'`<>|,;)\]]"  # what a path goes on with
+END = r"[^\s\"'`<>|,;)\]]"  # the characters of the rest of a path
 POSIX_PATH = re.compile(rf"(?<![\w./~-])(?:file://)?/(?:{ROOTS})/{END}+")
 # ~/x, C:\x and \\server\x, also with backslashes doubled, as JSON and Markdown write them.
 OTHER_PATH = re.compile(
@@ -42,8 +43,8 @@ JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv", ".toml", ".cfg", ".html", ""}
 
 
-def without_paths(content: object) -> tuple[object, int]:
-    """A text, or whatever JSON holds, with paths of this machine shortened to their last part.
+def without_paths(content: Any) -> tuple[Any, int]:
+    """Shortens local paths in a text or JSON value to their last part.
 
     Returns:
         The content, and how many paths were shortened.
@@ -64,24 +65,24 @@ def without_paths(content: object) -> tuple[object, int]:
 
 
 def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
-    """What in a file must not go out, a line each: where it stands and what it is, without showing a secret.
+    """Yields a line for each secret or local path in a file: its place and its kind, without the secret itself.
 
     Args:
         name: Path in the repository.
         file: The file.
-        own_token: The token in use, which may have any form.
+        own_token: The Hub token in use, whatever its form.
     """
-    # In other files only secrets are looked for: bytes may look like a path by chance.
+    # Other files are searched for secrets only: bytes may look like a path by chance.
     is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors")
     for place, text in _texts(file):
-        for what, pattern in SECRETS.items():
+        for kind, pattern in SECRETS.items():
             if pattern.search(text):
-                yield f"{name}:{place}: {what}"
+                yield f"{name}:{place}: {kind}"
         if own_token and own_token in text:
             yield f"{name}:{place}: the Hub token in use"
         for pattern in (POSIX_PATH, OTHER_PATH) if is_text else ():
             if match := pattern.search(text):
-                yield f"{name}:{place}: a path of a machine, {match.group()!r}"
+                yield f"{name}:{place}: a local path, {match.group()!r}"
 
 
 def _last_part(path: str) -> str:
@@ -89,15 +90,15 @@ def _last_part(path: str) -> str:
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """All texts in a file, each with its place."""
+    """Yields all texts in a file, each with its place."""
     if file.suffix == ".parquet":
         yield from _parquet_texts(file)
     elif file.suffix == ".safetensors":
         yield "header", _without_escapes(_safetensors_header(file))
     elif file.suffix == ".png":
-        with Image.open(file) as picture:
-            picture.load()  # texts may stand behind the pixels
-            yield from ((str(name), value) for name, value in picture.info.items() if isinstance(value, str))
+        with Image.open(file) as image:
+            image.load()  # texts may come after the pixels
+            yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
     else:
         content = file.read_bytes().decode("utf-8" if file.suffix in TEXT_ENDINGS else "latin-1", errors="replace")
         for number, line in enumerate(content.splitlines(), start=1):
@@ -108,12 +109,12 @@ def _without_escapes(line: str) -> str:
     """A line of JSON with its strings as they are meant: \\u002fhome is a path too, and C:\\\\ is C:\\."""
     try:
         return JSON_STRING.sub(lambda match: f'"{json.loads(match.group(), strict=False)}"', line)
-    except ValueError:  # no JSON: another check says so
+    except ValueError:  # not JSON, which another check reports
         return line
 
 
 def _parquet_texts(file: Path) -> Iterator[tuple[str, str]]:
-    """Schema, and row and value of all texts in a table, nested ones too; the ids of tokens are numbers."""
+    """Yields the schema's texts and those of all rows, nested ones too; token ids are numbers."""
     table = pq.ParquetFile(file)
     for name, value in (table.schema_arrow.metadata or {}).items():
         yield f"schema, {name.decode()}", _without_escapes(value.decode("utf-8", errors="replace"))

@@ -1,4 +1,4 @@
-"""The whole way: put together, check, send; or only show what would be sent."""
+"""Puts the repositories together, checks and sends them; or, with `--dry_run`, only writes what would be sent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import get_token
 
-from imagelm.hub.access import check_access
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.checks import check_staged
+from imagelm.hub.client import check_access
 from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
@@ -28,21 +28,21 @@ STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
 
 
 def push(options: PushArguments, level: int = logging.INFO) -> None:
-    """Publishes a trained folder, and its data and a demo where asked.
+    """Publishes a trained folder, and its data and a demo if asked.
 
     Everything is checked before anything is sent; each repository gets one commit or none.
 
     Args:
         options: What to publish, and where.
-        level: Level of the lines logged about it.
+        level: Level of the log lines.
 
     Raises:
-        InputError: Something in the folders or the options is wrong; nothing was sent.
-        HubError: The Hub couldn't be reached or refused; the message says what to do.
+        InputError: The folders or options are wrong; nothing was sent.
+        HubError: The Hub couldn't be reached or refused the push; the message names the remedy.
     """
     check_model_folder(Path(options.model_dir))
     if options.preview is not None:
-        _preview(options, level)
+        _preview(options, options.preview, level)
         return
     api = HfApi(token=options.token)
     user = check_access(api, options)
@@ -69,11 +69,10 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
             logger.log(level, f"  {sent.url}")
 
 
-def _preview(options: PushArguments, level: int) -> None:
-    """Writes what would be uploaded into a folder; needs no network."""
-    folder = options.preview
+def _preview(options: PushArguments, folder: Path, level: int) -> None:
+    """Writes what would be uploaded to a folder; needs no network."""
     if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
-        raise InputError(f"--dry_run {folder} holds other files; name a folder that doesn't exist yet")
+        raise InputError(f"--dry_run {folder} holds other files; name a folder that doesn't exist")
     with atomic_folder(folder) as home:
         staged = _stage(options, home)
         check_staged(staged, options.token or get_token())
@@ -94,22 +93,14 @@ def _stage(options: PushArguments, home: Path) -> list[Staged]:
         return [STAGERS[kind](options, home / kind) for kind in options.repositories]
     except OSError as error:
         raise HubError(
-            f"can't put the upload together in {home}: {error.strerror or error}; TMPDIR names another place"
+            f"the upload can't be put together in {home}: {error.strerror or error}; set TMPDIR to another folder"
         ) from error
 
 
 def _with_namespaces(options: PushArguments, user: str) -> PushArguments:
-    """A name alone is a repository of the user's own."""
-
-    def whole(name: str | None) -> str | None:
-        return f"{user}/{name}" if name and "/" not in name else name
-
-    return replace(
-        options,
-        repo_id=whole(options.repo_id),
-        dataset_repo_id=whole(options.dataset_repo_id),
-        space_repo_id=whole(options.space_repo_id),
-    )
+    """Completes names without a namespace with the user's own."""
+    ids = {kind: name if "/" in name else f"{user}/{name}" for kind, name in options.repositories.items()}
+    return replace(options, repo_id=ids["model"], dataset_repo_id=ids.get("dataset"), space_repo_id=ids.get("space"))
 
 
 def _log_contents(staged: Staged, level: int) -> None:

@@ -1,4 +1,4 @@
-"""The demo: `space/` of this project, pointed at the model that was pushed."""
+"""Puts the demo Space together: the template `space/`, pointed at the pushed model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from imagelm.utils.errors import InputError
 
 SPACE_FOLDER = TEMPLATES_FOLDER / "space"
 MODEL_ID_FILE = "model_id.txt"
-LIBRARIES = ("safetensors", "torch", "transformers")  # numpy and Pillow come with gradio, in versions it can take
-SDK_VERSION = "6.31.0"  # of gradio, which is no requirement of this project
+LIBRARIES = ("safetensors", "torch", "transformers")  # gradio brings numpy and Pillow, in versions it accepts
+SDK_VERSION = "6.31.0"  # of gradio, which this project doesn't require
 
 
 def stage_space(options: PushArguments, folder: Path) -> Staged:
     """Puts a demo Space together.
 
     Raises:
-        InputError: The app isn't there.
+        InputError: The template is missing.
     """
+    repo_id = options.repositories["space"]
     app = SPACE_FOLDER / "app.py"
     if not app.is_file():
-        raise InputError(f"{app.parent.name}/{app.name}, the demo, isn't beside the package; run from a checkout")
+        raise InputError(f"the demo's template {app.parent.name}/{app.name} is missing; install the package again")
     folder.mkdir(parents=True)
     shutil.copyfile(app, folder / app.name)
     write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
-    # Without what a local build adds to its version (2.13.0+cpu), which no index has.
+    # Without the suffix of a local build (2.13.0+cpu), which no package index has.
     pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
     write_text(folder / "requirements.txt", "".join(pins))
-    name = options.space_repo_id.split("/")[-1]
+    name = repo_id.split("/")[-1]
     metadata = SpaceCardData(
         title=name,
         sdk="gradio",
@@ -52,12 +53,12 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
 
 # {name}
 
-A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): which class an image has, what the
-rest of it may look like, and new images. The model reads and writes images as tokens; all of it runs here, on a CPU.
+A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): it classifies an image, completes a part of
+one, and generates new images. The model reads and writes images as tokens; everything runs here, on a CPU.
 """
     write_text(folder / CARD_FILE, str(SpaceCard(text)))
-    notes = ["the model is private: give the Space a secret HF_TOKEN that may read it"] if options.private else []
-    return Staged("space", options.space_repo_id, folder, notes)
+    notes = ["the model is private: add a secret HF_TOKEN that may read it to the Space"] if options.private else []
+    return Staged("space", repo_id, folder, notes)
 
 
 def _gradio_version() -> str:

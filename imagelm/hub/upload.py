@@ -1,7 +1,7 @@
-"""From a folder to one commit: what stands on the Hub, what differs, and that alone is sent.
+"""Sends a staged folder as one commit that contains only what differs from the repository.
 
-One idea: a commit is computed from what stands on the Hub at that moment. A file that is there with the same content
-isn't sent, so the same command again finishes what a broken connection left, and changes nothing when all is there.
+One idea: the commit is computed from the repository's present state. A file that is there with the same content isn't
+sent, so running the same command again completes an interrupted push, and changes nothing after a complete one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from imagelm.utils.errors import HubError, InputError
 
 @dataclass
 class Target:
-    """A repository as it stands on the Hub.
+    """The present state of a repository on the Hub.
 
     Attributes:
-        exists: Whether it's there.
-        has_revision: Whether the branch is.
-        head: Its newest commit; None where there is none.
-        files: Path → its size, git's SHA-1, and SHA-256 where it lies in large storage.
+        exists: Whether the repository exists.
+        has_revision: Whether the branch exists.
+        head: Newest commit of the branch; None if there is none.
+        files: Path → size, git's SHA-1, and SHA-256 if it is stored as a large file.
         tags: Tag → its commit.
     """
 
@@ -43,7 +43,7 @@ class Target:
 
 @dataclass
 class Sent:
-    """What a push did to one repository: its address, and counts of files and bytes."""
+    """The result of a push to one repository: its address, and counts of files and bytes."""
 
     url: str
     num_sent: int
@@ -53,10 +53,11 @@ class Sent:
 
 
 def look_at(api: HfApi, kind: str, repo_id: str, options: PushArguments) -> Target:
-    """Reads what stands in a repository, and refuses what a push couldn't do there.
+    """Reads the state of a repository, and refuses a push that couldn't succeed there.
 
     Raises:
-        InputError: The token may not write, a public repository should be private, or a pull request has no repository.
+        InputError: The token may not write, a public repository can't become private, or a pull request has no
+            repository or branch.
         HubError: The Hub can't be reached.
     """
     target = Target(kind, repo_id)
@@ -66,15 +67,15 @@ def look_at(api: HfApi, kind: str, repo_id: str, options: PushArguments) -> Targ
         except RepositoryNotFoundError as error:
             if options.create_pr:
                 raise InputError(
-                    f"{kind} {repo_id}: not there, or hidden from this token; a pull request needs a repository: "
-                    "leave out --create_pr to make it"
+                    f"{kind} {repo_id}: not found, or hidden from this token; a pull request needs a repository: "
+                    "remove --create_pr to create it"
                 ) from error
             return target
         target.exists = True
         if options.private and not info.private:
             raise InputError(
-                f"{kind} {repo_id} is there and public; --private can't hide it: choose another name, "
-                "or change it in its settings"
+                f"{kind} {repo_id} exists and is public; --private can't hide it: choose another name, "
+                "or change its settings on the Hub"
             )
         api.auth_check(repo_id, repo_type=kind, write=not options.create_pr)
         refs = api.list_repo_refs(repo_id, repo_type=kind)
@@ -90,43 +91,43 @@ def look_at(api: HfApi, kind: str, repo_id: str, options: PushArguments) -> Targ
 
 
 def check_tag(staged: Staged, target: Target, tag: str | None) -> None:
-    """Refuses a tag that stands on anything but what would be sent.
+    """Refuses a tag that exists already with other content.
 
     Raises:
-        InputError: It does; a tag that moves misleads whoever trusts it.
+        InputError: It does; moving it would mislead users who rely on it.
     """
     if tag not in target.tags:
         return
     if target.tags[tag] != target.head or changed_files(staged, target) or _stale(staged, target):
         raise InputError(
-            f"{target.kind} {target.repo_id} has a tag {tag} already; choose another one: a tag that moves misleads "
-            "whoever trusts it"
+            f"{target.kind} {target.repo_id} has a tag {tag} already, with other content; choose another tag: "
+            "moving one would mislead users who rely on it"
         )
 
 
 def send(api: HfApi, staged: Staged, target: Target, options: PushArguments) -> Sent:
-    """Makes the repository, where it isn't there, and commits what differs; all of it or nothing.
+    """Creates the repository if needed, and commits what differs; all of it or nothing.
 
     Raises:
         InputError: The Hub refuses the token or the name.
         HubError: The connection broke, the Hub is busy, or someone else committed meanwhile.
     """
-    kind, repo_id, what = staged.kind, target.repo_id, f"{staged.kind} {target.repo_id}"
-    with hub_errors(what):
-        target = _made_ready(api, target, options)
+    kind, repo_id, subject = staged.kind, target.repo_id, f"{staged.kind} {target.repo_id}"
+    with hub_errors(subject):
+        target = _ready(api, target, options)
     changed, stale = changed_files(staged, target), _stale(staged, target)
     url = f"{api.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
     commit = target.head
     if changed or stale:
         if options.create_pr and (request := _open_request(api, staged)):
             return Sent(request, 0, 0, 0, len(staged.files))
-        operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()]
-        operations += [CommitOperationDelete(path) for path in stale]
+        additions = [CommitOperationAdd(path, str(file)) for path, file in changed.items()]
+        deletions = [CommitOperationDelete(path) for path in stale]
         try:
-            with hub_errors(what):
+            with hub_errors(subject):
                 made = api.create_commit(
                     repo_id,
-                    operations,
+                    [*additions, *deletions],
                     repo_type=kind,
                     revision=options.revision,
                     create_pr=options.create_pr,
@@ -135,27 +136,27 @@ def send(api: HfApi, staged: Staged, target: Target, options: PushArguments) -> 
                 )
                 commit, url = made.oid, made.pr_url or url
         except HubError:
-            # The commit may have been made and only its answer lost.
+            # The commit may have succeeded and only its answer been lost.
             commit = _head_if_complete(api, staged, options)
             if commit is None:
                 raise
     if options.tag and target.tags.get(options.tag) != commit:
-        with hub_errors(what):
+        with hub_errors(subject):
             api.create_tag(repo_id, tag=options.tag, revision=commit, repo_type=kind)
     num_bytes = sum(file.stat().st_size for file in changed.values())
     return Sent(url, len(changed), num_bytes, len(stale), len(staged.files) - len(changed))
 
 
 def changed_files(staged: Staged, target: Target) -> dict[str, Path]:
-    """The files that aren't on the Hub with the same content."""
+    """The files that the repository lacks or holds with other content."""
     return {path: file for path, file in staged.files.items() if not _is_there(file, target.files.get(path))}
 
 
 def validate_cards(staged: list[Staged]) -> None:
-    """Lets the Hub check the cards' metadata, which it knows best.
+    """Lets the Hub check the cards' metadata.
 
     Raises:
-        InputError: It refuses one.
+        InputError: It refuses a card.
         HubError: The Hub can't be reached.
     """
     for one in staged:
@@ -166,12 +167,12 @@ def validate_cards(staged: list[Staged]) -> None:
                 raise InputError(f"{one.kind} {one.repo_id}: the Hub refuses the card's metadata: {error}") from error
 
 
-def _made_ready(api: HfApi, target: Target, options: PushArguments) -> Target:
-    """The repository with its branch, made where it isn't there."""
+def _ready(api: HfApi, target: Target, options: PushArguments) -> Target:
+    """Creates the repository and its branch if needed."""
     kind, repo_id = target.kind, target.repo_id
     if not target.exists:
-        sdk = {"space_sdk": "gradio"} if kind == "space" else {}
-        api.create_repo(repo_id, repo_type=kind, private=options.private or None, exist_ok=True, **sdk)
+        sdk = "gradio" if kind == "space" else None
+        api.create_repo(repo_id, repo_type=kind, private=options.private or None, exist_ok=True, space_sdk=sdk)
         target = look_at(api, kind, repo_id, options)
     if options.revision and not target.has_revision and not options.create_pr:
         api.create_branch(repo_id, branch=options.revision, repo_type=kind, exist_ok=True)
@@ -180,7 +181,7 @@ def _made_ready(api: HfApi, target: Target, options: PushArguments) -> Target:
 
 
 def _head_if_complete(api: HfApi, staged: Staged, options: PushArguments) -> str | None:
-    """The newest commit where it holds just what was to be sent, else None."""
+    """The newest commit if it contains exactly the staged files, else None."""
     if options.create_pr:
         return None
     try:
@@ -191,13 +192,15 @@ def _head_if_complete(api: HfApi, staged: Staged, options: PushArguments) -> str
 
 
 def _open_request(api: HfApi, staged: Staged) -> str | None:
-    """The address of an open pull request of this user that holds just what would be sent, else None."""
-    kind, repo_id = staged.kind, staged.repo_id
-    which = {"discussion_type": "pull_request", "discussion_status": "open", "author": api.whoami()["name"]}
+    """The address of this user's open pull request that contains exactly the staged files, else None."""
+    kind, repo_id, user = staged.kind, staged.repo_id, api.whoami()["name"]
     with hub_errors(f"{kind} {repo_id}"):
-        for request in api.get_repo_discussions(repo_id, repo_type=kind, **which):
-            there = Target(kind, repo_id, files=_files(api, kind, repo_id, request.git_reference))
-            if not changed_files(staged, there) and not _stale(staged, there):
+        requests = api.get_repo_discussions(
+            repo_id, repo_type=kind, discussion_type="pull_request", discussion_status="open", author=user
+        )
+        for request in requests:
+            state = Target(kind, repo_id, files=_files(api, kind, repo_id, f"refs/pr/{request.num}"))
+            if not changed_files(staged, state) and not _stale(staged, state):
                 return request.url
     return None
 
@@ -208,7 +211,7 @@ def _files(api: HfApi, kind: str, repo_id: str, revision: str) -> dict[str, Repo
 
 
 def _stale(staged: Staged, target: Target) -> list[str]:
-    """What an earlier push left there, and this one doesn't write."""
+    """The files of an earlier push that this one doesn't write."""
     return [path for path in target.files if is_ours(staged.kind, path) and path not in staged.files]
 
 
@@ -218,6 +221,6 @@ def _is_there(file: Path, remote: RepoFile | None) -> bool:
     if remote.lfs is not None:
         with open(file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest() == remote.lfs.sha256
-    digest = hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)  # git's name for a content
+    digest = hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False)  # git's name for the content
     digest.update(file.read_bytes())
     return digest.hexdigest() == remote.blob_id

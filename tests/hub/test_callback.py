@@ -1,4 +1,4 @@
-"""`train.py --push_to_hub`: the same publishing from within a run, and a run that never suffers from it."""
+"""`train.py --push_to_hub`: the same push from within a run; a failed push never loses the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def environment(hub: LocalHub, home: Path, token: object = ALICE) -> dict[str, s
     return hub.environment(home, token) | {"HF_HUB_OFFLINE": "0"}
 
 
-def test_each_save_is_pushed_and_the_end_brings_the_figures(module_hub: LocalHub, prepared: Path, tmp_path: Path):
+def test_each_save_is_pushed_and_the_last_push_has_the_figures(module_hub: LocalHub, prepared: Path, tmp_path: Path):
     output = tmp_path / "rows-model"  # its name becomes the repository's
     more = ["--max_steps", "6", "--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps"]
     more += ["--eval_steps", "3", "--hub_strategy", "every_save", "--hub_token", ALICE.secret]
@@ -48,13 +48,13 @@ def test_each_save_is_pushed_and_the_end_brings_the_figures(module_hub: LocalHub
     assert ALICE.secret not in done.stdout + done.stderr
 
 
-def test_who_may_not_push_is_told_before_training(module_hub: LocalHub, prepared: Path, tmp_path: Path):
+def test_missing_write_access_is_reported_before_training(module_hub: LocalHub, prepared: Path, tmp_path: Path):
     done = run(*words(prepared, tmp_path / "out"), **environment(module_hub, tmp_path / "home", ALICE_READS))
     assert done.returncode == 2 and "may only read" in done.stderr
     assert not (tmp_path / "out/best_model").exists()
 
 
-def test_a_push_that_fails_costs_no_run_and_can_be_made_up(module_hub: LocalHub, prepared: Path, tmp_path: Path):
+def test_a_failed_push_loses_no_run_and_can_be_repeated(module_hub: LocalHub, prepared: Path, tmp_path: Path):
     more = ["--max_steps", "2", "--hub_model_id", "alice/late"]
     module_hub.faults.answer(500, "/commit/")
     done = run(*words(prepared, tmp_path / "out", *more), **environment(module_hub, tmp_path / "home"))

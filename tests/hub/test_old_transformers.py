@@ -1,4 +1,4 @@
-"""What the card says of older versions of transformers, run with these versions."""
+"""The oldest versions of transformers that the card names, run with these versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_old_version_reads_the_repository_and_gives_the_same_logits(version: str, pictured: Path, tmp_path: Path):
-    staged = stage_model(PushArguments(str(pictured / "out/best_model"), "me/x", num_drawings=0), tmp_path / "model")
+    staged = stage_model(
+        PushArguments(model_dir=str(pictured / "out/best_model"), repo_id="me/x", num_drawings=0), tmp_path / "model"
+    )
     row = load_prepared(pictured / "data")["test"][0]["input_ids"]
     text = json.loads((staged.folder / "eval_results.json").read_text())["example_row"]
     picture = ""

@@ -1,4 +1,4 @@
-"""Pushing to a Hub, and loading from it with a cold cache: what arrives is what was trained, or nothing."""
+"""Pushing to a Hub, and loading from it with a cold cache: the trained model arrives, or nothing."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def here(hub: LocalHub, online: None, monkeypatch: pytest.MonkeyPatch, caplog) -
 
 @pytest.fixture
 def options(pictured: Path) -> PushArguments:
-    return PushArguments(str(pictured / "out/best_model"), MODEL, num_drawings=0)
+    return PushArguments(model_dir=str(pictured / "out/best_model"), repo_id=MODEL, num_drawings=0)
 
 
 @pytest.fixture(scope="module")
 def staged(pictured: Path, tmp_path_factory: pytest.TempPathFactory) -> Staged:
     """The model's repository, put together once."""
     folder = tmp_path_factory.mktemp("staged") / "model"
-    return stage_model(PushArguments(str(pictured / "out/best_model"), MODEL, num_drawings=0), folder)
+    return stage_model(PushArguments(model_dir=str(pictured / "out/best_model"), repo_id=MODEL, num_drawings=0), folder)
 
 
 def stored(hub: LocalHub, repo_id: str = MODEL, kind: str = "model") -> dict[str, bytes]:
@@ -197,7 +197,7 @@ def test_load_dataset_gives_the_rows_that_trained_the_model(published: Published
     assert published.cold["features"] == str(trained_on["train"].features)
 
 
-def test_the_cards_snippets_run_as_they_stand_and_print_what_they_say(published: Published):
+def test_the_cards_snippets_run_and_print_the_documented_answer(published: Published):
     (from_picture, printed), (from_tokens, answer) = published.cold["snippets"]
     assert "pipeline(" in from_picture and eval(printed)[0]["label"] in CLASSES
     assert len(from_tokens.strip().splitlines()) <= 6  # five lines and a blank one
@@ -215,7 +215,7 @@ def test_the_cards_figures_are_read_back_by_the_library(published: Published, pi
     assert [(entry.dataset_id, entry.value) for entry in entries] == [(ROWS, results["eval_cls_accuracy"])]
 
 
-def test_the_pipeline_is_found_by_the_card_alone(published: Published):
+def test_the_card_alone_selects_the_pipeline(published: Published):
     assert published.cold["task"] == "image-classification"
     assert {entry["label"] for entry in published.cold["pipeline"]} == set(CLASSES)
 
@@ -245,7 +245,7 @@ def test_what_a_dry_run_shows_is_what_was_uploaded(published: Published, tmp_pat
             assert f"  {path}\n" in done.stdout
 
 
-def test_nothing_but_what_is_listed_goes_out(published: Published):
+def test_only_listed_files_are_uploaded(published: Published):
     listed = {"README.md", "config.json", "generation_config.json", "model.safetensors", "eval_results.json"}
     listed |= {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", ".eval_results/held_out.yaml"}
     listed |= {"codec.json", "codec.safetensors", "processor_config.json", "codec_imagelm.py", "processing_imagelm.py"}
@@ -267,6 +267,25 @@ def test_the_same_push_again_sends_nothing(published: Published):
     assert len(published.hub.repo(MODEL).history()) == commits
 
 
+# What is loaded
+
+
+def test_a_push_loads_the_weights_once_and_from_the_staged_folder(options: PushArguments, tmp_path, monkeypatch):
+    loads, load = [], AutoModelForCausalLM.from_pretrained
+
+    def counted(folder: Path, **more: object):
+        loads.append(sorted(path.name for path in Path(folder).iterdir()))
+        return load(folder, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counted)
+    push(replace(options, num_drawings=2, dry_run=str(tmp_path / "preview")))
+    assert (tmp_path / "preview/model/drawings.png").is_file()
+    (content_when_loaded,) = loads
+    # Everything that is loaded was staged by then, and nothing of the trained folder that isn't published.
+    assert {"model.safetensors", "config.json", "tokenizer.json", "codec.json"} <= set(content_when_loaded)
+    assert set(content_when_loaded) <= {path.name for path in (tmp_path / "preview/model").iterdir()}
+
+
 # What differs
 
 
@@ -279,7 +298,7 @@ def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options
     assert {path for path in newest.files if newest.files[path] != older.files.get(path)} == {"README.md"}
 
 
-def test_files_of_an_older_push_go_and_other_peoples_stay(here: LocalHub, options: PushArguments, caplog):
+def test_files_of_an_older_push_are_deleted_and_other_peoples_stay(here: LocalHub, options: PushArguments, caplog):
     push(options)
     old = {"model-00001-of-00002.safetensors": b"old weights", "LICENSE": b"ours", "notes/more.md": b"ours"}
     here.commit(MODEL, old)
@@ -332,7 +351,7 @@ def test_private_repositories_are_hidden_from_strangers(here: LocalHub, options:
         HfApi(endpoint=here.endpoint, token=False).model_info(MODEL)
 
 
-def test_a_name_alone_is_a_repository_of_ones_own(here: LocalHub, options: PushArguments):
+def test_a_name_without_namespace_is_a_repository_of_the_user(here: LocalHub, options: PushArguments):
     push(replace(options, repo_id="mine"))
     assert (
         "model: alice/mine" not in stored(here, "alice/mine") and b"# mine" in stored(here, "alice/mine")["README.md"]
@@ -423,11 +442,11 @@ def test_someone_elses_commit_in_between_is_not_overwritten(here: LocalHub, stag
         (403, "/commit/", InputError, "may not write there"),
         (409, "/commit/", HubError, "in conflict"),
         (429, "/preupload/", HubError, "too many requests"),
-        (503, "/preupload/", HubError, "the Hub failed also when asked again"),
+        (503, "/preupload/", HubError, "the Hub failed again after retries"),
         (507, "/commit/", HubError, "no room"),
     ],
 )
-def test_a_refusal_says_what_to_do(here: LocalHub, options, status: int, path: str, kind: type, words: str):
+def test_a_refusal_names_the_remedy(here: LocalHub, options, status: int, path: str, kind: type, words: str):
     here.faults.answer(status, path, times=None)
     with pytest.raises(kind, match=words) as refused:
         push(options)
@@ -459,15 +478,15 @@ def test_without_a_token_nothing_is_asked_but_the_message_is_clear(here: LocalHu
         ({"token": ALICE_ALONE.secret, "repo_id": "acme/x"}, "fine-grained token .* has no right to write there"),
     ],
 )
-def test_who_may_not_write_is_told_before_anything_is_put_together(here, options, caplog, change: dict, words: str):
+def test_missing_write_access_is_reported_before_anything_is_staged(here, options, caplog, change: dict, words: str):
     with pytest.raises(InputError, match=words):
         push(replace(options, **change))
     assert not caplog.messages and paths_asked(here) == {"/api/whoami-v2"}
 
 
-def test_a_public_repository_is_not_taken_for_a_private_one(here: LocalHub, options: PushArguments, api):  # noqa: F811
+def test_private_refuses_a_public_repository(here: LocalHub, options: PushArguments, api):  # noqa: F811
     api.create_repo(MODEL)
-    with pytest.raises(InputError, match="there and public"):
+    with pytest.raises(InputError, match="exists and is public"):
         push(replace(options, private=True))
     assert stored(here) == {}
 
@@ -479,7 +498,9 @@ def test_a_tag_never_moves(here: LocalHub, options: PushArguments):
     assert len(here.repo(MODEL).history()) == 2
 
 
-def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositories(here, options, pictured: Path):
+def test_the_same_command_completes_a_push_with_a_tag_that_broke_between_two_repositories(
+    here, options, pictured: Path
+):
     both = replace(options, dataset_dir=str(pictured / "data"), dataset_repo_id=ROWS, tag="v1")
     here.faults.answer(500, f"/api/models/{MODEL}/commit/", times=None)
     with pytest.raises(HubError, match=f"model {MODEL}: the Hub failed"):
@@ -492,7 +513,7 @@ def test_the_same_command_with_a_tag_finishes_what_broke_between_two_repositorie
     assert len(here.repo(ROWS, "dataset").history()) == 2
 
 
-def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, options: PushArguments):
+def test_a_tag_that_the_hub_refused_is_created_by_the_next_run(here: LocalHub, options: PushArguments):
     here.faults.answer(500, "/tag/", times=None)
     with pytest.raises(HubError):
         push(replace(options, tag="v1"))
@@ -501,7 +522,7 @@ def test_a_tag_that_the_hub_refused_is_given_by_the_next_run(here: LocalHub, opt
     assert here.repo(MODEL).files("v1") == here.repo(MODEL).files("main") and len(here.repo(MODEL).history()) == 2
 
 
-def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
+def test_an_unreachable_hub_is_a_clear_error(published: Published):
     environment = online_environment(published.hub, published.home / "home") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
     done = run(*published.words, **environment)
     assert done.returncode == 1
@@ -511,7 +532,7 @@ def test_a_hub_that_is_not_there_is_a_clear_error(published: Published):
 # What is refused
 
 
-def test_nothing_is_sent_of_a_folder_with_a_secret(
+def test_nothing_of_a_folder_with_a_secret_is_sent(
     here: LocalHub, options: PushArguments, pictured: Path, tmp_path: Path
 ):
     folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
@@ -550,7 +571,7 @@ def test_a_dry_run_never_replaces_other_files(options: PushArguments, tmp_path: 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
-def test_a_full_disk_is_told_and_leaves_nothing(pictured: Path, tmp_path: Path):
+def test_a_full_disk_is_reported_and_leaves_nothing(pictured: Path, tmp_path: Path):
     (tmp_path / "small").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", tmp_path / "small"], check=False)
     if mounted.returncode:

@@ -1,4 +1,4 @@
-"""The demo Space, run as the Hub runs it: from its own folder, with gradio, for a model of pictures and one of rows."""
+"""The demo Space, run as the Hub runs it: from its own folder, with gradio, for models with and without a codec."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def gradio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def app(gradio: Path, model: Path, tmp_path: Path):
     """The demo's address while it runs."""
-    options = PushArguments(str(model), "me/model", space_repo_id="me/demo")
+    options = PushArguments(model_dir=str(model), repo_id="me/model", space_repo_id="me/demo")
     staged = stage_space(options, tmp_path / "space")
     more = {"MODEL_ID": str(model), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(tmp_path / "temporary")}
     log = tmp_path / "log.txt"
@@ -81,7 +81,7 @@ def ask(gradio: Path, address: str, kind: str, value: str, tmp_path: Path) -> li
 
 
 @pytest.mark.slow
-def test_the_demo_classifies_completes_and_draws(gradio: Path, pictured: Path, tmp_path: Path):
+def test_the_demo_classifies_completes_and_generates(gradio: Path, pictured: Path, tmp_path: Path):
     Image.new("RGB", (40, 30), (200, 30, 90)).save(tmp_path / "picture.png")
     with app(gradio, pictured / "out/best_model", tmp_path) as address:
         label, sizes = ask(gradio, address, "pictures", str(tmp_path / "picture.png"), tmp_path)
@@ -91,7 +91,7 @@ def test_the_demo_classifies_completes_and_draws(gradio: Path, pictured: Path, t
 
 
 @pytest.mark.slow
-def test_the_demo_of_a_model_without_codec_takes_rows_and_sees_no_answer(gradio: Path, trained: Path, tmp_path: Path):
+def test_without_a_codec_the_demo_accepts_rows_and_hides_the_answer(gradio: Path, trained: Path, tmp_path: Path):
     with app(gradio, trained / "best_model", tmp_path) as address:
         answers = [
             ask(gradio, address, "rows", f"<IMG> <Z_001> <Z_002> </IMG> {tail}", tmp_path)

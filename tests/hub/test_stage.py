@@ -1,4 +1,4 @@
-"""What a push puts together: the files that are listed, nothing private, and a card of what is known."""
+"""Staging: the listed files only, nothing private, and a card of known facts."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ MODEL, ROWS = "alice/animals", "alice/animal-rows"
 
 @pytest.fixture
 def folder(pictured: Path, tmp_path: Path) -> Path:
-    """A copy of the trained folder, to spoil."""
+    """A copy of the trained folder, for the test to damage."""
     return Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
 
 
 def stage(folder: Path, tmp_path: Path, **more: object) -> Staged:
-    return stage_model(PushArguments(str(folder), MODEL, num_drawings=0, **more), tmp_path / "staged")
+    return stage_model(PushArguments(model_dir=str(folder), repo_id=MODEL, num_drawings=0, **more), tmp_path / "staged")
 
 
-def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: Path):
+def test_pickles_and_unknown_files_are_not_uploaded_and_the_notes_give_reasons(folder: Path, tmp_path: Path):
     torch.save({"hub_token": ALICE.secret}, folder / "training_args.bin")
     torch.save({}, folder / "optimizer.pt")
     (folder / "evil.py").write_text("import os")
@@ -55,9 +55,9 @@ def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: 
     staged = stage(folder, tmp_path)
     check_staged([staged], ALICE.secret)
     assert not {"training_args.bin", "optimizer.pt", "evil.py", ".env", "notes"} & set(staged.files)
-    said = "\n".join(staged.notes)
-    assert "left out: best_model/training_args.bin (may hold a pickle, which runs code when it is loaded)" in said
-    assert all(f"left out: best_model/{name}" in said for name in ("optimizer.pt", "evil.py", ".env", "notes/"))
+    notes = "\n".join(staged.notes)
+    assert "not uploaded: best_model/training_args.bin (may hold a pickle, which runs code when it is loaded)" in notes
+    assert all(f"not uploaded: best_model/{name}" in notes for name in ("optimizer.pt", "evil.py", ".env", "notes/"))
 
 
 @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ def test_pickles_and_strange_files_stay_with_the_reason(folder: Path, tmp_path: 
         ("ghp_" + "a1" * 20, "a GitHub token"),
         ("AKIA" + "A1B2C3D4" * 2, "an AWS access key"),
         ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
-        ("/home/alice/pictures/cat.png", "a path of a machine, '/home/alice/pictures/cat.png'"),
-        ("C:\\Users\\alice\\cat.png", "a path of a machine"),
-        ("file:///data/alice/x", "a path of a machine"),
-        ("alice@host:/gpfs/alice/x", "a path of a machine, '/gpfs/alice/x'"),
-        ("\\\\server\\share\\x", "a path of a machine"),
+        ("/home/alice/pictures/cat.png", "a local path, '/home/alice/pictures/cat.png'"),
+        ("C:\\Users\\alice\\cat.png", "a local path"),
+        ("file:///data/alice/x", "a local path"),
+        ("alice@host:/gpfs/alice/x", "a local path, '/gpfs/alice/x'"),
+        ("\\\\server\\share\\x", "a local path"),
         ("https://alice:secret@example.org/x", "a password in an address"),
     ],
 )
-def test_what_is_private_in_a_file_is_refused_with_its_place(folder: Path, tmp_path: Path, secret: str, reason: str):
+def test_a_secret_or_local_path_is_refused_with_its_place(folder: Path, tmp_path: Path, secret: str, reason: str):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"note": f"see {secret}"}, indent=1))
     with pytest.raises(InputError) as refused:
@@ -85,7 +85,7 @@ def test_what_is_private_in_a_file_is_refused_with_its_place(folder: Path, tmp_p
         assert secret not in str(refused.value)
 
 
-def test_what_json_writes_with_escapes_is_read_as_it_is_meant(folder: Path, tmp_path: Path):
+def test_escaped_json_strings_are_decoded_before_the_search(folder: Path, tmp_path: Path):
     hidden = "".join(f"\\u{ord(letter):04x}" for letter in ALICE.secret)
     (folder / "generation_config.json").write_text(f'{{"a": "\\/home\\/alice\\/x", "b": "{hidden}"}}')
     with pytest.raises(InputError) as refused:
@@ -116,7 +116,7 @@ NO_PATHS += [
 
 
 @pytest.mark.parametrize("text", NO_PATHS)
-def test_what_only_looks_a_little_like_a_path_or_a_secret_goes_out(text: str, tmp_path: Path):
+def test_text_that_only_resembles_a_path_or_secret_is_accepted(text: str, tmp_path: Path):
     (tmp_path / "x.json").write_text(json.dumps({text: [text]}, indent=1))
     (tmp_path / "x.md").write_text(f"| {table_cell(text)} |\n{text}\n{yaml.safe_dump([text])}")
     for file in (tmp_path / "x.json", tmp_path / "x.md"):
@@ -124,7 +124,7 @@ def test_what_only_looks_a_little_like_a_path_or_a_secret_goes_out(text: str, tm
     assert without_paths([text]) == ([text], 0)
 
 
-def test_texts_in_tables_and_pictures_are_looked_through(tmp_path: Path):
+def test_texts_in_tables_and_images_are_searched(tmp_path: Path):
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
         "image": pa.array([None, {"bytes": b"", "path": "/home/alice/cat.png"}], picture),
@@ -136,26 +136,26 @@ def test_texts_in_tables_and_pictures_are_looked_through(tmp_path: Path):
     Image.new("L", (4, 4)).save(tmp_path / "x.png", pnginfo=texts)
     found = [line for name in ("x.parquet", "x.png") for line in find_private(name, tmp_path / name, None)]
     assert found == [
-        "x.parquet:schema, note: a path of a machine, '/opt/alice/x'",
-        "x.parquet:row 1, image: a path of a machine, '/home/alice/cat.png'",
-        "x.parquet:row 1, words: a path of a machine, '/mnt/alice/x'",
-        "x.png:Comment: a path of a machine, '/home/alice/x'",
+        "x.parquet:schema, note: a local path, '/opt/alice/x'",
+        "x.parquet:row 1, image: a local path, '/home/alice/cat.png'",
+        "x.parquet:row 1, words: a local path, '/mnt/alice/x'",
+        "x.png:Comment: a local path, '/home/alice/x'",
     ]
 
 
-def test_nothing_of_a_prepared_folder_goes_out_but_the_data(pictured: Path, tmp_path: Path):
+def test_only_dataset_files_of_a_prepared_folder_are_uploaded(pictured: Path, tmp_path: Path):
     data = Path(shutil.copytree(pictured / "data", tmp_path / "data"))
     for name in ("tokenizer/.env", "codec/state.pkl", "me.png", "bad_rows.jsonl"):
         (data / name).write_text("mine")
-    options = PushArguments("x", MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
+    options = PushArguments(model_dir="x", repo_id=MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")
     assert not [name for name in staged.files if name.endswith((".env", ".pkl", "bad_rows.jsonl", "me.png"))]
     assert set(staged.files) <= {*DATASET_FILES, *(f"data/{side}-00000-of-00001.parquet" for side in ("train", "test"))}
-    assert {note for note in staged.notes if note.startswith("left out")} == {
-        "left out: data/bad_rows.jsonl (may name files of this machine)",
-        "left out: data/codec/state.pkl (not of the dataset)",
-        "left out: data/me.png (not of the dataset)",
-        "left out: data/tokenizer/.env (not of the dataset)",
+    assert {note for note in staged.notes if note.startswith("not uploaded")} == {
+        "not uploaded: data/bad_rows.jsonl (may name files of this machine)",
+        "not uploaded: data/codec/state.pkl (not a dataset file)",
+        "not uploaded: data/me.png (not a dataset file)",
+        "not uploaded: data/tokenizer/.env (not a dataset file)",
     }
 
 
@@ -164,7 +164,7 @@ def test_shards_together_hold_the_rows_in_order_and_the_pictures(tmp_path: Path,
     class_folder(tmp_path / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
     prepare_images(tmp_path / "data", tmp_path / "in", keep_images=True)
     monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 2_000)
-    options = PushArguments("x", MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
+    options = PushArguments(model_dir="x", repo_id=MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")
     check_staged([staged], None)
     assert len([name for name in staged.files if name.startswith("data/train-")]) > 2
@@ -180,7 +180,7 @@ def test_the_token_in_use_is_found_whatever_its_form(folder: Path, tmp_path: Pat
         check_staged([stage(folder, tmp_path)], "my-own-hub-password")
 
 
-def test_paths_in_commands_are_shortened_and_said(folder: Path, tmp_path: Path, pictured: Path):
+def test_paths_in_commands_are_shortened(folder: Path, tmp_path: Path, pictured: Path):
     assert str(pictured) in (folder / "run.json").read_text()
     staged = stage(folder, tmp_path)
     card = (staged.folder / "README.md").read_text()
@@ -192,7 +192,7 @@ def test_paths_in_commands_are_shortened_and_said(folder: Path, tmp_path: Path, 
 def test_a_file_that_is_cut_off_is_refused(folder: Path, tmp_path: Path, name: str):
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) - 20])
-    with pytest.raises(InputError, match=f"is damaged: {re.escape(name)}: isn't whole"):
+    with pytest.raises(InputError, match=f"is damaged: {re.escape(name)}: damaged or incomplete"):
         stage(folder, tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_figures_of_other_weights_are_refused(folder: Path, tmp_path: Path):
         stage(folder, tmp_path)
 
 
-def test_a_card_without_figures_makes_none_up(folder: Path, tmp_path: Path):
+def test_a_card_without_results_shows_no_figures(folder: Path, tmp_path: Path):
     (folder / "eval_results.json").unlink()
     staged = stage(folder, tmp_path)
     check_staged([staged], None)
@@ -223,7 +223,7 @@ def test_a_card_without_figures_makes_none_up(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["run.json", "stats.json", "training_args.json", "selection.json", "log_history.json"])
-def test_a_card_does_without_a_record_that_is_missing_or_tells_less(folder: Path, tmp_path: Path, name: str):
+def test_a_card_omits_a_record_that_is_missing_or_incomplete(folder: Path, tmp_path: Path, name: str):
     if name == "run.json":
         (folder / name).write_text("{}")
     else:
@@ -235,11 +235,11 @@ def test_a_card_does_without_a_record_that_is_missing_or_tells_less(folder: Path
         "run.json": ["## Training", "trained from scratch"],
         "stats.json": ["## Data"],
         "training_args.json": ["## Training"],
-        "selection.json": ["were chosen", "chosen by no figure"],
+        "selection.json": ["were chosen", "those of the last step"],
         "log_history.json": ["loss.png"],
     }
     assert "## Results" in card and not [words for words in gone[name] if words in card]
-    assert any("run.json doesn't tell command" in note for note in staged.notes) == (name == "run.json")
+    assert any("run.json lacks command" in note for note in staged.notes) == (name == "run.json")
 
 
 def test_figures_that_name_no_weights_are_not_shown(folder: Path, tmp_path: Path):
@@ -248,11 +248,11 @@ def test_figures_that_name_no_weights_are_not_shown(folder: Path, tmp_path: Path
     (folder / "eval_results.json").write_text(json.dumps(results))
     staged = stage(folder, tmp_path)
     assert "## Results" not in (staged.folder / "README.md").read_text() and "eval_results.json" not in staged.files
-    assert any("eval_results.json doesn't tell weights_sha256" in note for note in staged.notes)
+    assert any("eval_results.json lacks weights_sha256" in note for note in staged.notes)
 
 
 @pytest.mark.parametrize(("started_from", "base"), [("/mnt/base/best_model", None), ("me/base", "me/base")])
-def test_a_base_model_is_named_where_others_can_find_it(folder: Path, tmp_path: Path, started_from: str, base: str):
+def test_a_base_model_is_named_only_if_others_can_find_it(folder: Path, tmp_path: Path, started_from: str, base: str):
     run = json.loads((folder / "run.json").read_text())
     run["identity"]["started_from"] = started_from
     (folder / "run.json").write_text(json.dumps(run | {"base_model": base}))
@@ -261,7 +261,7 @@ def test_a_base_model_is_named_where_others_can_find_it(folder: Path, tmp_path: 
     assert "fine-tuned on such rows" in card and f"From the checkpoint {base or 'best_model'}" in card
 
 
-def test_weights_in_several_files_go_out_and_strays_stay(folder: Path, tmp_path: Path):
+def test_all_shards_are_uploaded_and_stray_ones_are_not(folder: Path, tmp_path: Path):
     (folder / "eval_results.json").unlink()
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -272,14 +272,14 @@ def test_weights_in_several_files_go_out_and_strays_stay(folder: Path, tmp_path:
     check_staged([staged], None)
     assert [name for name in staged.files if name.endswith(".safetensors") and "model-" in name] == shards
     assert "model.safetensors.index.json" in staged.files and len(shards) > 1
-    assert "left out: best_model/model-00009-of-00009.safetensors (not of a model)" in staged.notes
+    assert "not uploaded: best_model/model-00009-of-00009.safetensors (not a model file)" in staged.notes
     (folder / shards[0]).unlink()
     with pytest.raises(InputError, match=f"names {shards[0]}, which isn't there"):
-        stage_model(PushArguments(str(folder), MODEL, num_drawings=0), tmp_path / "again")
+        stage_model(PushArguments(model_dir=str(folder), repo_id=MODEL, num_drawings=0), tmp_path / "again")
 
 
-def test_a_space_asks_for_versions_that_an_index_has(folder: Path, tmp_path: Path):
-    options = PushArguments(str(folder), "me/x", space_repo_id="me/2024", license="mit", private=True)
+def test_a_space_requires_versions_that_a_package_index_has(folder: Path, tmp_path: Path):
+    options = PushArguments(model_dir=str(folder), repo_id="me/x", space_repo_id="me/2024", license="mit", private=True)
     staged = stage_space(options, tmp_path / "space")
     check_staged([staged], None)
     assert "+" not in (staged.folder / "requirements.txt").read_text()
@@ -288,7 +288,7 @@ def test_a_space_asks_for_versions_that_an_index_has(folder: Path, tmp_path: Pat
     assert "secret HF_TOKEN" in staged.notes[0]
 
 
-def test_a_saved_again_tokenizer_class_is_mended(folder: Path, tmp_path: Path):
+def test_a_resaved_tokenizer_gets_its_portable_class_back(folder: Path, tmp_path: Path):
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     assert "TokenizersBackend" in (folder / "tokenizer_config.json").read_text()
     config = json.loads((stage(folder, tmp_path).folder / "tokenizer_config.json").read_text())

@@ -1,7 +1,7 @@
-"""The demo: an image's class, the rest of an image, new images.
+"""A demo that classifies images, completes them and generates new ones.
 
 Runs as a Space, or on your machine: MODEL_ID=outputs/mine/best_model python imagelm/templates/space/app.py
-It needs only the model; the code that turns images into tokens comes with it.
+It needs only the model, which contains the code that turns images into tokens.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import gradio as gr
 import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessorList
-from transformers.utils import cached_file
+from transformers.utils import has_file
 
 MODEL_ID = os.environ.get("MODEL_ID") or Path(__file__).with_name("model_id.txt").read_text().strip()
 SHOWN_PIXELS = 224  # side of an image on the page
 MAX_IMAGES = 12
 
-
-def has_codec() -> bool:
-    """Whether the model reads pictures, or rows of tokens alone."""
-    return cached_file(MODEL_ID, "processor_config.json", _raise_exceptions_for_missing_entries=False) is not None
-
-
 model = AutoModelForCausalLM.from_pretrained(MODEL_ID).eval()
 tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
-processor = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec() else None
+# Without a codec, and so without a processor, the model accepts only rows of tokens.
+has_codec = has_file(MODEL_ID, "processor_config.json")
+processor = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec else None
 vocabulary = tokenizer.get_vocab()
-# Without a codec there is no processor; the names of the classes' tokens are all that tells them then.
+# Without a processor the classes are known only by the names of their tokens.
 class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
 class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
 class_names = [model.config.id2label.get(label, str(label)) for label in range(len(class_ids))]
@@ -37,13 +33,13 @@ class_names = [model.config.id2label.get(label, str(label)) for label in range(l
 
 @torch.inference_mode()
 def class_probabilities(input_ids: torch.Tensor) -> dict[str, float]:
-    """Probabilities among the classes, of a row that ends at `<CLS>`."""
+    """The class probabilities of a row that ends with `<CLS>`."""
     logits = model(input_ids=input_ids).logits[0, -1, class_ids].float()
     return dict(zip(class_names, logits.softmax(-1).tolist(), strict=True))
 
 
 class OnlyCodes:
-    """Leaves only codebook tokens, so that what is drawn is an image."""
+    """Allows only codebook tokens, so that the generated tokens are an image."""
 
     def __init__(self) -> None:
         self.forbidden = torch.ones(model.config.vocab_size, dtype=torch.bool)
@@ -54,8 +50,8 @@ class OnlyCodes:
 
 
 @torch.inference_mode()
-def draw(prompt: torch.Tensor, count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """`count` images that begin with the prompt; its ids, shape (1, 1 + known tokens)."""
+def generate(prompt: torch.Tensor, count: int, temperature: float, seed: int) -> list[Image.Image]:
+    """`count` images that begin with the prompt (ids of shape (1, 1 + known tokens))."""
     torch.manual_seed(int(seed))
     missing = processor.codec.num_tokens + 1 - prompt.shape[1]
     rows = prompt.repeat(int(count), 1)
@@ -74,13 +70,13 @@ def draw(prompt: torch.Tensor, count: int, temperature: float, seed: int) -> lis
 
 
 def enlarged(image: Image.Image) -> Image.Image:
-    """An image as it can be looked at, without smoothing."""
+    """An image enlarged for display, without smoothing."""
     factor = max(1, SHOWN_PIXELS // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def classify(image: Image.Image | None) -> tuple[dict[str, float], Image.Image]:
-    """The classes of an image, and the image as the model sees it."""
+    """The class probabilities of an image, and the image as the model sees it."""
     if image is None:
         raise gr.Error("Choose an image first.")
     rows = processor(images=image)["input_ids"]
@@ -88,29 +84,29 @@ def classify(image: Image.Image | None) -> tuple[dict[str, float], Image.Image]:
 
 
 def complete(image: Image.Image | None, keep: float, count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """What the rest of an image may look like, when only its top is given."""
+    """Completions of an image of which only the top is given."""
     if image is None:
         raise gr.Error("Choose an image first.")
     rows, columns = processor.codec.grid
     known = round(rows * keep / 100) * columns
-    return draw(processor(images=image)["input_ids"][:, : 1 + known], count, temperature, seed)
+    return generate(processor(images=image)["input_ids"][:, : 1 + known], count, temperature, seed)
 
 
 def new_images(count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """Images from nothing."""
-    return draw(torch.tensor([processor.layout["before_image"]]), count, temperature, seed)
+    """Images generated from `<IMG>` alone."""
+    return generate(torch.tensor([processor.layout["before_image"]]), count, temperature, seed)
 
 
 def classify_tokens(text: str) -> dict[str, float]:
-    """The classes of a row of tokens; what follows `<CLS>` is cut off, so that no answer is seen."""
+    """The class probabilities of a row of tokens, cut after `<CLS>` so that the model doesn't see the answer."""
     ids = tokenizer(text.split("<CLS>")[0] + " <CLS>", return_tensors="pt")["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", ids.shape[1])
     if not text.strip() or tokenizer.unk_token_id in ids or ids.shape[1] > longest:
-        raise gr.Error(f"Give a row such as <IMG> … </IMG>, of known tokens, {longest} at most.")
+        raise gr.Error(f"Enter a row such as <IMG> … </IMG>, with known tokens, at most {longest}.")
     return class_probabilities(ids)
 
 
-def drawing_options() -> list[gr.components.Component]:
+def sampling_options() -> list[gr.components.Component]:
     return [
         gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images"),
         gr.Slider(0.1, 2.0, value=1.0, step=0.1, label="Temperature"),
@@ -119,10 +115,10 @@ def drawing_options() -> list[gr.components.Component]:
 
 
 def page() -> gr.Blocks:
-    """The page; without a codec it takes rows of tokens."""
+    """The page; without a codec it accepts rows of tokens."""
     with gr.Blocks(title=MODEL_ID) as demo:
         gr.Markdown(
-            f"# {MODEL_ID.rstrip('/').split('/')[-1]}\nA language model that reads images as sentences, and draws them."
+            f"# {MODEL_ID.rstrip('/').split('/')[-1]}\nA language model that reads and generates images as sentences."
         )
         if processor is None:
             text = gr.Textbox(label="Row of tokens", placeholder="<IMG> <Z_012> … </IMG>", lines=4)
@@ -141,15 +137,15 @@ def page() -> gr.Blocks:
         with gr.Tab("Complete"), gr.Row():
             with gr.Column():
                 image = gr.Image(type="pil", label="Image", height=320)
-                keep = gr.Slider(0, 100, value=50, step=5, label="Given: the top, in %")
-                options = drawing_options()
+                keep = gr.Slider(0, 100, value=50, step=5, label="Top part that is given, in %")
+                options = sampling_options()
                 button = gr.Button("Complete", variant="primary")
             button.click(complete, [image, keep, *options], gr.Gallery(label="Completions", columns=4))
-        with gr.Tab("Draw"), gr.Row():
+        with gr.Tab("Generate"), gr.Row():
             with gr.Column():
-                options = drawing_options()
-                button = gr.Button("Draw", variant="primary")
-            button.click(new_images, options, gr.Gallery(label="Drawn", columns=4))
+                options = sampling_options()
+                button = gr.Button("Generate", variant="primary")
+            button.click(new_images, options, gr.Gallery(label="Samples", columns=4))
     return demo
 
 
