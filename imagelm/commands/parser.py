@@ -14,7 +14,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -148,6 +148,27 @@ def expand_config(words: list[str], known: Collection[str], bare: Collection[str
     return rest if config is None else [*_words_of(Path(config), known, bare), *rest]
 
 
+def option_words(values: Mapping[str, Any], bare: Collection[str] = ()) -> list[str]:
+    """The words on a command line that give options these values; None leaves an option at its default.
+
+    Args:
+        values: By the option's name.
+        bare: Names of options with an optional value; True gives them without one.
+    """
+    words = []
+    for name, value in values.items():
+        if value is False and name.endswith("_strategy"):
+            value = "no"  # which YAML reads as false
+        if value is None or (value is False and name in bare):
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words.extend(str(entry) for entry in value)
+        elif value is not True or name not in bare:
+            words.append(json.dumps(value, default=str) if isinstance(value, dict | bool) else str(value))
+    return words
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Gives one line instead of argparse's usage, which would fill a screen here."""
@@ -209,19 +230,9 @@ def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> li
         raise InputError(f"--config {config} isn't YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {config} holds no mapping; expected lines such as learning_rate: 3e-4")
-    words = []
-    for name, value in content.items():
+    for name in content:
         _check_known(str(name), known, str(config))
-        if value is False and name.endswith("_strategy"):
-            value = "no"  # which YAML reads as false
-        if value is None or (value is False and name in bare):
-            continue
-        words.append(f"--{name}")
-        if isinstance(value, list):
-            words.extend(str(entry) for entry in value)
-        elif value is not True or name not in bare:
-            words.append(json.dumps(value, default=str) if isinstance(value, dict | bool) else str(value))
-    return words
+    return option_words(content, bare)
 
 
 def _check_plain(root: yaml.Node | None, config: Path) -> None:

@@ -19,6 +19,7 @@ from imagelm.commands.parser import Command, fill
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import CommonTrainingArguments, DataArguments, RunArguments
 from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE
+from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError, run_script
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
@@ -39,13 +40,24 @@ COMMAND = Command("train", __doc__, (DataArguments, ModelArguments, RunArguments
 def main() -> None:
     started = time.perf_counter()
     launch = parse_launch(sys.argv[1:] or ["--help"])
+    log_to_terminal()
+    run(launch, started)
+
+
+def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
+    """Trains as the launch says, or resumes; returns the figures of best_model.
+
+    Args:
+        launch: The options, fitted to this machine.
+        started: When the program started, by `time.perf_counter`; None for now.
+    """
+    started = time.perf_counter() if started is None else started
     from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.inputs import load_inputs
     from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
 
-    log_to_terminal()
     args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
     push = requested_push(args)
     data = load_inputs(launch)
@@ -59,7 +71,7 @@ def main() -> None:
         logger.info("this run is complete in %s; see %s, or repeat it with --overwrite", output, report_folder)
         if push and is_main:
             publish_run(push, output / BEST_FOLDER)
-        return
+        return read_json(output / BEST_FOLDER / RESULTS_FILE)
     start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"a new run in {output}"
     logger.info("%s", "\n".join([*resume.notes, start]))
     record = RunRecord(output, this, launch, data.stats, is_main, started, resume.is_new)
@@ -75,6 +87,7 @@ def main() -> None:
         report(launch, data, trainer, record, results)
         if push:
             publish_run(push, output / BEST_FOLDER)
+    return results[BEST_FOLDER]
 
 
 def parse_launch(words: list[str]) -> Launch:
