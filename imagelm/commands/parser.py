@@ -155,6 +155,8 @@ def option_words(values: Mapping[str, Any], bare: Collection[str] = ()) -> list[
         values: By the option's name.
         bare: Names of options with an optional value; True gives them without one.
     """
+    import json
+
     words = []
     for name, value in values.items():
         if value is False and name.endswith("_strategy"):
@@ -214,8 +216,6 @@ def _check_known(name: str, known: Collection[str], where: str) -> None:
 
 
 def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> list[str]:
-    import json
-
     import yaml
 
     from imagelm.utils.atomic_io import read_input

@@ -19,7 +19,6 @@ from imagelm.commands.parser import Command, fill
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import CommonTrainingArguments, DataArguments, RunArguments
 from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE
-from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError, run_script
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
@@ -57,6 +56,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     from imagelm.training.inputs import load_inputs
     from imagelm.training.resume import identity, plan_resume_together
     from imagelm.training.run_record import RunRecord
+    from imagelm.utils.atomic_io import read_json
 
     args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
     push = requested_push(args)
