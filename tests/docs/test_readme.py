@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from imagelm.data.stats import summary as preparation_summary
 from imagelm.evaluation.report import summary
 from tests.conftest import ROOT
 from tests.docs.documents import CHINESE_README, README, read
@@ -31,6 +32,16 @@ def test_the_shown_summary_has_the_lines_that_training_prints(trained, name):
     labels = [line[:22].rstrip() for line in summary(results, run, trained / "report").splitlines()]
     shown = [line[:22].rstrip() for line in text_block(read(ROOT / name), "held-out rows")]
     assert shown == labels[: len(shown)]
+
+
+def test_the_quickstart_shows_what_preparing_prints(prepared):
+    def shape(lines: list[str]) -> list[str]:
+        """The lines about rows without their figures."""
+        plain = [re.sub(r"\(.*\)|[\d.]+", "N", line) for line in lines]
+        return [line for line in plain if line.startswith(("rows", "split", "length", "codebook"))]
+
+    printed = preparation_summary(json.loads((prepared / "stats.json").read_text()))
+    assert shape(text_block(read(ROOT / "docs/quickstart.md"), "codec: ")) == shape(printed)
 
 
 @pytest.mark.parametrize("file", [README, CHINESE_README], ids=lambda file: file.name)
