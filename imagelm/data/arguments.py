@@ -156,6 +156,12 @@ class PrepareArguments:
         self._check_codebook()
         self._check_output()
 
+    def record(self) -> dict[str, object]:
+        """The options that have an effect with this input, for `stats.json`."""
+        other = "data_files" if self.images else "images"
+        names = [entry.name for entry in options_of(PrepareArguments) if entry.field.metadata.get("input") != other]
+        return {name: getattr(self, name) for name in names}
+
     def _check_values(self) -> None:
         for entry in options_of(PrepareArguments):
             value = getattr(self, entry.name)

@@ -6,7 +6,7 @@ keeps a few bytes of each, which decide the row's side; the second writes the ro
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -57,7 +57,7 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         _write_splits(staging, table, sides)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
         write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
-        stats = describe(asdict(arguments), command, table, problems, duplicates, sides)
+        stats = describe(arguments.record(), command, table, problems, duplicates, sides)
         source.draw(staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))

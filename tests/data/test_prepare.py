@@ -287,3 +287,12 @@ def test_all_999_tails_of_the_predecessor_are_mended(tmp_path):
         expected[:, 2] += split["label"]
         assert ids.shape[1] == 789
         assert (ids[:, -4:] == expected).all()
+
+
+def test_the_record_holds_the_options_that_have_an_effect():
+    rows = PrepareArguments(data_files=["a"], vocab_file="v", output_dir="o").record()
+    images = PrepareArguments(images=["a"], output_dir="o").record()
+    assert {"data_files", "vocab_file", "max_length", "seed", "output_dir"} <= set(rows)
+    assert not {"codebook", "patch_size", "variants", "test_images"} & set(rows)
+    assert {"images", "codebook", "patch_size", "seed"} <= set(images)
+    assert not {"vocab_file", "class_names", "max_length"} & set(images)
