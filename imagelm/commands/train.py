@@ -187,7 +187,11 @@ def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) 
     for name in (BEST_FOLDER, FINAL_FOLDER):
         folder = launch.output / name
         results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"])
-        results[name] |= {"step": read_selection(folder)["step"], "class_names": data.stats["class_names"], **baselines}
+        results[name] |= {
+            "step": (read_selection(folder) or {})["step"],
+            "class_names": data.stats["class_names"],
+            **baselines,
+        }
         if launch.args.process_index == 0:
             write_json(folder / RESULTS_FILE, results[name])
     return results
