@@ -124,9 +124,9 @@ class Grammar(names.Vocabulary):
             num_tail: How many tokens of the tail to add.
             label: The class; needed where the tail includes its token.
         """
-        frame = [
-            self.class_ids[[label]] if role is Role.CLASS else self.ids_of(role) for role in (*HEAD, *TAIL[:num_tail])
-        ]
+        assert label is not None or num_tail <= TAIL.index(Role.CLASS), "the answer needs a label"
+        answer = self.class_ids[[] if label is None else [label]]
+        frame = [answer if role is Role.CLASS else self.ids_of(role) for role in (*HEAD, *TAIL[:num_tail])]
         return np.concatenate([*frame[: len(HEAD)], body, *frame[len(HEAD) :]]).astype(np.int64)
 
     def question(self, body: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Image bodies whose tokens all have one width → ids, without splitting the text into words.
 
 One idea: `<Z_012> ` takes 8 bytes, so a body is an array of 64-bit words that differ only in their digits. The digits,
-4 bits each, look the id up in a table; whatever else stands there makes the body one for the slow path, which says what
-is wrong with it.
+4 bits each, are the index of the id in a table; a body with anything else goes to the slow path, which explains what is
+wrong with it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class BodyDecoder:
         vocabulary: Of the rows.
 
     Attributes:
-        stride: Bytes of a token with its space; None where the vocabulary's tokens differ in width or are too wide.
+        stride: Bytes of a token with its space; 0 if the vocabulary's tokens differ in width or are too wide.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         tokens = [vocabulary.tokens[i] for i in vocabulary.code_ids]
         widths = {len(token) for token in tokens}
         self.digits = min(widths) - len("<Z_>")
-        self.stride = self.digits + len("<Z_> ") if len(widths) == 1 and self.digits in WIDTHS else None
-        if self.stride is None:
+        self.stride = self.digits + len("<Z_> ") if len(widths) == 1 and self.digits in WIDTHS else 0
+        if not self.stride:
             return
         self.dtype = vocabulary.id_dtype
         self.table = np.full(16**self.digits, -1, dtype=np.int32)
@@ -45,12 +45,12 @@ class BodyDecoder:
         self.rest = np.frombuffer(zero[8:], dtype=np.uint8)
 
     def decode(self, text: str) -> np.ndarray | None:
-        """The ids of a text, shape (tokens,); None where it isn't codebook tokens alone.
+        """The ids of a text, shape (tokens,); None if it isn't only codebook tokens.
 
         Args:
             text: Tokens of the vocabulary's width, each followed by one space.
         """
-        if self.stride is None or not text.isascii() or len(text) % self.stride:
+        if not self.stride or not text.isascii() or len(text) % self.stride:
             return None
         content = np.frombuffer(text.encode(), dtype=np.uint8)
         ids = np.empty(len(content) // self.stride, dtype=self.dtype)

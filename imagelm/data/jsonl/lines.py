@@ -1,7 +1,7 @@
-"""Text files, plain or compressed → their lines, in bounded memory whatever the file holds.
+"""Text files, plain or compressed → their lines, in bounded memory.
 
-One idea: a file is read in pieces of one size, and a line may not be longer than `MAX_LINE_BYTES`; so neither a file of
-one endless line nor an archive that unpacks to a thousand times its size fills the memory.
+One idea: a file is read in pieces of one size, and a line may not be longer than `MAX_LINE_BYTES`; so neither an
+endless line nor an archive that unpacks to a thousand times its size fills the memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zstandard
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from imagelm.utils.errors import InputError
 
 CHUNK_BYTES = 2 << 20
-MAX_LINE_BYTES = 64 << 20  # 8 million tokens; of a longer line only so much is kept
+MAX_LINE_BYTES = 64 << 20  # 8 million tokens; the rest of a longer line is dropped
 ZSTD_INPUT_BYTES = 4096  # its densest blocks unpack to 128 KiB from 4 bytes: at most 128 MiB at once
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -52,10 +52,10 @@ def expand_files(patterns: list[str]) -> list[Path]:
 def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]:
     """Lists of lines of about `CHUNK_BYTES`, each with the number of its first line.
 
-    A line keeps its end; of one that is longer than `MAX_LINE_BYTES` its first `MAX_LINE_BYTES` + 1 bytes are given.
+    A line keeps its line end; a line longer than `MAX_LINE_BYTES` is cut to `MAX_LINE_BYTES` + 1 bytes.
 
     Raises:
-        InputError: The file can't be read or unpacked, or changes while it's read.
+        InputError: The file can't be read or unpacked, or changes while it is read.
     """
     number, rest, inside_long_line = 1, b"", False
     with _open(file) as (stream, raw):
@@ -108,12 +108,12 @@ def _check_unchanged(file: Path, before: os.stat_result, after: os.stat_result) 
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise InputError(
             f"{file} changed while it was read (from {before.st_size:,} to {after.st_size:,} bytes), so rows may be "
-            "cut or missing; wait until it's written, then try again"
+            "cut or missing; wait until it is complete, then try again"
         )
 
 
 @contextmanager
-def _open(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _open(file: Path) -> Iterator[tuple[io.BufferedIOBase, BinaryIO]]:
     try:
         raw = open(file, "rb")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
@@ -128,15 +128,16 @@ def _open(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a .zst file; the library's own reader takes a file that was cut off for one that ends."""
+    """Decompressed bytes of a .zst file; the library's reader doesn't report a file that is cut off."""
 
     def __init__(self, raw: BinaryIO) -> None:
-        self.raw, self.frame, self.pending = raw, None, memoryview(b"")
+        self.raw, self.pending = raw, memoryview(b"")
+        self.frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self.pending:
             data = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
             data = data or self.raw.read(ZSTD_INPUT_BYTES)

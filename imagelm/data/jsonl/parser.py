@@ -108,7 +108,7 @@ class RowChecker:
         widths = np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies))
         ids = self.decoder.decode(text)
         stride = self.decoder.stride
-        if ids is None or stride is None or (widths % stride).any() or not widths.all():
+        if ids is None or (widths % stride).any() or not widths.all():
             return None
         return RowBatch(
             bodies=ids,
@@ -133,7 +133,7 @@ class RowChecker:
             except _BadRow as error:
                 bad[number] = error.kind, error.reason
         labels = np.array([row.label for row in rows], dtype=np.int64)
-        counts = np.array([row.count for row in rows], dtype=np.int64)
+        counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
         texts = pa.array([row.text for row in rows], type=pa.large_string())
         words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(texts))
         offsets = words.offsets.to_numpy().astype(np.int64)
@@ -192,13 +192,13 @@ class RowChecker:
         if not self.need_split:
             return NO_SPLIT
         if "split" not in row:
-            raise _BadRow("missing_key", 'no key \'split\', expected "train" or "test" as --split_by is field')
+            raise _BadRow("missing_key", 'no key \'split\', expected "train" or "test" because --split_by is field')
         if row["split"] not in SPLITS:
             raise _BadRow("wrong_split", f'split is {_shorten(row["split"])}, expected "train" or "test"')
         return SPLITS.index(row["split"])
 
     def _explain(self, tokens: list[str], row: _RawRow) -> tuple[str, str]:
-        if any(tokens) and row.count not in (-1, len(tokens)):
+        if any(tokens) and row.num_tokens not in (-1, len(tokens)):
             return "wrong_type", "an entry of tokens is empty or contains a space, expected one token an entry"
         found = self.grammar.explain(tokens, row.label)
         if found is None:
@@ -207,10 +207,10 @@ class RowChecker:
 
 
 class _RawRow(NamedTuple):
-    """A row as its line gives it; `count` is the number of tokens, -1 where only the text tells."""
+    """A row as its line gives it; `num_tokens` is the length of a list of tokens, -1 for a text."""
 
     text: str
-    count: int
+    num_tokens: int
     label: int
     split: int
     source: str | None

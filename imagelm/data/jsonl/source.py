@@ -1,6 +1,6 @@
 """Raw JSONL with its vocabulary, as a source of rows and as something that can be written.
 
-One idea: rows made of pictures and rows made elsewhere are the same rows; what one route writes, the other reads.
+One idea: rows made from images and rows made elsewhere have the same format; prepare reads the JSONL that it writes.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class JsonlRows:
     """Raw JSONL files as a source of rows; made for `imagelm.data.prepare.prepare`.
 
     Args:
-        options: What the user said.
+        options: With `data_files` and `vocab_file`.
         staging: The output folder that is being written.
-        problems: Where bad rows are reported.
+        problems: Collects the bad rows.
 
     Raises:
         InputError: A file can't be read, or vocabulary, class names and codec don't fit each other.
     """
 
     def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
+        assert options.vocab_file is not None and options.data_files is not None  # checked by the arguments
         self.problems = problems
         self.split_by = options.split_by
         self.split = split_in_words(options.split_by, options.seed)
@@ -65,12 +66,12 @@ class JsonlRows:
                 rows, columns = self.codec.grid
                 raise InputError(
                     f"{batch.file}:{batch.lines[wrong[0]]}: {batch.lengths[wrong[0]]} image tokens, but an image of "
-                    f"the codec has {rows}×{columns}; leave --codec out, or give the one that made these rows"
+                    f"the codec has {rows}×{columns}; remove --codec, or give the codec that made these rows"
                 )
             yield batch
 
     def statistics(self, used: np.ndarray) -> dict:
-        """The codec's form, where there is one."""
+        """The codec's description, if there is one."""
         if self.codec is None:
             return {}
         form = {"codebook_size": self.codec.codebook_size, "grid": list(self.codec.grid)}

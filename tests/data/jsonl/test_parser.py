@@ -241,7 +241,7 @@ def test_rows_decoded_as_bytes_are_those_split_into_words(size):
 def test_what_is_decoded_as_bytes_is_never_what_the_words_would_refuse():
     grammar, rng = vocabulary(30), random.Random(1)
     good = json.dumps({"tokens": sentence([3, 14, 29, 0], 1), "label": 1}).encode()
-    taken = 0
+    checker, taken = RowChecker(grammar, ProblemLog(), need_split=False), 0
     for _ in range(20_000):
         line = bytearray(good)
         for _ in range(rng.randint(1, 2)):
@@ -249,7 +249,6 @@ def test_what_is_decoded_as_bytes_is_never_what_the_words_would_refuse():
             line[at : at + rng.randint(0, 1)] = rng.choice(
                 [b"0", b"9", b":", b"<", b" ", b"Z", b"\xc3", b"p", b"\x13", b""]
             )
-        checker = RowChecker(grammar, ProblemLog(), need_split=False)
         plain = checker.check_plain("f", 1, [bytes(line)])
         if plain is not None:
             taken += 1
