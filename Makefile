@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	python -m examples.digits --output_dir data/digits/raw --seed $(SEED)
 	python prepare_dataset.py --data_files data/digits/raw/rows.jsonl --vocab_file data/digits/raw/vocab.json \
 	  --codec data/digits/raw/codec --output_dir data/digits/prepared --split_by field --overwrite
-	accelerate launch --config_file accelerate_config.yaml train.py --config configs/digits.yaml \
+	accelerate launch --config_file accelerate_config.yaml train.py --config recipes/digits/config.yaml \
 	  --dataset_dir data/digits/prepared --output_dir outputs/digits --seed $(SEED) --overwrite
 
 test: $(VENV)/installed-dev

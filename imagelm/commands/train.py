@@ -1,6 +1,6 @@
 """Trains a model on prepared rows and writes best_model, final_model, figures, plots and a report.
 
-    accelerate launch -m imagelm.commands.train --config configs/digits.yaml \\
+    accelerate launch -m imagelm.commands.train --config recipes/digits/config.yaml \\
         --dataset_dir data/digits/prepared --output_dir outputs/digits
     imagelm train --dataset_dir data/mine --output_dir outputs/mine --num_train_epochs 10
 

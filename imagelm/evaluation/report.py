@@ -99,7 +99,7 @@ def summary(results: dict, run: dict, report: Path) -> str:
     if high < max(majority, bag) or low <= majority:
         lines.append(
             "warning: the model isn't clearly better than its baselines; more epochs, a higher learning rate or more "
-            "data may help (recipes stand in configs/)"
+            "data may help (recipes are in recipes/)"
         )
     return "\n".join(lines)
 

@@ -94,7 +94,7 @@ def test_a_wrong_recipe_is_refused(tmp_path, text, words, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*/config.yaml")), ids=lambda path: path.parent.name)
 def test_every_recipe_parses_and_the_command_line_wins(recipe, tmp_path):
     words = ["--config", str(recipe), "--dataset_dir", "d", "--output_dir", str(tmp_path), "--use_cpu"]
     content = yaml.safe_load(recipe.read_text())

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT, run, write_jsonl
 
 PROJECT = ("Makefile", "requirements.txt", "prepare_dataset.py", "train.py", "inference.py", "accelerate_config.yaml")
-FOLDERS = ("imagelm", "examples", "configs")
+FOLDERS = ("imagelm", "examples", "recipes")
 
 
 @pytest.mark.slow

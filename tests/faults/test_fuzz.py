@@ -129,7 +129,7 @@ def test_vocabularies_are_read_or_told(tmp_path_factory, content):
         assert len(str(error)) < 1000
 
 
-RECIPE = (ROOT / "configs/digits.yaml").read_bytes()
+RECIPE = (ROOT / "recipes/digits/config.yaml").read_bytes()
 KNOWN = {line.split(":")[0] for line in RECIPE.decode().splitlines() if ":" in line} | {"config"}
 
 
