@@ -121,6 +121,7 @@ def _quantize(file: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the libraries' warnings about operators that this export doesn't use."""
+    handlers = list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -128,3 +129,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers  # the exporter adds one, which would print our own lines again
