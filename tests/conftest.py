@@ -34,6 +34,8 @@ from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import make_vocabulary
 from tests.images import class_folder, prepare_images, smooth_images
 
+pytest_plugins = ["tests.inference.fixtures"]
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 NUM_CODES, NUM_CLASSES = 30, 3

@@ -22,20 +22,20 @@ from imagelm.tokens.grammar import NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, BadRow
 from imagelm.tokens.vocabulary import EOS
 from imagelm.utils.errors import InputError
 
-FULL = len(Role)  # a row's state is the role of its last token, or this once its image has all its tokens
+FULL = len(Role)  # a row's state is the role of its last token, or FULL once its image is complete
 
 
 class GrammarMask(LogitsProcessor):
-    """Leaves only the tokens that may follow: codebook tokens until the image is full, then the tail.
+    """Allows only the tokens that may follow: codebook tokens until the image is complete, then the tail.
 
-    It looks at nothing but the rows, so it serves sampling and beams alike. Where options against repetition have
-    forbidden every token that may follow, the grammar wins, and all of these are equally probable.
+    It depends on the rows alone, so it works with sampling and with beams. If options against repetition have excluded
+    every token that may follow, the grammar takes precedence, and all of these tokens are equally probable.
 
     Args:
-        grammar: The model's.
+        grammar: The model's grammar.
         vocab_size: Width of the logits.
-        num_image_tokens: Tokens of an image; None lets the model end it after one token or more.
-        max_length: Longest row; an image is ended in time for its tail to fit.
+        num_image_tokens: Tokens of an image; with None the model ends the image after one token or more.
+        max_length: Maximum length of a row; the image ends early enough for its tail to fit.
     """
 
     def __init__(self, grammar: Grammar, vocab_size: int, num_image_tokens: int | None, max_length: int) -> None:
@@ -55,7 +55,7 @@ class GrammarMask(LogitsProcessor):
         self.state_after[: grammar.size] = torch.from_numpy(grammar.roles[:-1])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores with everything else at minus infinity; shape (rows, vocabulary)."""
+        """Scores with all other tokens at minus infinity; shape (rows, vocabulary)."""
         if self.allowed.device != scores.device:
             self.allowed, self.state_after = self.allowed.to(scores.device), self.state_after.to(scores.device)
         states = self.state_after[input_ids]

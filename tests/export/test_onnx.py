@@ -1,4 +1,4 @@
-"""An exported model answers as the model does; without its libraries, or with another model's export, it says so."""
+"""An exported model gives the model's answers; a missing library or another model's export is an error."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def test_classify_with_the_export_gives_the_models_classes(trained, exported, pr
         assert first["probability"] == pytest.approx(second["probability"], abs=1e-4)
 
 
-def test_what_is_no_export_of_this_model_is_refused(trained, exported, tmp_path):
+def test_an_export_of_another_model_is_refused(trained, exported, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(exported["float32"], other)
     config = json.loads((other / ONNX_CONFIG).read_text())
     config["vocabulary"] = {"<PAD>": 0}
     (other / ONNX_CONFIG).write_text(json.dumps(config))
-    for folder, said in ((other, "another vocabulary"), (tmp_path, "holds no model.onnx")):
+    for folder, message in ((other, "another vocabulary"), (tmp_path, "holds no model.onnx")):
         words = ["--model", trained / "best_model", "--tokens", "<IMG> <Z_001>", "--onnx", folder]
         done = run("inference.py", "--mode", "next_token", *words)
-        assert done.returncode == 2 and said in done.stderr
+        assert done.returncode == 2 and message in done.stderr
     words = ["--model", trained / "best_model", "--output_dir", exported["int8"]]
     assert "is not empty" in run("-m", "imagelm", "export", *words).stderr
 

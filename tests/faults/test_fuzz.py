@@ -1,7 +1,6 @@
 """Arbitrary and damaged input for every reader: an answer or a clear error, whatever the bytes.
 
-The examples are drawn from a fixed seed, so that every run tries the same ones; `tests/fuzz_jsonl.py` goes on without
-an end, led by coverage.
+A fixed seed makes every run try the same examples; `tests/faults/fuzz_jsonl.py` searches on, guided by coverage.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def bytes_of(value: object) -> bytes:
 
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
-    """Bytes changed, cut out, doubled or put in at a few places."""
+    """The bytes, with changes, cuts, repetitions or insertions at a few places."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -83,7 +82,7 @@ def damaged(draw, whole: bytes) -> bytes:
 
 @FUZZ
 @given(st.lists(st.binary(max_size=40) | ROWS.map(bytes_of) | ROWS.map(bytes_of).flatmap(damaged), max_size=4))
-def test_rows_are_read_or_told(tmp_path_factory, grammar, parts):
+def test_rows_are_read_or_reported(tmp_path_factory, grammar, parts):
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     file.write_bytes(b"\n".join(parts))
     for need_split in (False, True):
@@ -95,7 +94,7 @@ def test_rows_are_read_or_told(tmp_path_factory, grammar, parts):
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @FUZZ
 @given(st.data())
-def test_archives_are_read_or_told(tmp_path_factory, grammar, suffix, data):
+def test_archives_are_read_or_reported(tmp_path_factory, grammar, suffix, data):
     import gzip
 
     import zstandard
@@ -119,7 +118,7 @@ VOCABULARY = json.dumps(make_vocabulary(3, 2))
     | damaged(VOCABULARY.encode())
     | st.dictionaries(WORDS | st.text(max_size=5), JSON).map(bytes_of)
 )
-def test_vocabularies_are_read_or_told(tmp_path_factory, content):
+def test_vocabularies_are_read_or_reported(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("vocabulary") / "vocab.json"
     file.write_bytes(content)
     try:
@@ -135,7 +134,7 @@ KNOWN = {line.split(":")[0] for line in RECIPE.decode().splitlines() if ":" in l
 
 @FUZZ
 @given(st.binary(max_size=60) | damaged(RECIPE) | st.text("ab:-[]{}&*!|>#'\"% \n\t0.1e", max_size=40).map(str.encode))
-def test_recipes_are_read_or_told(tmp_path_factory, content):
+def test_recipes_are_read_or_reported(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("recipe") / "r.yaml"
     file.write_bytes(content)
     try:
@@ -144,7 +143,7 @@ def test_recipes_are_read_or_told(tmp_path_factory, content):
         assert str(file) in str(error)
 
 
-def picture_files() -> dict[str, bytes]:
+def image_files() -> dict[str, bytes]:
     files = {}
     image = Image.fromarray(smooth_images(1, (16, 16), channels=3)[0])
     for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "JPEG2000"):
@@ -154,14 +153,14 @@ def picture_files() -> dict[str, bytes]:
     return files
 
 
-PICTURES = picture_files()
+IMAGES = image_files()
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 @settings(FUZZ, max_examples=FUZZ.max_examples // 3)
 @given(st.data())
-def test_pictures_are_read_or_told(kind, data):
-    found = read_image(io.BytesIO(data.draw(damaged(PICTURES[kind]))))
+def test_images_are_read_or_reported(kind, data):
+    found = read_image(io.BytesIO(data.draw(damaged(IMAGES[kind]))))
     if isinstance(found, BadImage):
         assert 0 < len(found.reason) < 500
     else:
@@ -173,7 +172,7 @@ def test_pictures_are_read_or_told(kind, data):
 
 @FUZZ
 @given(st.data())
-def test_arrays_are_read_or_told(tmp_path_factory, data):
+def test_arrays_are_read_or_reported(tmp_path_factory, data):
     stream = io.BytesIO()
     np.savez_compressed(stream, image=smooth_images(3), label=np.arange(3))
     file = tmp_path_factory.mktemp("arrays") / "x.npz"
@@ -202,7 +201,7 @@ def codecs(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", [CODEC_CONFIG, CODEC_WEIGHTS])
 @settings(FUZZ, max_examples=FUZZ.max_examples // 2)
 @given(st.data())
-def test_codec_files_are_read_or_told(tmp_path_factory, codecs, kind, name, data):
+def test_codec_files_are_read_or_reported(tmp_path_factory, codecs, kind, name, data):
     folder = tmp_path_factory.mktemp("codec")
     for file in (CODEC_CONFIG, CODEC_WEIGHTS):
         (folder / file).write_bytes((codecs[kind] / file).read_bytes())

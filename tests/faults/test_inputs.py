@@ -1,4 +1,4 @@
-"""Strange input of every kind: a clear error with code 2, never a traceback, a hang or half an output."""
+"""Strange input of every kind gives a clear error with exit code 2: no traceback, no hang, no partial output."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ STRANGE_LINES = {
 
 
 @pytest.mark.parametrize("name", STRANGE_LINES)
-def test_a_strange_line_is_told_with_its_kind_and_stops_no_other(tmp_path, grammar, name):
+def test_a_strange_line_is_reported_with_its_kind_and_stops_no_other(tmp_path, grammar, name):
     line, kind = STRANGE_LINES[name]
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n".join([GOOD, line, GOOD]) + b"\n")
@@ -105,7 +105,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_understood(tmp_path, gra
     assert (len(rows), dict(problems.counts)) == (0, {})
 
 
-def test_an_endless_line_is_told_and_skipped_in_bounded_memory(tmp_path, grammar, monkeypatch):
+def test_an_endless_line_is_reported_and_skipped_in_bounded_memory(tmp_path, grammar, monkeypatch):
     """The path of a 2 GB line, with a small limit; the slow test takes a real one."""
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(lines, "CHUNK_BYTES", 300)
@@ -151,7 +151,7 @@ def test_a_zstd_bomb_of_the_densest_blocks_never_gives_more_than_128_mib_at_once
     block = ((128 << 10) << 3 | 1 << 1).to_bytes(3, "little") + b"\n"
     last = ((128 << 10) << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\n"
     frame = bytes.fromhex("28b52ffd") + b"\x00\x58" + block * 19_999 + last
-    stream = lines._ZstdFile(io.BytesIO(frame))
+    stream = lines.ZstdFile(io.BytesIO(frame))
     total, largest = 0, 0
     buffer = memoryview(bytearray(64 << 20))
     while count := stream.readinto(buffer):
@@ -209,24 +209,24 @@ def strange_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "no.gz").write_bytes(GOOD)
     (folder / "cut.zst").write_bytes(zstandard.compress(GOOD * 100)[:-5])
     (folder / "no.zst").write_bytes(GOOD)
-    said = dict.fromkeys(("cut.gz", "no.gz", "damaged.gz", "cut.zst", "no.zst"), "can't be read")
-    said |= {"empty": "no usable row", "blank": "no usable row", "folder": "is a folder", "dangling": "No such file"}
-    said |= {"circle": "Too many levels", "pipe": "a pipe or a device", "absent": "no such file"}
-    return {name: (folder / name, text) for name, text in said.items()} | {"zero": (Path("/dev/zero"), "a device")}
+    message = dict.fromkeys(("cut.gz", "no.gz", "damaged.gz", "cut.zst", "no.zst"), "can't be read")
+    message |= {"empty": "no usable row", "blank": "no usable row", "folder": "is a folder", "dangling": "No such file"}
+    message |= {"circle": "Too many levels", "pipe": "a pipe or a device", "absent": "no such file"}
+    return {name: (folder / name, text) for name, text in message.items()} | {"zero": (Path("/dev/zero"), "a device")}
 
 
-def test_files_that_are_none_are_refused_with_a_message_and_no_output(tmp_path, vocab_file):
-    for name, (file, said) in strange_files(tmp_path).items():
+def test_unusable_files_are_refused_with_a_message_and_no_output(tmp_path, vocab_file):
+    for name, (file, message) in strange_files(tmp_path).items():
         with pytest.raises(InputError) as error:
             prepare(
                 PrepareArguments(data_files=[str(file)], vocab_file=str(vocab_file), output_dir=str(tmp_path / "out")),
                 command="test",
             )
-        assert said in str(error.value), name
+        assert message in str(error.value), name
         assert not (tmp_path / "out").exists(), name
 
 
-def test_a_vocabulary_that_is_none_is_refused(tmp_path, grammar):
+def test_an_invalid_vocabulary_is_refused(tmp_path, grammar):
     good = json.dumps(grammar.vocabulary)
     strange = {name: file for name, (file, _) in strange_files(tmp_path).items()}
     texts = {
@@ -285,16 +285,16 @@ STRANGE_RECIPES = {
 
 @pytest.mark.parametrize("name", STRANGE_RECIPES)
 def test_a_strange_recipe_is_refused(tmp_path, name):
-    text, said = STRANGE_RECIPES[name]
+    text, message = STRANGE_RECIPES[name]
     (tmp_path / "r.yaml").write_text(text)
     known = {"seed", "learning_rate", "lr_scheduler_kwargs", "config", *"abcd"}
     with pytest.raises(InputError) as error:
         expand_config(["--config", str(tmp_path / "r.yaml")], known)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["empty", "folder", "dangling", "pipe", "zero", "absent"])
-def test_a_recipe_that_is_no_file_is_refused(tmp_path, name):
+def test_a_recipe_that_isnt_a_file_is_refused(tmp_path, name):
     file = strange_files(tmp_path)[name][0]
     with pytest.raises(InputError, match="--config"):
         expand_config(["--config", str(file)], {"seed", "config"})
@@ -307,7 +307,7 @@ def test_a_number_that_is_not_finite_is_refused_before_anything_is_trained(tmp_p
         parse_launch(words)
 
 
-# What comes from elsewhere
+# Untrusted files
 
 
 def bomb(side: int) -> bytes:
@@ -317,7 +317,7 @@ def bomb(side: int) -> bytes:
     return stream.getvalue()
 
 
-def test_a_picture_of_more_pixels_than_any_is_not_unpacked(tmp_path):
+def test_an_image_of_too_many_pixels_is_not_unpacked(tmp_path):
     (tmp_path / "bomb.png").write_bytes(bomb(20_000))
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     found = read_image(tmp_path / "bomb.png")
@@ -325,7 +325,7 @@ def test_a_picture_of_more_pixels_than_any_is_not_unpacked(tmp_path):
     assert "decompression bomb" in found.reason
 
 
-def test_a_picture_that_only_a_program_could_draw_is_none(tmp_path):
+def test_an_image_format_that_would_start_a_program_is_refused(tmp_path):
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     assert read_image(tmp_path / "x.png") == BadImage("not an image of a known format, or damaged")
 
@@ -363,9 +363,9 @@ def test_an_npz_of_pickled_objects_is_refused(tmp_path):
 def test_a_path_in_a_table_may_not_lead_out_of_its_folder(tmp_path):
     inside, outside = tmp_path / "data", tmp_path / "private.png"
     inside.mkdir()
-    picture = png(smooth_images(1, channels=3)[0])
-    outside.write_bytes(picture)
-    (inside / "own.png").write_bytes(picture)
+    image_bytes = png(smooth_images(1, channels=3)[0])
+    outside.write_bytes(image_bytes)
+    (inside / "own.png").write_bytes(image_bytes)
     (inside / "link.png").symlink_to(outside)
     paths = [str(outside), str(inside / "../private.png"), str(inside / "link.png"), str(inside / "own.png")]
     column = pa.array(
@@ -442,7 +442,7 @@ def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(prepared, t
 
 
 @pytest.mark.slow
-def test_a_line_of_two_gigabytes_is_told_in_bounded_memory(tmp_path, vocab_file):
+def test_a_line_of_two_gigabytes_is_reported_in_bounded_memory(tmp_path, vocab_file):
     """A sparse file: 2 GiB of NUL between two good rows."""
     file = tmp_path / "rows.jsonl"
     rows = random_rows(30, seed=2)

@@ -1,4 +1,4 @@
-"""GeneratedRow, the grammar mask, and the answers of a model: each against brute force on tiny real models."""
+"""Generation, the grammar mask, and the answers of a model, each compared with brute force on tiny real models."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_where_repetition_rules_forbid_all_the_grammar_allows_the_grammar_wins()
     assert masked.isfinite().sum() == 2
 
 
-# GeneratedRow
+# Generation
 
 
 @pytest.mark.parametrize(
@@ -142,29 +142,29 @@ def test_where_repetition_rules_forbid_all_the_grammar_allows_the_grammar_wins()
     ],
     ids=str,
 )
-def test_every_way_of_drawing_gives_whole_rows(small, options):
+def test_every_way_of_generating_gives_complete_rows(small, options):
     draw = GenerationArguments(**options)
     first = [small.grammar.id(IMG)]
     prompts = [first, [*first, small.grammar.code_ids[0]], [*first, *small.grammar.code_ids[:2]]]
-    drawings = complete_rows(small, [np.array(prompt) for prompt in prompts], draw, batch_size=4)
-    assert [len(several) for several in drawings] == [draw.num_return_sequences] * 3
-    for prompt, several in zip(prompts, drawings, strict=True):
-        for drawing in several:
-            tokens = small.text(drawing.ids).split()
-            assert drawing.ids[: len(prompt)].tolist() == [int(i) for i in prompt]
-            assert small.grammar.explain(tokens, drawing.label) is None
-            assert len(drawing.row.body) == (draw.num_image_tokens or len(drawing.row.body))
-            assert drawing.label == drawing.probabilities.argmax()
+    generated = complete_rows(small, [np.array(prompt) for prompt in prompts], draw, batch_size=4)
+    assert [len(several) for several in generated] == [draw.num_return_sequences] * 3
+    for prompt, several in zip(prompts, generated, strict=True):
+        for image in several:
+            tokens = small.text(image.ids).split()
+            assert image.ids[: len(prompt)].tolist() == [int(i) for i in prompt]
+            assert small.grammar.explain(tokens, image.label) is None
+            assert len(image.row.body) == (draw.num_image_tokens or len(image.row.body))
+            assert image.label == image.probabilities.argmax()
 
 
-def test_greedy_drawing_takes_the_most_probable_allowed_token_at_each_step(loaded):
+def test_greedy_generation_takes_the_most_probable_allowed_token_at_each_step(loaded):
     grammar, row = loaded.grammar, [loaded.grammar.id(IMG)]
     steps = [grammar.code_ids] * 9 + [[grammar.id(IMG_END)], [grammar.id(CLS)], grammar.class_ids, [grammar.id(EOS)]]
     for allowed in steps:
         row.append(int(max(allowed, key=lambda i: logits_of(loaded, row)[-1, i])))
     draw = GenerationArguments(greedy=True, num_image_tokens=9)
-    drawing = complete_rows(loaded, [np.array(row[:1])], draw, 1)[0][0]
-    assert drawing.ids.tolist() == row
+    image = complete_rows(loaded, [np.array(row[:1])], draw, 1)[0][0]
+    assert image.ids.tolist() == row
 
 
 def test_beam_search_finds_the_most_probable_image_of_all(small):
@@ -177,8 +177,8 @@ def test_beam_search_finds_the_most_probable_image_of_all(small):
         scores[tuple(int(i) for i in row)] = sum(shares[i, token].item() for i, token in enumerate(row[1:]))
     expected = sorted(scores, key=scores.get, reverse=True)
     options = GenerationArguments(num_beams=9, num_image_tokens=2)
-    drawings, _ = generate_images(small, options, ClassArguments(num_samples=4), None, 4)
-    assert [tuple(drawing.ids.tolist()) for drawing in drawings] == expected[:4]
+    generated, _ = generate_images(small, options, ClassArguments(num_samples=4), None, 4)
+    assert [tuple(image.ids.tolist()) for image in generated] == expected[:4]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_sampling_follows_the_models_probabilities_among_the_allowed_tokens(load
     assert np.abs(shares - expected).max() < 4 * np.sqrt(0.25 / count)
 
 
-def test_by_default_any_token_may_be_drawn():
+def test_by_default_any_token_may_be_sampled():
     many = tiny(shuffled(80, 2), 7, sharpness=0.01)  # nearly flat; the library alone would leave 50
     draw, classes = GenerationArguments(num_image_tokens=1), ClassArguments(num_samples=1500)
     assert len({int(d.row.body[0]) for d in generate_images(many, draw, classes, None, 500)[0]}) == 80
 
 
-def test_a_seed_draws_the_same_images_again_and_another_seed_others(loaded):
+def test_a_seed_gives_the_same_images_again_and_another_seed_others(loaded):
     def bodies(seed: int) -> list[str]:
         draw = GenerationArguments(seed=seed, num_image_tokens=9, temperature=3.0)
         return [loaded.text(d.ids) for d in generate_images(loaded, draw, ClassArguments(num_samples=5), None, 2)[0]]
@@ -211,7 +211,7 @@ def test_a_seed_draws_the_same_images_again_and_another_seed_others(loaded):
     assert bodies(1) != bodies(2)
 
 
-def test_prompts_of_any_lengths_are_continued_as_if_each_stood_alone(loaded):
+def test_prompts_of_any_lengths_are_completed_as_if_each_were_alone(loaded):
     first = loaded.grammar.id(IMG)
     prompts = [np.array([first, *body[:5]]) for body in random_bodies(loaded.grammar, 12)]
     draw = GenerationArguments(greedy=True, num_image_tokens=7)
@@ -219,11 +219,11 @@ def test_prompts_of_any_lengths_are_continued_as_if_each_stood_alone(loaded):
     assert together == [complete_rows(loaded, [prompt], draw, 1)[0][0].ids.tolist() for prompt in prompts]
 
 
-def test_rejection_keeps_the_first_of_the_class_and_says_how_many_it_drew(loaded):
+def test_rejection_keeps_the_first_of_the_class_and_counts_the_samples(loaded):
     draw = GenerationArguments(num_image_tokens=4, temperature=3.0)
     everything, _ = generate_images(loaded, draw, ClassArguments(num_samples=64), None, 16)
-    label = Counter(drawing.label for drawing in everything).most_common()[-1][0]
-    hits = [i for i, drawing in enumerate(everything) if drawing.label == label]
+    label = Counter(image.label for image in everything).most_common()[-1][0]
+    hits = [i for i, image in enumerate(everything) if image.label == label]
     wanted = min(len(hits), 3)
     found, num_draws = generate_images(loaded, draw, ClassArguments(num_samples=wanted), label, 16)
     assert [d.ids.tolist() for d in found] == [everything[i].ids.tolist() for i in hits[:wanted]]
@@ -242,13 +242,13 @@ def test_likelihood_keeps_those_with_the_highest_probability_of_the_class(loaded
     assert [float(d.probabilities[1]) for d in kept] == pytest.approx(sorted(shares, reverse=True)[:4], abs=1e-6)
 
 
-def test_without_the_mask_what_is_no_image_has_no_class(loaded):
+def test_without_the_mask_an_invalid_image_has_no_class(loaded):
     draw = GenerationArguments(no_grammar=True, temperature=8.0)
-    drawings, _ = generate_images(loaded, draw, ClassArguments(num_samples=30), None, 30)
-    explained = [loaded.grammar.explain(loaded.text(d.ids).split(), 0) for d in drawings]
+    generated, _ = generate_images(loaded, draw, ClassArguments(num_samples=30), None, 30)
+    explained = [loaded.grammar.explain(loaded.text(d.ids).split(), 0) for d in generated]
     assert sum(reason is not None for reason in explained) > 20  # random weights don't know the grammar
-    assert any(drawing.label is None for drawing in drawings)
-    assert all(drawing.row is not None and drawing.row.num_tail for drawing in drawings if drawing.label is not None)
+    assert any(image.label is None for image in generated)
+    assert all(image.row is not None and image.row.num_tail for image in generated if image.label is not None)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_a_row_cut_anywhere_is_its_body_and_a_part_of_the_tail(grammar, text, nu
 
 
 @pytest.mark.parametrize(
-    ("text", "label", "said"),
+    ("text", "label", "message"),
     [
         ("", None, "no token at all"),
         ("<IMG> <Z_1>", None, "token 2 is '<Z_1>', which isn't among the model's 39 tokens"),
@@ -350,13 +350,13 @@ def test_a_row_cut_anywhere_is_its_body_and_a_part_of_the_tail(grammar, text, nu
         ("<IMG> </IMG> <CLS>", None, "token 2 is </IMG>, expected a codebook token"),
     ],
 )
-def test_what_is_no_row_is_refused_with_the_first_wrong_token(grammar, text, label, said):
+def test_an_invalid_row_is_refused_with_the_first_wrong_token(grammar, text, label, message):
     with pytest.raises(BadRow) as error:
         grammar.parse(text.split(), label, "here")
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
 
 
-# Similarity and pictures
+# Similarity and image grids
 
 
 def test_continuations_are_compared_token_by_token():

@@ -122,12 +122,12 @@ def _open(file: Path) -> Iterator[tuple[io.BufferedIOBase, BinaryIO]]:
         if file.suffix == ".gz":
             yield gzip.GzipFile(fileobj=raw), raw
         elif file.suffix == ".zst":
-            yield io.BufferedReader(_ZstdFile(raw), buffer_size=1 << 20), raw
+            yield io.BufferedReader(ZstdFile(raw), buffer_size=1 << 20), raw
         else:
             yield raw, raw
 
 
-class _ZstdFile(io.RawIOBase):
+class ZstdFile(io.RawIOBase):
     """Decompressed bytes of a .zst file; the library's reader doesn't report a file that is cut off."""
 
     def __init__(self, raw: BinaryIO) -> None:
