@@ -20,7 +20,7 @@ from imagelm.utils.text import shorten
 
 
 class Role(IntEnum):
-    """What a token is for."""
+    """What a token is for; in the order of a row."""
 
     OTHER = 0  # padding, the unknown token, and tokens that have no place in a row
     START = 1  # before the first token
@@ -32,8 +32,8 @@ class Role(IntEnum):
     EOS = 7
 
 
-# The grammar, in the order of a row; codebook tokens may follow each other, so an image has any length.
-MAY_FOLLOW: dict[Role, tuple[Role, ...]] = {
+# The grammar. Codebook tokens may follow each other, so an image has any length.
+MAY_FOLLOW: dict[int, tuple[Role, ...]] = {
     Role.START: (Role.IMG,),
     Role.IMG: (Role.CODE,),
     Role.CODE: (Role.CODE, Role.IMG_END),
@@ -46,7 +46,7 @@ TOKENS = {Role.IMG: names.IMG, Role.IMG_END: names.IMG_END, Role.CLS: names.CLS,
 WORDS = {**TOKENS, Role.CODE: "a codebook token", Role.CLASS: "a class token"}
 
 # What follows from the table: the frame around an image's codebook tokens.
-_ORDER = tuple(MAY_FOLLOW)[1:]
+_ORDER = tuple(Role)[Role.START + 1 :]
 HEAD, TAIL = _ORDER[: _ORDER.index(Role.CODE)], _ORDER[_ORDER.index(Role.CODE) + 1 :]
 # The predecessor repeated the question instead of answering it; the label gives the answer.
 BROKEN_TAIL = tuple(Role.CLS if role is Role.CLASS else role for role in TAIL)
@@ -196,38 +196,28 @@ class Grammar(names.Vocabulary):
             return "empty_row", f"no token at all, expected {HEAD_TEXT} … {TOKENS[TAIL[-1]]}"
         if not 0 <= label < self.num_classes:
             return "label_out_of_range", f"label {label}, expected 0 to {self.num_classes - 1}"
-        ids = self._look_up(tokens)
-        if (unknown := np.flatnonzero(ids < 0)).size:
-            found = f"token {unknown[0] + 1} is {shorten(repr(tokens[unknown[0]]))}"
+        ids = [self.vocabulary.get(token, -1) for token in tokens]
+        if -1 in ids:
+            found = f"token {ids.index(-1) + 1} is {shorten(repr(tokens[ids.index(-1)]))}"
             return "unknown_token", f"{found}, expected one of the vocabulary's {self.size} tokens"
-        good, _ = self.check(ids, np.array([0, len(ids)]), np.array([label]))
-        if good.all():
-            return None
-        roles = self.roles[ids]
+        roles = self.roles[ids].tolist()
         for role in (HEAD[-1], TAIL[0]):
-            if (count := int((roles == role).sum())) != 1:
+            if (count := roles.count(role)) != 1:
                 return "image_markers", f"{TOKENS[role]} occurs {count} times, expected once"
-        if roles[0] != HEAD[0]:
+        if roles[0] not in MAY_FOLLOW[Role.START]:
             return "image_markers", f"the row begins with {tokens[0]}, expected {TOKENS[HEAD[0]]}"
-        end = int(np.argmax(roles == TAIL[0]))
-        return self._explain_body(tokens, roles[:end]) or self._explain_tail(tokens[end:], roles[end:], label)
+        end = roles.index(TAIL[0])
+        return _explain_body(tokens[:end], roles[:end]) or self._explain_tail(tokens[end:], tuple(roles[end:]), label)
 
-    def _explain_body(self, tokens: list[str], roles: np.ndarray) -> tuple[str, str] | None:
-        if len(roles) == len(HEAD):
-            return "empty_image", f"nothing between {HEAD_TEXT} and {TOKENS[TAIL[0]]}, expected codebook tokens"
-        wrong = np.flatnonzero(_breaks(roles, [0]))
-        if not wrong.size:
+    def _explain_tail(self, tokens: list[str], roles: tuple[int, ...], label: int) -> tuple[str, str] | None:
+        expected = self.tail_text(label).split()
+        if tokens == expected or roles == BROKEN_TAIL:
             return None
-        kind = "class_token_in_image" if roles[wrong[0]] == Role.CLASS else "not_a_code"
-        return kind, f"token {wrong[0] + 1} is {tokens[wrong[0]]} inside the image, expected {WORDS[Role.CODE]}"
-
-    def _explain_tail(self, tokens: list[str], roles: np.ndarray, label: int) -> tuple[str, str]:
-        _, *expected = self.tail_text(label).split()
-        if tuple(roles) == TAIL:
+        if roles == TAIL:
             found, needed = tokens[_ANSWER], expected[_ANSWER]
             return "label_mismatch", f"the class token is {found}, expected {needed} because the label is {label}"
         shown = " ".join(map(shorten, tokens[1:7])) + (" …" if len(tokens) > 7 else "") or "nothing"
-        return "tail", f"{shown} after {tokens[0]}, expected {' '.join(expected)}"
+        return "tail", f"{shown} after {tokens[0]}, expected {' '.join(expected[1:])}"
 
     def find(self, ids: np.ndarray, role: Role) -> int:
         """Position of the first token with this role; the row's length where there is none."""
@@ -271,6 +261,16 @@ class Row:
 
 class BadRow(Exception):
     """A row that isn't in the grammar, and why."""
+
+
+def _explain_body(tokens: list[str], roles: list[int]) -> tuple[str, str] | None:
+    if len(roles) == len(HEAD):
+        return "empty_image", f"nothing between {HEAD_TEXT} and {TOKENS[TAIL[0]]}, expected codebook tokens"
+    for i in range(len(HEAD), len(roles)):
+        if roles[i] not in MAY_FOLLOW[roles[i - 1]]:
+            kind = "class_token_in_image" if roles[i] == Role.CLASS else "not_a_code"
+            return kind, f"token {i + 1} is {tokens[i]} inside the image, expected {WORDS[Role.CODE]}"
+    return None
 
 
 def _breaks(roles: np.ndarray, starts: Sequence[int] | np.ndarray, first: Role = Role.START) -> np.ndarray:

@@ -1,8 +1,8 @@
 """`vocab.json` → a `PreTrainedTokenizerFast` whose ids are the file's.
 
-One idea: the published tokenizer is a standard class that every `transformers` reads. Some things are mended on the way
-out: transformers 5 writes a class name that 4.x refuses, 4.x would feed GPT-2 type ids, and `GPT2Tokenizer`, which the
-predecessor's users call, needs its own two files beside.
+One idea: the published tokenizer is a standard class that every `transformers` reads. Saving corrects what the library
+writes: transformers 5 writes a class name that 4.x refuses, 4.x would feed GPT-2 type ids, and `GPT2Tokenizer`, which
+the predecessor's users call, needs two more files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imagelm.utils.artifacts import TOKENIZER_CONFIG, VOCABULARY_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
 
-if TYPE_CHECKING:  # transformers brings torch along, which writing a tokenizer doesn't need
+if TYPE_CHECKING:  # transformers imports torch, which writing a tokenizer doesn't need
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # The class name that transformers 4.x and 5.x both know; 5.x alone would write "TokenizersBackend".
@@ -28,8 +28,8 @@ PORTABLE_CLASS = "PreTrainedTokenizerFast"
 def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the grammar's vocabulary.
 
-    Text is split at white space. Each token is also an added token (its id does not move, as it is in the vocabulary):
-    only so do a slow tokenizer and a byte-level one keep it whole.
+    Text is split at white space. Each token is also an added token, with the same id, so that slow and byte-level
+    tokenizers keep it whole.
 
     Args:
         grammar: The vocabulary with its roles.
@@ -41,12 +41,12 @@ def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFas
 
 
 def write_tokenizer(grammar: Grammar, max_length: int, folder: Path) -> None:
-    """Writes the files that `save_tokenizer` would write of `build_tokenizer`, without loading transformers.
+    """Writes the same files as `save_tokenizer(build_tokenizer(…))`, without loading transformers.
 
     Args:
         grammar: The vocabulary with its roles.
         max_length: Longest row, in tokens.
-        folder: Folder to make.
+        folder: Folder to create.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _backend(grammar).save(str(folder / "tokenizer.json"))
@@ -59,7 +59,7 @@ def write_tokenizer(grammar: Grammar, max_length: int, folder: Path) -> None:
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Saves the tokenizer into `folder` so that transformers 4.x and 5.x and `GPT2Tokenizer` read the same ids.
 
-    Call it last: every later `save_pretrained` by the library writes its own class name again.
+    Call it last: any later `save_pretrained` of the library writes its own class name again.
     """
     tokenizer.save_pretrained(folder)
     _write_files(read_json(folder / TOKENIZER_CONFIG), grammar_of(tokenizer).tokens, folder)
@@ -82,7 +82,7 @@ def _settings(max_length: int) -> dict[str, object]:
         "cls_token": CLS,
         "model_max_length": max_length,
         "padding_side": "right",
-        # The tail is what a row is for; `prepare_dataset.py` has cut already, this guards later callers.
+        # The tail must stay; `prepare_dataset.py` cuts rows before, so this only affects other callers.
         "truncation_side": "left",
         "clean_up_tokenization_spaces": False,
     }
@@ -90,9 +90,9 @@ def _settings(max_length: int) -> dict[str, object]:
 
 def _write_files(config: dict[str, object], tokens: list[str], folder: Path) -> None:
     config["tokenizer_class"] = PORTABLE_CLASS
-    # 4.x would add token_type_ids, which GPT-2 takes for tokens and adds their embeddings: wrong logits without a word.
+    # 4.x would add token_type_ids, whose embeddings GPT-2 adds as if they were tokens: silently wrong logits.
     config["model_input_names"] = ["input_ids", "attention_mask"]
-    for name in ("is_local", "local_files_only"):  # how it was loaded here, which nobody else needs
+    for name in ("is_local", "local_files_only"):  # how it was loaded here
         config.pop(name, None)
     config["added_tokens_decoder"] = {str(i): {"content": t, **_added_token(t)} for i, t in enumerate(tokens)}
     write_json(folder / TOKENIZER_CONFIG, config)
@@ -120,7 +120,7 @@ def grammar_of(tokenizer: PreTrainedTokenizerBase) -> Grammar:
 
 
 def _added_token(token: str) -> dict[str, bool]:
-    # Only the frame is special, so that decoding with skip_special_tokens=True leaves the image and the answer.
+    # Only the frame is special, so that decoding with skip_special_tokens=True keeps the image and the answer.
     return {
         "lstrip": True,
         "rstrip": True,
