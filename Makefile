@@ -1,4 +1,4 @@
-# make demo: the whole line on real digits, in three commands as a user would type them. make test: the tests.
+# make demo trains on real digits in three commands. make lint and make test check the code; CI runs both.
 PYTHON3 ?= python3
 SEED ?= 42
 VENV := .venv
@@ -23,6 +23,9 @@ test-slow: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	ruff check .
 	ruff format --check .
+	mypy
+	lint-imports
+	codespell
 
 format: $(VENV)/installed-dev
 	ruff check --fix .

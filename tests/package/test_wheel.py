@@ -89,6 +89,7 @@ def version_of(pin: Requirement) -> str:
         ("requirements.txt", PROJECT["dependencies"]),
         ("requirements-onnx.txt", PROJECT["optional-dependencies"]["onnx"]),
         ("requirements-oldest.txt", PROJECT["dependencies"]),
+        ("requirements-dev.txt", [name for name in PROJECT["optional-dependencies"]["dev"] if name != "imagelm[onnx]"]),
     ],
 )
 def test_the_pins_name_the_declared_dependencies_and_satisfy_their_bounds(file, required):
