@@ -1,6 +1,6 @@
-"""What comes from elsewhere may lead nowhere else, and may not be larger than the machine.
+"""Checks of datasets from elsewhere: their paths stay inside the dataset, and they fit on this machine.
 
-One idea: a dataset's own files say where their parts are; only parts inside the dataset are opened.
+One idea: a dataset's own files name its parts; only parts inside the dataset are opened.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ PLAIN_FILES = ("state.json", "dataset_dict.json")
 
 
 def is_inside(path: str | Path, *folders: str | Path) -> bool:
-    """Whether a path, with all links followed, lies in one of the folders."""
+    """Whether a path, with all links followed, is inside one of the folders."""
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def check_saved_dataset(folder: Path, option: str) -> None:
-    """Refuses a folder of `save_to_disk` whose files lead out of it.
+    """Refuses a folder of `save_to_disk` that names files outside of it.
 
     Raises:
-        InputError: They do, or can't be read.
+        InputError: It does, or can't be read.
     """
     for state in [file for name in PLAIN_FILES for file in (folder / name, *folder.glob(f"*/{name}"))]:
         if not state.is_file():
@@ -45,12 +45,12 @@ def check_saved_dataset(folder: Path, option: str) -> None:
 
 
 def check_archive_size(path: Path, name: str, on_disk: bool) -> None:
-    """Refuses an array of an NPZ file that there is no room for; nothing is unpacked for it.
+    """Refuses an array of an NPZ file that is too large for this machine, without unpacking it.
 
     Args:
         path: The archive.
         name: The array.
-        on_disk: Whether it's to be unpacked into a temporary file, not into the memory.
+        on_disk: Whether it will be unpacked to a temporary file instead of memory.
 
     Raises:
         InputError: It's too large.

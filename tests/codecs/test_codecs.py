@@ -214,7 +214,7 @@ def test_a_unified_codec_is_fitted_without_t_and_a_on_features_of_equal_spread()
     assert unscaled.tensors["scale"].tolist() == [1.0] * 7
 
 
-def test_a_codebook_with_t_refuses_a_bare_picture():
+def test_a_codebook_with_t_refuses_a_bare_image():
     images = random_images(4)
     codec = fit_unified_codec(images, 5, seed=0, features=("x", "t", "R", "G", "B"), t=np.arange(4))
     assert codec.encode(images, t=np.arange(4)).shape == (4, 64)
@@ -463,10 +463,10 @@ def test_codebook_and_reconstructions_are_drawn_as_png_files_that_open(kind, tmp
     codec, images = fitted(kind, 3), smooth_images(12, (8, 12), 3)
     draw_codec(codec, images, codec.decode(codec.encode(images)), tmp_path)
     for name in ("codebook.png", "reconstructions.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.format == "PNG"
-            picture.load()
-            assert len(np.unique(np.asarray(picture))) > 2
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG"
+            image.load()
+            assert len(np.unique(np.asarray(image))) > 2
 
 
 def test_a_learned_codec_made_of_config_and_tensors_alone_draws_the_same():

@@ -171,12 +171,12 @@ def test_a_flip_that_is_given_a_value_is_never_taken_for_a_yes(value):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """A prepared dataset with its images, of three classes; and the pictures."""
+    """A prepared dataset with its images, of three classes; and the images."""
     folder = tmp_path_factory.mktemp("kept")
-    pictures = smooth_images(36, (8, 12), 3)
-    class_folder(folder / "in", {name: pictures[i::3] for i, name in enumerate(("ant", "bee", "cow"))})
+    originals = smooth_images(36, (8, 12), 3)
+    class_folder(folder / "in", {name: originals[i::3] for i, name in enumerate(("ant", "bee", "cow"))})
     prepare_images(folder / "data", folder / "in", keep_images=True, background=9, test_size=0.25)
-    return folder / "data", pictures
+    return folder / "data", originals
 
 
 def augmented_rows(folder: Path, recipe: str = "shift=2,rotate=20", seed: int = 0) -> AugmentedRows:
@@ -215,7 +215,7 @@ def test_rows_stay_in_the_grammar_and_only_their_image_changes(kept):
 
 
 def test_a_row_is_its_shifted_image_in_tokens(kept):
-    """Each row is the row of one of the 25 shifts of its picture, the background coming in."""
+    """Each row is the row of one of the 25 shifts of its image, the background coming in."""
     folder, _ = kept
     codec, rows, plain = load_codec_of(folder), augmented_rows(folder, "shift=2"), load_prepared(folder)["train"]
     code_ids = grammar_of(load_tokenizer(folder / "tokenizer")).code_ids

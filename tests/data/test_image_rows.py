@@ -48,7 +48,7 @@ def lossless(tmp_path_factory) -> Path:
 
 
 def few_levels(count: int, levels: int = 4, seed: int = 0, size: tuple[int, int] = (6, 8)) -> np.ndarray:
-    """Grey pictures of a few brightnesses: a codebook of as many entries and patches of 1 keeps them as they are."""
+    """Grey images of a few brightnesses: a codebook of as many entries and patches of 1 keeps them as they are."""
     return (random_images(count, size, seed=seed) % levels * (255 // levels)).astype(np.uint8)
 
 
@@ -68,16 +68,16 @@ def rows_of(data: datasets.DatasetDict) -> list[dict]:
 # Rows and split
 
 
-def test_rows_hold_their_pictures_and_the_split_is_stratified(tmp_path, lossless):
-    pictures = random_images(60, (6, 8))
-    class_folder(tmp_path / "in", {"cat": pictures[:40], "dog": pictures[40:]})
+def test_rows_hold_their_images_and_the_split_is_stratified(tmp_path, lossless):
+    images = random_images(60, (6, 8))
+    class_folder(tmp_path / "in", {"cat": images[:40], "dog": images[40:]})
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
     assert stats["num_rows"] == {"train": 48, "test": 12}
     assert stats["classes"] == {"train": [32, 16], "test": [8, 4]}
     assert "stratified, seed 42" in stats["split"]
     for rows in data.values():
         for image, label, source in zip(restored(rows, tmp_path / "out"), rows["label"], rows["source"], strict=True):
-            assert (image == pictures[number_of(source) + 40 * label]).all()
+            assert (image == images[number_of(source) + 40 * label]).all()
     assert not (tmp_path / "out/bad_rows.jsonl").exists()
     assert len({row["source"] for row in rows_of(data)}) == 60
 
@@ -97,10 +97,10 @@ def test_the_same_seed_gives_the_same_folder_and_another_seed_another(tmp_path):
     assert {row["source"] for row in found[0][0]["test"]} != {row["source"] for row in found[2][0]["test"]}
 
 
-def test_a_side_by_hash_stays_as_pictures_are_added_and_renamed(tmp_path, lossless):
-    pictures = random_images(80, (6, 8))
-    class_folder(tmp_path / "few", {"cat": pictures[:20], "dog": pictures[20:40]})
-    class_folder(tmp_path / "many", {"cat": pictures[60::-1], "dog": pictures[61:]}, suffix=".bmp")
+def test_a_side_by_hash_stays_as_images_are_added_and_renamed(tmp_path, lossless):
+    images = random_images(80, (6, 8))
+    class_folder(tmp_path / "few", {"cat": images[:20], "dog": images[20:40]})
+    class_folder(tmp_path / "many", {"cat": images[60::-1], "dog": images[61:]}, suffix=".bmp")
     sides = []
     for name in ("few", "many"):
         options = {"split_by": "hash", "test_size": 0.4, "codec": str(lossless)}
@@ -112,10 +112,10 @@ def test_a_side_by_hash_stays_as_pictures_are_added_and_renamed(tmp_path, lossle
 
 
 @pytest.mark.parametrize("split_by", ["stratified", "hash"])
-def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tmp_path, lossless, split_by):
-    pictures = random_images(24, (6, 8))
-    class_folder(tmp_path / "in", {"cat": pictures[:12], "dog": pictures[12:]})
-    for i, pixels in enumerate(pictures):
+def test_the_same_pixels_in_another_file_format_are_never_on_the_other_side(tmp_path, lossless, split_by):
+    images = random_images(24, (6, 8))
+    class_folder(tmp_path / "in", {"cat": images[:12], "dog": images[12:]})
+    for i, pixels in enumerate(images):
         folder = tmp_path / "in" / ("cat" if i < 12 else "dog")
         image = to_image(pixels)
         image.save(folder / f"copy{i}.bmp")
@@ -127,9 +127,9 @@ def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tm
     check_disjoint(data)
     train, test = (keys(restored(data[name], tmp_path / "out")) for name in ("train", "test"))
     assert not train & test
-    assert keys(pictures) <= train | test
+    assert keys(images) <= train | test
     assert len(data["test"]) == len(test)
-    # The files that training rows come from show no test picture, so no variant of one is trained on.
+    # The files that training rows come from show no test image, so no variant of one is trained on.
     for row in data["train"]:
         name = re.search(r"(cat|dog)/.*", row["source"]).group()
         pixels = np.asarray(Image.open(tmp_path / "in" / name).convert("RGB"))[..., :1]
@@ -138,40 +138,40 @@ def test_the_same_pixels_in_another_file_format_never_stand_on_the_other_side(tm
     assert stats["num_rows_read"] == 120 + 2 * 5 * (24 - len(test))
 
 
-def test_training_copies_of_test_pictures_are_left_out_and_said(tmp_path, lossless):
-    pictures = random_images(20, (6, 8))
-    class_folder(tmp_path / "train", {"cat": pictures[:6], "dog": pictures[6:12]})
-    class_folder(tmp_path / "test", {"cat": pictures[4:8:2], "dog": pictures[10:14]}, suffix=".bmp")
+def test_training_copies_of_test_images_are_dropped_and_noted(tmp_path, lossless):
+    originals = random_images(20, (6, 8))
+    class_folder(tmp_path / "train", {"cat": originals[:6], "dog": originals[6:12]})
+    class_folder(tmp_path / "test", {"cat": originals[4:8:2], "dog": originals[10:14]}, suffix=".bmp")
     options = {"augment": "shift=1", "variants": 3, "codec": str(lossless)}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "train", test_images=[str(tmp_path / "test")], **options)
     said = "4 training images are test images too and were dropped"
     assert any(note.startswith(said) for note in stats["images"]["notes"])
     assert any(said in line for line in summary(stats))
     assert stats["images"]["left_out"] == 4
-    assert keys(restored(data["test"], tmp_path / "out")) == keys(pictures[[4, 6, 10, 11, 12, 13]])
+    assert keys(restored(data["test"], tmp_path / "out")) == keys(originals[[4, 6, 10, 11, 12, 13]])
     assert len(data["train"]) + stats["duplicates_dropped"] == 4 * 8
-    originals = keys(pictures[[0, 1, 2, 3, 5, 7, 8, 9]])
-    assert originals <= keys(restored(data["train"], tmp_path / "out"))
+    train_images = keys(originals[[0, 1, 2, 3, 5, 7, 8, 9]])
+    assert train_images <= keys(restored(data["train"], tmp_path / "out"))
     assert "test images apart" in stats["split"]
 
 
-def test_a_variant_that_looks_like_a_test_picture_leaves_the_training_rows(tmp_path, lossless):
-    """Mirrored, each training picture is one of the test pictures."""
-    pictures = random_images(16, (6, 8))
-    class_folder(tmp_path / "train", {"cat": pictures[:8], "dog": pictures[8:]})
-    class_folder(tmp_path / "test", {"cat": pictures[:8, :, ::-1], "dog": pictures[8:, :, ::-1]})
+def test_a_variant_that_looks_like_a_test_image_leaves_the_training_rows(tmp_path, lossless):
+    """Mirrored, each training image is one of the test images."""
+    images = random_images(16, (6, 8))
+    class_folder(tmp_path / "train", {"cat": images[:8], "dog": images[8:]})
+    class_folder(tmp_path / "test", {"cat": images[:8, :, ::-1], "dog": images[8:, :, ::-1]})
     data, stats = prepare_images(
         *(tmp_path / "out", tmp_path / "train"),
         **{"test_images": [str(tmp_path / "test")], "augment": "hflip", "variants": 4, "codec": str(lossless)},
     )
-    assert keys(restored(data["test"], tmp_path / "out")) == keys(pictures[:, :, ::-1])
-    assert keys(restored(data["train"], tmp_path / "out")) == keys(pictures)
+    assert keys(restored(data["test"], tmp_path / "out")) == keys(images[:, :, ::-1])
+    assert keys(restored(data["train"], tmp_path / "out")) == keys(images)
     assert stats["duplicates_dropped"] == 4 * 16
 
 
-def test_the_same_picture_in_two_classes_is_a_conflict_that_names_both(tmp_path, lossless):
-    pictures = random_images(12, (6, 8))
-    class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[5:]})
+def test_the_same_image_in_two_classes_is_a_conflict_that_names_both(tmp_path, lossless):
+    images = random_images(12, (6, 8))
+    class_folder(tmp_path / "in", {"cat": images[:6], "dog": images[5:]})
     _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
     assert stats["duplicates_dropped"] == 1
     (said,) = stats["label_conflicts"]["first"]
@@ -188,9 +188,9 @@ def shifted(image: np.ndarray, limit: int, background: int) -> set[bytes]:
     return {framed[y : y + height, x : x + width].tobytes() for y, x in places}
 
 
-def test_each_training_picture_gets_its_variants_and_no_test_picture_does(tmp_path):
-    pictures = few_levels(20)
-    class_folder(tmp_path / "in", {"cat": pictures[:10], "dog": pictures[10:]})
+def test_each_training_image_gets_its_variants_and_no_test_image_does(tmp_path):
+    originals = few_levels(20)
+    class_folder(tmp_path / "in", {"cat": originals[:10], "dog": originals[10:]})
     options = {"patch_size": 1, "codebook_size": 4, "augment": "shift=2", "variants": 3, "background": 0}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert len(data["test"]) == 4
@@ -199,12 +199,12 @@ def test_each_training_picture_gets_its_variants_and_no_test_picture_does(tmp_pa
     assert not sources[0] & sources[1] and list(map(len, sources)) == [16, 4]
     images = restored(data["train"], tmp_path / "out")
     for image, label, source in zip(images, data["train"]["label"], data["train"]["source"], strict=True):
-        assert image.tobytes() in shifted(pictures[number_of(source) + 10 * label], 2, 0)
-    assert len(keys(images) - keys(pictures)) > 25
+        assert image.tobytes() in shifted(originals[number_of(source) + 10 * label], 2, 0)
+    assert len(keys(images) - keys(originals)) > 25
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_rows_do_not_depend_on_how_many_pictures_are_read_at_a_time(tmp_path, monkeypatch, size):
+def test_rows_do_not_depend_on_how_many_images_are_read_at_a_time(tmp_path, monkeypatch, size):
     cats_and_dogs(tmp_path / "in")
     options = {"augment": "shift=1,rotate=20,scale=0.2", "variants": 2, "keep_images": True}
     data, stats = prepare_images(tmp_path / "a", tmp_path / "in", **options)
@@ -215,8 +215,8 @@ def test_rows_do_not_depend_on_how_many_pictures_are_read_at_a_time(tmp_path, mo
 
 
 def test_kept_images_are_those_that_were_encoded(tmp_path, lossless):
-    pictures = random_images(12, (6, 8))
-    class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
+    originals = random_images(12, (6, 8))
+    class_folder(tmp_path / "in", {"cat": originals[:6], "dog": originals[6:]})
     options = {"augment": "shift=1,rotate=30", "variants": 2, "keep_images": True, "codec": str(lossless)}
     data, _ = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert isinstance(data["train"].features["image"], datasets.Image)
@@ -259,24 +259,24 @@ def test_neither_size_nor_colour_of_test_images_changes_the_codec(tmp_path):
     assert "18 coloured images are converted to grey" in notes
 
 
-def test_other_pixels_in_the_pictures_that_are_split_off_leave_the_codec_as_it_was(tmp_path):
-    pictures, labels = smooth_images(30), np.arange(30) % 3
+def test_other_pixels_in_the_images_that_are_split_off_leave_the_codec_as_it_was(tmp_path):
+    images, labels = smooth_images(30), np.arange(30) % 3
     files = []
     for name in ("a", "b"):
-        np.savez(tmp_path / f"{name}.npz", image=pictures, label=labels)
+        np.savez(tmp_path / f"{name}.npz", image=images, label=labels)
         data, _ = prepare_images(tmp_path / name, tmp_path / f"{name}.npz")
         files.append((tmp_path / name / "codec/codec.safetensors").read_bytes())
         held_out = [int(source.split(":")[-1]) for source in data["test"]["source"]]
-        pictures[held_out] = random_images(len(held_out), seed=3)
+        images[held_out] = random_images(len(held_out), seed=3)
     assert files[0] == files[1]
     assert len(held_out) == 6
-    pictures[np.setdiff1d(np.arange(30), held_out)] //= 2
-    np.savez(tmp_path / "c.npz", image=pictures, label=labels)
+    images[np.setdiff1d(np.arange(30), held_out)] //= 2
+    np.savez(tmp_path / "c.npz", image=images, label=labels)
     prepare_images(tmp_path / "c", tmp_path / "c.npz")
     assert (tmp_path / "c/codec/codec.safetensors").read_bytes() != files[0]
 
 
-def test_t_is_the_index_within_the_class_where_no_column_says_it(tmp_path):
+def test_t_is_the_index_within_the_class_without_a_column_t(tmp_path):
     images, labels = smooth_images(12, (4, 4)), np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0])
     t = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
     np.savez(tmp_path / "x.npz", image=images, label=labels)
@@ -288,7 +288,7 @@ def test_t_is_the_index_within_the_class_where_no_column_says_it(tmp_path):
         assert (entries_in(rows, tmp_path / "out") == expected[numbers]).all()
 
 
-# The form of the images
+# The format of the images
 
 
 def form_of(folder: Path) -> dict:
@@ -296,8 +296,8 @@ def form_of(folder: Path) -> dict:
 
 
 def test_the_commonest_size_is_taken_and_the_others_are_counted(tmp_path):
-    pictures = {"cat": random_images(5, (8, 12)), "dog": random_images(5, (8, 12), seed=1)}
-    class_folder(tmp_path / "in", pictures)
+    originals = {"cat": random_images(5, (8, 12)), "dog": random_images(5, (8, 12), seed=1)}
+    class_folder(tmp_path / "in", originals)
     to_image(random_images(1, (30, 30), seed=2)[0]).save(tmp_path / "in/cat/large.png")
     to_image(random_images(1, (3, 5), seed=3)[0]).save(tmp_path / "in/dog/small.png")
     for fit, done in (("resize", "resized"), ("pad", "padded (larger ones are shrunk first)")):
@@ -307,7 +307,7 @@ def test_the_commonest_size_is_taken_and_the_others_are_counted(tmp_path):
         assert stats["codec"]["grid"] == [2, 3]
 
 
-def test_a_size_that_cant_be_cut_is_rounded_and_said_or_refused_where_it_was_asked_for(tmp_path):
+def test_a_size_that_cant_be_cut_is_rounded_and_noted_or_refused_if_it_was_given(tmp_path):
     class_folder(tmp_path / "in", {"cat": random_images(5, (10, 15)), "dog": random_images(5, (10, 15), seed=1)})
     _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=4)
     assert form_of(tmp_path / "out")["image_size"] == [8, 16]
@@ -330,24 +330,24 @@ def test_a_size_that_cant_be_cut_is_rounded_and_said_or_refused_where_it_was_ask
         ({"image_size": "300", "codebook": "unified"}, "would take 90,000 tokens; .* give a smaller --image_size$"),
     ],
 )
-def test_images_that_would_fill_the_memory_are_refused_before_it_is_tried(tmp_path, options, said):
+def test_images_that_would_fill_the_memory_are_refused_before_they_are_encoded(tmp_path, options, said):
     cats_and_dogs(tmp_path / "in", per_class=5)
     with pytest.raises(InputError, match=said):
         prepare_images(tmp_path / "out", tmp_path / "in", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_padded_pictures_stand_in_the_middle_of_the_background(tmp_path):
-    pictures = few_levels(12)
-    class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
+def test_padded_images_are_centred_on_the_background(tmp_path):
+    images = few_levels(12)
+    class_folder(tmp_path / "in", {"cat": images[:6], "dog": images[6:]})
     options = {"fit": "pad", "background": 200, "image_size": "8x12", "patch_size": 1, "codebook_size": 5}
     data, _ = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     found = np.concatenate([restored(rows, tmp_path / "out") for rows in data.values()])
-    assert keys(found) == keys(np.pad(pictures, ((0, 0), (1, 1), (2, 2), (0, 0)), constant_values=200))
+    assert keys(found) == keys(np.pad(images, ((0, 0), (1, 1), (2, 2), (0, 0)), constant_values=200))
     assert (form_of(tmp_path / "out")["fit"], form_of(tmp_path / "out")["background"]) == ("pad", 200)
 
 
-def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
+def test_channels_are_grey_unless_an_image_is_coloured(tmp_path):
     grey = cats_and_dogs(tmp_path / "grey", per_class=5)
     for file in grey.rglob("*.png"):
         Image.open(file).convert("RGBA").save(file)
@@ -366,7 +366,7 @@ def test_channels_are_grey_unless_a_picture_is_coloured(tmp_path):
         assert stats["images"]["notes"] == said.get((folder, channels), [])
 
 
-def test_transparent_pictures_lie_over_the_background_that_is_named(tmp_path):
+def test_transparent_images_are_drawn_over_the_given_background(tmp_path):
     clear = np.zeros((10, 4, 4, 4), dtype=np.uint8)
     clear[..., 3] = random_images(10, (4, 4))[..., 0] // 128 * 255
     class_folder(tmp_path / "in", {"cat": clear[:5], "dog": clear[5:]})
@@ -405,7 +405,7 @@ def test_a_codec_that_is_a_file_or_nowhere_is_refused_with_what_it_was_taken_for
 
 
 @pytest.mark.parametrize("features", ["x,y,Gx,Gy", "x,y,R"])
-def test_a_unified_codebook_that_cannot_be_drawn_is_refused_or_made_without_pictures(tmp_path, features):
+def test_a_unified_codebook_that_cannot_be_drawn_is_refused_or_made_without_images(tmp_path, features):
     cats_and_dogs(tmp_path / "in", per_class=5)
     try:
         data, _ = prepare_images(tmp_path / "out", tmp_path / "in", codebook="unified", features=features)
@@ -420,7 +420,7 @@ def test_gradients_of_images_one_pixel_wide_are_refused(tmp_path):
         prepare_images(tmp_path / "out", tmp_path / "in", codebook="unified", codebook_size=4, image_size="1x8")
 
 
-def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
+def test_images_have_no_split_field_and_need_two_classes(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=5)
     with pytest.raises(InputError, match="--split_by field: images have no such field"):
         prepare_images(tmp_path / "out", tmp_path / "in", split_by="field")
@@ -447,7 +447,7 @@ def test_pictures_have_no_split_field_and_need_two_classes(tmp_path):
         ({"codebook": "cubist"}, "--codebook cubist"),
     ],
 )
-def test_options_for_pictures_that_cannot_work_are_refused(options, said):
+def test_options_for_images_that_cannot_work_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         PrepareArguments(images=["x"], output_dir="o", **options)
 
@@ -477,10 +477,10 @@ def test_what_a_codec_or_a_file_of_centroids_decides_is_refused_beside_it():
 
 
 def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
-    """With variants, a duplicate, a conflict, an unreadable picture, an empty class and names with odd characters."""
-    pictures = smooth_images(24)
-    class_folder(tmp_path / "in", {"cat & co": pictures[:12], "dög": pictures[11:], "10": pictures[:0]})
-    to_image(pictures[3]).save(tmp_path / "in/cat & co/again.bmp")
+    """With variants, a duplicate, a conflict, an unreadable image, an empty class and names with odd characters."""
+    images = smooth_images(24)
+    class_folder(tmp_path / "in", {"cat & co": images[:12], "dög": images[11:], "10": images[:0]})
+    to_image(images[3]).save(tmp_path / "in/cat & co/again.bmp")
     (tmp_path / "in/dög/bad.png").touch()
     options = {"augment": "shift=1,hflip", "variants": 2, "write_jsonl": True, "codebook_size": 12}
     data, stats = prepare_images(tmp_path / "images", tmp_path / "in", **options)
@@ -514,7 +514,7 @@ def test_rows_written_as_jsonl_and_read_again_are_the_same(tmp_path):
     assert stats["class_names"] == ["cat & co", "dög"]
 
 
-def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
+def test_rows_that_do_not_fit_the_codec_are_refused(tmp_path):
     cats_and_dogs(tmp_path / "in")
     prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
     prepare_images(tmp_path / "b", tmp_path / "in", patch_size=2)
@@ -537,7 +537,7 @@ def test_rows_that_are_no_image_of_the_codec_are_refused(tmp_path):
     ("content", "said"),
     [('["a"]', "holds 1 names"), ('["a", "a"]', "2 different"), ('{"a": 0}', "a list of names"), ("[", "isn't JSON")],
 )
-def test_class_names_that_are_none_are_refused(tmp_path, content, said):
+def test_invalid_class_names_are_refused(tmp_path, content, said):
     cats_and_dogs(tmp_path / "in")
     prepare_images(tmp_path / "a", tmp_path / "in", write_jsonl=True)
     (tmp_path / "names.json").write_text(content)
@@ -550,12 +550,12 @@ def test_class_names_that_are_none_are_refused(tmp_path, content, said):
         prepare(PrepareArguments(**raw, class_names=str(tmp_path / "names.json")), command="test")
 
 
-# What is said of them
+# The summary and the folder
 
 
-def test_the_command_says_what_it_did_and_its_folder_holds_names_figures_and_pictures(tmp_path):
-    pictures = smooth_images(40, channels=3)
-    class_folder(tmp_path / "in", {"10": pictures[:13], "9": pictures[13:26], "owl": pictures[26:]})
+def test_the_command_says_what_it_did_and_its_folder_holds_names_figures_and_images(tmp_path):
+    originals = smooth_images(40, channels=3)
+    class_folder(tmp_path / "in", {"10": originals[:13], "9": originals[13:26], "owl": originals[26:]})
     out = tmp_path / "out"
     done = run(
         *("prepare_dataset.py", "--images", tmp_path / "in", "--output_dir", out, "--codebook_size", 16),
@@ -585,9 +585,9 @@ def test_the_command_says_what_it_did_and_its_folder_holds_names_figures_and_pic
     assert stats["codec"]["images_encoded"] == 8 + 32 * 3 == stats["num_rows_read"]
     assert "patch codebook of 16 entries; images of 8×8 pixels, RGB, become 2×2 tokens" in done.stdout
     for name in ("codebook.png", "reconstructions.png"):
-        with Image.open(out / name) as picture:
-            picture.load()
-            assert picture.format == "PNG" and min(picture.size) > 50
+        with Image.open(out / name) as original:
+            original.load()
+            assert original.format == "PNG" and min(original.size) > 50
         assert name in (out / "README.md").read_text()
     assert "| `<CLS_2>` | owl |" in (out / "README.md").read_text()
 
@@ -640,7 +640,7 @@ def test_mnist_is_prepared_within_a_minute_and_two_gigabytes(tmp_path):
     assert peak < 2
 
 
-def test_a_codec_that_was_there_already_is_not_said_to_have_seen_training_images_alone(tmp_path):
+def test_an_existing_codec_is_not_described_as_fitted_on_training_images_only(tmp_path):
     cats_and_dogs(tmp_path / "in")
     prepare_images(tmp_path / "first", tmp_path / "in")
     prepare_images(tmp_path / "second", tmp_path / "in", codec=str(tmp_path / "first/codec"), seed=1)
@@ -668,28 +668,28 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("t", [np.full(20, np.nan), np.zeros((20, 2)), np.array(["a"] * 20)])
-def test_numbers_of_files_that_are_none_are_refused(tmp_path, t):
+def test_a_column_t_that_is_not_a_finite_number_per_image_is_refused(tmp_path, t):
     np.savez(tmp_path / "x.npz", image=random_images(20), label=np.arange(20) % 2, t=t)
     with pytest.raises(InputError, match="isn't a finite number for each image"):
         prepare_images(tmp_path / "out", tmp_path / "x.npz", codebook="unified", features="R,G,B,t")
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monkeypatch):
+def test_images_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monkeypatch):
     cats_and_dogs(tmp_path / "in")
     decoded = []
     monkeypatch.setattr(local, "read_image", lambda file: decoded.append(file) or Image.open(file))
-    pictures = open_images([str(tmp_path / "in")]).load(0, 20)
-    assert len(pictures) == 20 and decoded == []
-    pictures[3]
+    images = open_images([str(tmp_path / "in")]).load(0, 20)
+    assert len(images) == 20 and decoded == []
+    images[3]
     assert [file.name for file in decoded] == ["3.png"]
-    assert [len(decoded) for _ in pictures[5:8]] == [2, 3, 4]
+    assert [len(decoded) for _ in images[5:8]] == [2, 3, 4]
 
 
-def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
-    pictures = random_images(12, (6, 8))
-    class_folder(tmp_path / "in", {"cat": pictures[:6], "dog": pictures[6:]})
-    to_image(pictures[0]).save(tmp_path / "in/dog/again.png")  # a cat's picture among the dogs
+def test_variants_of_a_repeated_image_are_dropped_with_it(tmp_path, lossless):
+    images = random_images(12, (6, 8))
+    class_folder(tmp_path / "in", {"cat": images[:6], "dog": images[6:]})
+    to_image(images[0]).save(tmp_path / "in/dog/again.png")  # a cat's image among the dogs
     options = {"codec": str(lossless), "augment": "rotate=40,shift=2", "variants": 3, "split_by": "hash"}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", test_size=0.3, **options)
     sources = Counter(source.split(":")[1] for source in data["train"]["source"])
@@ -698,7 +698,7 @@ def test_variants_of_a_repeated_picture_are_dropped_with_it(tmp_path, lossless):
     assert stats["label_conflicts"]["total"] == 1
 
 
-def test_different_pictures_that_the_codebook_makes_equal_are_counted(tmp_path):
+def test_different_images_that_the_codebook_makes_equal_are_counted(tmp_path):
     black = np.zeros((8, 8, 8, 1), np.uint8)
     black[:, 0] = np.diag(np.full(8, 40))[..., None]  # a grey pixel each, which no entry keeps
     folder = class_folder(tmp_path / "in", {"cat": black[:4], "dog": black[4:], "cow": random_images(8)})
@@ -709,15 +709,15 @@ def test_different_pictures_that_the_codebook_makes_equal_are_counted(tmp_path):
     assert any(note.startswith("7 of 16 different images were dropped") for note in stats["images"]["notes"])
 
 
-def test_pictures_that_are_equal_pixel_by_pixel_are_no_fault_of_the_codebook(tmp_path):
-    pictures = random_images(6)
-    folder = class_folder(tmp_path / "in", {"cat": pictures[[0, 1, 2, 0]], "dog": pictures[3:]})
+def test_images_with_equal_pixels_are_not_counted_as_merged_by_the_codebook(tmp_path):
+    images = random_images(6)
+    folder = class_folder(tmp_path / "in", {"cat": images[[0, 1, 2, 0]], "dog": images[3:]})
     _, stats = prepare_images(tmp_path / "out", folder, codebook_size=8)
     assert stats["duplicates_dropped"] == 1
     assert not any("different images" in note for note in stats["images"]["notes"])
 
 
-def test_a_class_folder_without_pictures_is_no_class(tmp_path):
+def test_a_class_folder_without_images_is_not_a_class(tmp_path):
     cats_and_dogs(tmp_path / "in")
     (tmp_path / "in/empty").mkdir()
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in")

@@ -1,4 +1,4 @@
-"""Where pictures come from, and what each becomes: folders as people keep them, tables, arrays, odd formats."""
+"""Where images come from, and what each becomes: folders as people keep them, tables, arrays, odd formats."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from tests.images import (
 
 
 def pixels_of(source) -> list[np.ndarray]:
-    """All pictures, read in slices of 3, as arrays."""
-    return [np.asarray(picture) for _, pictures in batches(source, 3) for picture in pictures]
+    """All images, read in slices of 3, as arrays."""
+    return [np.asarray(image) for _, images in batches(source, 3) for image in images]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -50,8 +50,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def test_a_folder_a_class_is_read_in_natural_order(tmp_path):
-    pictures = random_images(12)
-    class_folder(tmp_path, {"10": pictures[:11], "2": pictures[11:]})
+    images = random_images(12)
+    class_folder(tmp_path, {"10": images[:11], "2": images[11:]})
     source = open_images([str(tmp_path)])
     assert source.class_names == ["2", "10"]
     assert source.labels.tolist() == [0] + [1] * 11
@@ -59,7 +59,7 @@ def test_a_folder_a_class_is_read_in_natural_order(tmp_path):
         *("2/0.png", "10/0.png", "10/1.png", "10/2.png"),
     ]
     assert Path(source.place(11)).name == "10.png"
-    expected = [pictures[11], *pictures[:11]]
+    expected = [images[11], *images[:11]]
     assert all((found == one[..., 0]).all() for found, one in zip(pixels_of(source), expected, strict=True))
 
 
@@ -72,11 +72,11 @@ def test_people_count_2_before_10_and_equal_numbers_still_have_an_order():
 def test_nested_files_count_and_what_systems_leave_behind_does_not(tmp_path):
     cats_and_dogs(tmp_path, per_class=3)
     (tmp_path / "cat/2024/may").mkdir(parents=True)
-    picture = png(random_images(1, seed=9)[0])
-    (tmp_path / "cat/2024/may/x.png").write_bytes(picture)
+    image = png(random_images(1, seed=9)[0])
+    (tmp_path / "cat/2024/may/x.png").write_bytes(image)
     for name in ("cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", "dog/._0.png", ".git/x.png", "__MACOSX/cat.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(picture)
+        (tmp_path / name).write_bytes(image)
     source = open_images([str(tmp_path)])
     assert source.class_names == ["cat", "dog"]
     names = [Path(source.place(i)).relative_to(tmp_path).as_posix() for i in range(len(source))]
@@ -117,7 +117,7 @@ def test_a_link_to_a_folder_inside_a_class_is_named_and_not_followed(tmp_path):
     assert source.notes == [f"{tmp_path}: not followed, because it is a link to a folder: cat/all and 1 more"]
 
 
-def test_a_pipe_among_pictures_is_named_and_not_waited_for(tmp_path):
+def test_a_pipe_among_images_is_named_and_not_waited_for(tmp_path):
     cats_and_dogs(tmp_path, per_class=2)
     os.mkfifo(tmp_path / "cat/camera.png")
     source = open_images([str(tmp_path)])
@@ -141,7 +141,7 @@ def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     assert train_and_test([str(tmp_path / "pets/train")]) is None
 
 
-def test_pictures_without_class_folders_and_single_files_have_no_labels(tmp_path):
+def test_images_without_class_folders_and_single_files_have_no_labels(tmp_path):
     cats_and_dogs(tmp_path, per_class=2)
     for name in (tmp_path / "cat", tmp_path / "cat/1.png"):
         source = open_images([str(name)])
@@ -190,48 +190,48 @@ FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Class
 
 
 def table(count: int = 8, channels: int = 3, seed: int = 0) -> tuple[datasets.Dataset, np.ndarray]:
-    pictures = random_images(count, channels=channels, seed=seed)
-    columns = {"image": [to_image(picture) for picture in pictures], "label": [i % 2 for i in range(count)]}
-    return datasets.Dataset.from_dict(columns, features=FEATURES), pictures
+    images = random_images(count, channels=channels, seed=seed)
+    columns = {"image": [to_image(image) for image in images], "label": [i % 2 for i in range(count)]}
+    return datasets.Dataset.from_dict(columns, features=FEATURES), images
 
 
-def check_source(source, pictures: np.ndarray, names: list[str], labels: list[int]) -> None:
+def check_source(source, images: np.ndarray, names: list[str], labels: list[int]) -> None:
     assert source.class_names == names
     assert source.labels.tolist() == labels
     found = pixels_of(source)
-    assert len(source) == len(found) == len(pictures)
-    assert all((one.reshape(other.shape) == other).all() for one, other in zip(found, pictures, strict=True))
+    assert len(source) == len(found) == len(images)
+    assert all((one.reshape(other.shape) == other).all() for one, other in zip(found, images, strict=True))
 
 
 def test_a_parquet_file_with_image_and_class_label_is_read(tmp_path):
-    data, pictures = table()
+    data, images = table()
     data.to_parquet(str(tmp_path / "x.parquet"))
     source = open_images([str(tmp_path / "x.parquet")])
-    check_source(source, pictures, ["owl", "ant"], [0, 1] * 4)
+    check_source(source, images, ["owl", "ant"], [0, 1] * 4)
     assert source.place(3) == f"{tmp_path}/x.parquet:3"
 
 
 @pytest.mark.parametrize("form", ["struct", "bytes"])
 def test_a_parquet_file_without_hugging_face_metadata_is_read(tmp_path, form):
-    pictures = random_images(6, channels=3)
-    files = [png(picture) for picture in pictures]
+    images = random_images(6, channels=3)
+    files = [png(image) for image in images]
     column = pa.array([{"bytes": file, "path": None} for file in files] if form == "struct" else files)
     if form == "struct":
         column = column.cast(pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     columns = {"photo": column, "target": ["b", "a", "b", "a", "b", "c"]}
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
-    check_source(open_images([str(tmp_path / "x.parquet")]), pictures, ["a", "b", "c"], [1, 0, 1, 0, 1, 2])
+    check_source(open_images([str(tmp_path / "x.parquet")]), images, ["a", "b", "c"], [1, 0, 1, 0, 1, 2])
 
 
 def test_saved_datasets_and_their_splits_are_read(tmp_path):
-    data, pictures = table()
+    data, images = table()
     data.save_to_disk(tmp_path / "one")
-    check_source(open_images([str(tmp_path / "one")]), pictures, ["owl", "ant"], [0, 1] * 4)
+    check_source(open_images([str(tmp_path / "one")]), images, ["owl", "ant"], [0, 1] * 4)
     other, others = table(4, seed=1)
     datasets.DatasetDict({"train": data, "test": other}).save_to_disk(tmp_path / "two")
     name = str(tmp_path / "two")
     assert train_and_test([name]) == ([name], [name], ("train", "test"))
-    check_source(open_images([name]), pictures, ["owl", "ant"], [0, 1] * 4)
+    check_source(open_images([name]), images, ["owl", "ant"], [0, 1] * 4)
     check_source(open_images([name], split="test"), others, ["owl", "ant"], [0, 1] * 2)
     with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
         open_images([name], split="dev")
@@ -262,7 +262,7 @@ def test_columns_are_found_by_type_and_can_be_named(tmp_path):
             open_images([name], *columns)
 
 
-def test_a_column_that_holds_no_pictures_is_refused_as_the_image_column(tmp_path):
+def test_a_column_that_holds_no_images_is_refused_as_the_image_column(tmp_path):
     name = str(tmp_path / "x.parquet")
     table()[0].to_parquet(name)
     with pytest.raises(InputError, match="label"):
@@ -286,13 +286,13 @@ def test_rows_without_a_label_are_refused_with_their_place(tmp_path):
 
 
 def test_an_empty_cell_and_a_damaged_one_are_bad_images_and_the_others_are_read(tmp_path):
-    pictures = random_images(4)
-    cells = [{"bytes": png(pictures[0]), "path": None}, {"bytes": None, "path": None}]
-    cells += [{"bytes": b"", "path": None}, {"bytes": png(pictures[3])[:40], "path": None}]
+    images = random_images(4)
+    cells = [{"bytes": png(images[0]), "path": None}, {"bytes": None, "path": None}]
+    cells += [{"bytes": b"", "path": None}, {"bytes": png(images[3])[:40], "path": None}]
     column = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     pyarrow.parquet.write_table(pa.table({"image": column, "label": [0, 1, 0, 1]}), tmp_path / "x.parquet")
     found = open_images([str(tmp_path / "x.parquet")]).load(0, 4)
-    assert (np.asarray(found[0]) == pictures[0][..., 0]).all()
+    assert (np.asarray(found[0]) == images[0][..., 0]).all()
     assert all(isinstance(one, BadImage) for one in found[1:])
     assert found[1].reason == "there is no image in this row"
 
@@ -305,23 +305,23 @@ def test_an_empty_cell_and_a_damaged_one_are_bad_images_and_the_others_are_read(
 )
 @pytest.mark.parametrize("channels", [0, 1, 3])
 def test_an_npz_file_is_read_by_the_usual_names_of_its_arrays(tmp_path, images, labels, channels):
-    pictures = random_images(7, (4, 6), max(channels, 1))
+    originals = random_images(7, (4, 6), max(channels, 1))
     numbers = np.array([30, 4, 4, 100, 30, 4, 100])
-    arrays = {images: pictures if channels else pictures[..., 0], labels: numbers, "other": np.zeros(3)}
+    arrays = {images: originals if channels else originals[..., 0], labels: numbers, "other": np.zeros(3)}
     np.savez(tmp_path / "x.npz", **arrays)
-    check_source(open_images([str(tmp_path / "x.npz")]), pictures, ["4", "30", "100"], [1, 0, 0, 2, 1, 0, 2])
+    check_source(open_images([str(tmp_path / "x.npz")]), originals, ["4", "30", "100"], [1, 0, 0, 2, 1, 0, 2])
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_the_pictures_of_an_npz_file_are_never_all_in_memory(tmp_path, save):
-    pictures = np.zeros((64, 1024, 1024), np.uint8)
-    pictures[:, 0, 0] = np.arange(64)
-    save(tmp_path / "x.npz", image=pictures, label=np.arange(64) % 2)
-    del pictures
+def test_the_images_of_an_npz_file_are_never_all_in_memory(tmp_path, save):
+    images = np.zeros((64, 1024, 1024), np.uint8)
+    images[:, 0, 0] = np.arange(64)
+    save(tmp_path / "x.npz", image=images, label=np.arange(64) % 2)
+    del images
     tracemalloc.start()
     try:
         source = open_images([str(tmp_path / "x.npz")])
-        seen = [np.asarray(picture)[0, 0] for _, part in batches(source) for picture in part]
+        seen = [np.asarray(image)[0, 0] for _, part in batches(source) for image in part]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -363,7 +363,7 @@ def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, label
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [5, 5, 5]}, r"all images are of one class \(5\)"),
     ],
 )
-def test_arrays_that_are_no_labelled_pictures_are_refused(tmp_path, arrays, said):
+def test_arrays_that_are_no_labelled_images_are_refused(tmp_path, arrays, said):
     np.savez(tmp_path / "x.npz", **{name: np.asarray(values) for name, values in arrays.items()})
     with pytest.raises(InputError, match=said):
         prepare_images(tmp_path / "out", tmp_path / "x.npz")
@@ -371,10 +371,10 @@ def test_arrays_that_are_no_labelled_pictures_are_refused(tmp_path, arrays, said
 
 
 def test_arrays_can_be_named(tmp_path):
-    pictures = random_images(4)
-    arrays = {"image": np.zeros(3), "pics": pictures, "label": np.zeros(4), "kind": np.array([2, 1, 2, 1])}
+    images = random_images(4)
+    arrays = {"image": np.zeros(3), "pics": images, "label": np.zeros(4), "kind": np.array([2, 1, 2, 1])}
     np.savez(tmp_path / "x.npz", **arrays)
-    check_source(open_images([str(tmp_path / "x.npz")], "pics", "kind"), pictures, ["1", "2"], [1, 0, 1, 0])
+    check_source(open_images([str(tmp_path / "x.npz")], "pics", "kind"), images, ["1", "2"], [1, 0, 1, 0])
     with pytest.raises(InputError, match="has no 'pictures'; it has image, pics, label, kind; see --image_column"):
         open_images([str(tmp_path / "x.npz")], "pictures")
 
@@ -394,17 +394,17 @@ def test_a_pickled_object_is_never_loaded(tmp_path):
 
 
 def test_several_sources_are_joined_by_class_name(tmp_path):
-    pictures = random_images(9)
-    class_folder(tmp_path / "a", {"cat": pictures[:2], "dog": pictures[2:4]})
-    np.savez(tmp_path / "b.npz", image=pictures[4:7], label=np.array(["emu", "cat", "bee"]))
-    class_folder(tmp_path / "c", {"dog": pictures[7:]})
+    images = random_images(9)
+    class_folder(tmp_path / "a", {"cat": images[:2], "dog": images[2:4]})
+    np.savez(tmp_path / "b.npz", image=images[4:7], label=np.array(["emu", "cat", "bee"]))
+    class_folder(tmp_path / "c", {"dog": images[7:]})
     source = open_images([str(tmp_path / name) for name in ("a", "b.npz", "c")])
     names = ["cat", "cat", "dog", "dog", "emu", "cat", "bee", "dog", "dog"]
     order = ["bee", "cat", "dog", "emu"]
-    check_source(source, pictures, order, [order.index(name) for name in names])
+    check_source(source, images, order, [order.index(name) for name in names])
     assert source.place(5) == f"{tmp_path}/b.npz:1"
     assert Path(source.place(8)) == tmp_path / "c/dog/1.png"
-    assert [np.asarray(one).tolist() for one in source.load(3, 8)] == pictures[3:8, ..., 0].tolist()
+    assert [np.asarray(one).tolist() for one in source.load(3, 8)] == images[3:8, ..., 0].tolist()
 
 
 def test_the_order_of_class_names_that_all_sources_share_is_kept(tmp_path):
@@ -469,11 +469,11 @@ def test_transparent_pixels_lie_over_the_background(background, expected):
 
 
 def test_transparent_entries_of_a_palette_lie_over_the_background(tmp_path):
-    picture = Image.frombytes("P", (3, 1), b"\0\1\2")
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    picture.save(tmp_path / "one.png", transparency=1)
-    picture.save(tmp_path / "each.png", transparency=bytes([255, 255, 0]))
-    picture.save(tmp_path / "one.gif", transparency=0)
+    image = Image.frombytes("P", (3, 1), b"\0\1\2")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "one.png", transparency=1)
+    image.save(tmp_path / "each.png", transparency=bytes([255, 255, 0]))
+    image.save(tmp_path / "one.gif", transparency=0)
     assert flat(read_image(tmp_path / "one.png"), 7) == [[[10, 20, 30], [7, 7, 7], [70, 80, 90]]]
     assert flat(read_image(tmp_path / "each.png"), 7) == [[[10, 20, 30], [40, 50, 60], [7, 7, 7]]]
     assert flat(read_image(tmp_path / "one.gif"), 7)[0][0] == [7, 7, 7]
@@ -491,7 +491,7 @@ def test_transparent_entries_of_a_palette_lie_over_the_background(tmp_path):
     ],
 )
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
-def test_a_picture_with_an_exif_orientation_is_set_upright(tmp_path, orientation, upright, suffix):
+def test_an_image_with_an_exif_orientation_is_set_upright(tmp_path, orientation, upright, suffix):
     pixels = np.zeros((16, 24), dtype=np.uint8)
     pixels[:8, :8], pixels[8:, 16:] = 255, 130
     exif = Image.Exif()
@@ -522,7 +522,7 @@ def test_32_bit_pixels_have_no_known_range():
 # Form
 
 
-def test_padding_keeps_the_pixels_of_a_small_picture_in_the_middle_of_the_background():
+def test_padding_keeps_the_pixels_of_a_small_image_in_the_middle_of_the_background():
     pixels = random_images(1, (2, 4), 3)[0]
     found = read_pixels(to_image(pixels), (6, 8), 3, "pad", 77)
     expected = np.full((6, 8, 3), 77, dtype=np.uint8)
@@ -530,18 +530,18 @@ def test_padding_keeps_the_pixels_of_a_small_picture_in_the_middle_of_the_backgr
     assert (found == expected).all()
 
 
-def test_padding_shrinks_a_large_picture_by_one_factor_for_both_sides():
-    """16×32 into 8×8: half of the width is a quarter of it, so the picture takes 4×8, on rows 2 to 5."""
+def test_padding_shrinks_a_large_image_by_one_factor_for_both_sides():
+    """16×32 into 8×8: half of the width is a quarter of it, so the image takes 4×8, on rows 2 to 5."""
     found = read_pixels(Image.new("L", (32, 16), 200), (8, 8), 1, "pad", 10)[..., 0]
     assert (found[2:6] == 200).all()
     assert (found[:2] == 10).all() and (found[6:] == 10).all()
 
 
 def test_resizing_is_pillows_bicubic_and_fills_the_whole_image():
-    picture = to_image(random_images(1, (5, 9), 1)[0])
-    expected = np.asarray(picture.resize((12, 7), Image.Resampling.BICUBIC))
-    assert (read_pixels(picture, (7, 12), 1, "resize", 99)[..., 0] == expected).all()
-    assert (read_pixels(picture, (5, 9), 1, "resize", 99)[..., 0] == np.asarray(picture)).all()
+    image = to_image(random_images(1, (5, 9), 1)[0])
+    expected = np.asarray(image.resize((12, 7), Image.Resampling.BICUBIC))
+    assert (read_pixels(image, (7, 12), 1, "resize", 99)[..., 0] == expected).all()
+    assert (read_pixels(image, (5, 9), 1, "resize", 99)[..., 0] == np.asarray(image)).all()
 
 
 def test_colour_becomes_grey_by_luma_and_grey_becomes_equal_channels():
@@ -579,7 +579,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def wild_folder(root: Path) -> tuple[dict[str, int], list[str]]:
-    """Pictures of one grey each in many formats, and files that are none; the greys and the bad files by name."""
+    """Images of one grey each in many formats, and files that are none; the greys and the bad files by name."""
     greys, bad = {}, []
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
@@ -667,7 +667,7 @@ def test_a_folder_that_nobody_prepared_loses_nothing_but_what_it_names(wild, tmp
     assert f"1 of {len(greys) + 1} images aren't 8×8 pixels and are resized" in done.stdout
 
 
-def test_bad_pictures_stop_the_command_with_code_2_where_asked(wild, tmp_path):
+def test_bad_images_stop_the_command_with_code_2_where_asked(wild, tmp_path):
     root, _, bad = wild
     done = run(
         *("prepare_dataset.py", "--images", root, "--output_dir", tmp_path / "out", "--codebook_size", 4),
@@ -681,15 +681,15 @@ def test_bad_pictures_stop_the_command_with_code_2_where_asked(wild, tmp_path):
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (3, 5)), (3, (3, 5)), (6, (5, 3)), (8, (5, 3))])
-def test_the_size_of_a_picture_is_that_of_the_upright_one(tmp_path, orientation, size):
+def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path, orientation, size):
     exif = Image.Exif()
     exif[274] = orientation
     Image.new("L", (5, 3)).save(tmp_path / "x.jpg", exif=exif)
-    picture = read_image(tmp_path / "x.jpg")
-    assert upright_size(picture) == size == flatten(picture, 0).size[::-1]
+    image = read_image(tmp_path / "x.jpg")
+    assert upright_size(image) == size == flatten(image, 0).size[::-1]
 
 
-def test_pictures_with_damaged_exif_data_are_read(tmp_path):
+def test_images_with_damaged_exif_data_are_read(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=4)
     for i, exif in enumerate(
         (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\0\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12")
@@ -707,7 +707,7 @@ def test_a_file_name_that_is_no_unicode_text_does_no_harm(tmp_path):
     assert sum(map(len, data.values())) == 8
 
 
-def test_where_no_picture_can_be_read_the_files_are_named(tmp_path):
+def test_where_no_image_can_be_read_the_files_are_named(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "in" / name).mkdir(parents=True)
         (tmp_path / "in" / name / "x.png").write_text("x")
@@ -716,7 +716,7 @@ def test_where_no_picture_can_be_read_the_files_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_more_bad_pictures_than_are_shown_are_all_kept_in_the_file(tmp_path):
+def test_more_bad_images_than_are_shown_are_all_kept_in_the_file(tmp_path):
     cats_and_dogs(tmp_path / "in", per_class=4)
     for i in range(30):
         (tmp_path / f"in/cat/bad{i}.png").touch()
