@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""scikit-learn's 8×8 digits (1,797 images, no download) → raw JSONL rows, their vocabulary and their codec.
+"""Writes scikit-learn's 1,797 digits of 8×8 pixels as raw JSONL rows, with vocabulary and codec; downloads nothing.
 
     python -m examples.digits --output_dir data/digits/raw
 
-A fifth of the images is held out, and a k-means codebook over 2×2 patches is fitted on the rest. Each training image is
-also written shifted by one pixel in the eight directions, before it becomes tokens (token rows can't be shifted later);
-`source` names the image that a row was made from, `split` the side it stands on. The held-out images stay as they are.
+A fifth of the images is held out, and a k-means codebook of 2×2 patches is fitted on the rest. Each training image is
+also written shifted by one pixel in the eight directions, because rows of tokens can't be shifted later; `source` names
+the image that a row is made from, and `split` its side. The held-out images aren't shifted.
 """
 
 from __future__ import annotations
@@ -51,11 +51,9 @@ def main() -> None:
     images, labels = load_digits(return_X_y=True)
     # 17 levels of grey, spread over 8 bits.
     images = np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
-    is_test = np.zeros(len(images), dtype=bool)
-    everyone = np.arange(len(images))
-    is_test[
-        train_test_split(everyone, test_size=arguments.test_size, stratify=labels, random_state=arguments.seed)[1]
-    ] = True
+    options = {"test_size": arguments.test_size, "stratify": labels, "random_state": arguments.seed}
+    _, held_out = train_test_split(np.arange(len(images)), **options)
+    is_test = np.isin(np.arange(len(images)), held_out)
     codec = fit_patch_codec(images[~is_test], arguments.patch_size, arguments.codebook_size, arguments.seed)
 
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
