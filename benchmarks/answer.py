@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Classifying and drawing: what inference.py calls, beside `model(ids).logits` and `model.generate` in float32.
+"""Classification and generation by imagelm, compared with `model(ids).logits` and `model.generate` in float32.
 
     python -m benchmarks.answer --model outputs/mine/best_model --dataset_dir data/mine
 
-The model should be a trained one with rows of one length: accuracies and the share of equal answers stand beside the
-times. Seconds are those of answering alone, without loading. `--growth` classifies with batches of 1 to 64 too.
+Use a trained model with rows of one length: the results list accuracies and the share of equal answers with the times.
+Seconds exclude loading. `--growth` also classifies with batches of 1 to 64.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main() -> None:
     made = parser(__doc__.split("\n")[0])
     made.add_argument("--model", required=True, help="trained folder")
     made.add_argument("--dataset_dir", required=True, help="its data")
-    made.add_argument("--num_rows", type=int, default=1000, help="to classify")
-    made.add_argument("--num_images", type=int, default=64, help="to draw, in one batch")
+    made.add_argument("--num_rows", type=int, default=1000, help="rows to classify")
+    made.add_argument("--num_images", type=int, default=64, help="images to generate, in one batch")
     made.add_argument("--growth", action="store_true", help="also batches of 1 to 64")
     arguments = made.parse_args()
 

@@ -1,7 +1,7 @@
-"""What all benchmarks share: contestants in processes of their own, in turn; medians and ratios; the machine.
+"""Shared by all benchmarks: contestants in separate processes, by turns; medians and ratios; the machine.
 
-One idea: on a shared machine only what ran side by side can be compared. So each round runs every contestant once,
-A B C A B C …, and CPU time stands beside wall time.
+One idea: on a shared machine, only runs from the same minutes can be compared. Each round runs every contestant once
+(A B C A B C …), and CPU time is reported with wall time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of a contestant: offline, and so many threads."""
+    """The environment of a contestant: offline, with this number of threads."""
     own = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return os.environ | own | {"PYTHONPATH": str(ROOT)}
 
@@ -37,7 +37,7 @@ def run(words: list[str], threads: int, cwd: Path = ROOT, cores: int | None = No
     """Runs a command; wall seconds, CPU seconds of it and its children, peak resident MiB of its largest process.
 
     Raises:
-        SystemExit: It failed; its last words are shown.
+        SystemExit: It failed; the message shows the end of its output.
     """
     cores = threads if cores is None else cores
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -62,7 +62,7 @@ def _watch(process: subprocess.Popen) -> tuple[str, float]:
 
 
 def rounds(contestants: dict[str, Callable[[], dict]], num_rounds: int) -> dict[str, list[dict]]:
-    """Runs every contestant once a round, and says what it found."""
+    """Runs every contestant once per round, and prints its figures."""
     results: dict[str, list[dict]] = {name: [] for name in contestants}
     for i in range(num_rounds):
         for name, contest in contestants.items():
@@ -86,7 +86,7 @@ def ratios(results: dict[str, list[dict]], key: str, ours: str) -> dict[str, flo
 def peak_gflops(dtype: str, threads: int) -> float:
     """The best rate of a matrix product on this machine now, GFLOP per second of CPU time, over some shapes.
 
-    Per CPU second, so that what else runs here doesn't lower it; of several threads it's the rate of one core.
+    The rate is per CPU second, so that other processes don't lower it; with several threads it is the rate of one core.
     """
     import torch
 
@@ -130,7 +130,7 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
 
 
 def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path:
-    """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and `vocab.json` beside."""
+    """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and its `vocab.json`."""
     from imagelm.tokens.grammar import NUM_FRAME_TOKENS, Grammar
     from imagelm.tokens.vocabulary import make_vocabulary
 
@@ -148,9 +148,9 @@ def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """A parser with what all benchmarks can be told."""
+    """A parser with the options of all benchmarks."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--rounds", type=int, default=5, help="of each contestant")
-    made.add_argument("--threads", type=int, default=1, help="and cores of a contestant")
-    made.add_argument("--output", type=Path, help="JSON file instead of the one in benchmarks/results")
+    made.add_argument("--rounds", type=int, default=5, help="rounds of each contestant")
+    made.add_argument("--threads", type=int, default=1, help="threads and cores of a contestant")
+    made.add_argument("--output", type=Path, help="JSON file, instead of one in benchmarks/results")
     return made

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How fast images become tokens: `prepare_dataset.py --images` as a user runs it, and the codec against scikit-learn.
+"""Speed of encoding images: `prepare_dataset.py --images` as a user runs it, and the codec against scikit-learn.
 
     python -m benchmarks.encode_images --images train.parquet --test_images test.parquet
 
-The first part runs the command in a process of its own and notes wall time, CPU time and peak resident memory. The
-second encodes the same patches in turn with the codec that the command fitted and with scikit-learn's `KMeans.predict`
+The first part runs the command in a separate process and measures wall time, CPU time and peak resident memory. The
+second encodes the same patches by turns with the codec that the command fitted and with scikit-learn's `KMeans.predict`
 over the same centroids (A B A B …), one thread each, and compares medians; both must give the same entries.
 """
 
@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before the libraries read it: products this small don't gain from a second one
+os.environ["OMP_NUM_THREADS"] = "1"  # before the libraries read it: such small products don't gain from a second thread
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--images", nargs="+", required=True, help="training images")
     parser.add_argument("--test_images", nargs="+", required=True, help="held-out images")
-    parser.add_argument("--rounds", type=int, default=7, help="of each contestant")
-    parser.add_argument("--num_images", type=int, default=10_000, help="images of a round")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each contestant")
+    parser.add_argument("--num_images", type=int, default=10_000, help="images per round")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/encode_images.json", help="JSON")
     return parser.parse_args()
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def prepare(arguments: argparse.Namespace, output: Path) -> dict:
-    """Runs the command; wall and CPU seconds, peak resident MiB, and what it said of encoding."""
+    """Runs the command; wall and CPU seconds, peak resident MiB, and its own encoding figures."""
     words = ["--images", *arguments.images, "--test_images", *arguments.test_images]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["HF_HOME"] = str(output.parent / "cache")  # no dataset cached by an earlier run
@@ -100,7 +100,7 @@ def prepare(arguments: argparse.Namespace, output: Path) -> dict:
 def compare(codec: PatchCodec, arguments: argparse.Namespace) -> dict:
     """Images a second of the codec (from uint8 images) and of `KMeans.predict` (from float patches, already cut)."""
     source = open_images(arguments.test_images)
-    images = np.stack([codec.pixels(picture) for picture in source.load(0, min(arguments.num_images, len(source)))])
+    images = np.stack([codec.pixels(image) for image in source.load(0, min(arguments.num_images, len(source)))])
     patches = cut_patches(torch.from_numpy(images), codec.config["patch_size"]).flatten(0, 1).numpy()
     patches = patches.astype(np.float32)
     centroids = codec.tensors["codebook"].numpy().astype(np.float32)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Evaluation: perplexity and both accuracies, beside the stock Trainer with the loss alone and with gathered logits.
+"""Evaluation (perplexity, both accuracies) against the stock Trainer with the loss alone and with gathered logits.
 
     python -m benchmarks.evaluate_split --num_rows 2000 --length 789
 
-The gathered logits take memory in rows × length × vocabulary, so a tiny model stands for that comparison, in
+The gathered logits take memory in rows × length × vocabulary, so a tiny model is used for that comparison, in
 --rounds_gathered rounds of many minutes.
 """
 
@@ -22,11 +22,11 @@ SIZES = {"11M": (6, 384, 8), "tiny": (2, 64, 2)}  # layers, width, heads; tiny h
 
 def main() -> None:
     made = parser(__doc__.split("\n")[0])
-    made.add_argument("--num_rows", type=int, default=2000, help="of the tiny model")
-    made.add_argument("--num_rows_large", type=int, default=200, help="of the model of 11 M parameters")
+    made.add_argument("--num_rows", type=int, default=2000, help="rows for the tiny model")
+    made.add_argument("--num_rows_large", type=int, default=200, help="rows for the model of 11 M parameters")
     made.add_argument("--length", type=int, default=789, help="tokens a row")
     made.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), help="models to evaluate")
-    made.add_argument("--rounds_gathered", type=int, default=1, help="of the contestant that gathers logits")
+    made.add_argument("--rounds_gathered", type=int, default=1, help="rounds of the contestant that gathers logits")
     arguments = made.parse_args()
     found = {"length": arguments.length, "threads": arguments.threads}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How cost grows: rows of preparing, length and size of training, batch of classifying; tables and one log-log plot.
+"""Growth of cost with rows (prepare), length and model size (train) and batch (classify); one log-log plot.
 
     python -m benchmarks.growth --plot docs/performance_growth.png
 
-A slope is that of the least-squares line through the logarithms: 1 is proportional. CPU seconds, as they hold on a
-shared machine too.
+Slopes are of the least-squares line through the logarithms: 1 means proportional. Figures are CPU seconds, which other
+processes on the machine hardly change.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def main() -> None:
     made = parser(__doc__.split("\n")[0])
     made.add_argument("--plot", type=Path, help="PNG to write")
     made.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="rows to prepare")
-    made.add_argument(
-        "--parts", nargs="+", default=["rows", "length", "size", "batch"], help="which of them to measure"
-    )
+    made.add_argument("--parts", nargs="+", default=["rows", "length", "size", "batch"], help="parts to measure")
     arguments = made.parse_args()
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +70,7 @@ def _step(arguments, home: Path, length: int, batch_size: int, overrides: str) -
     if not data.exists():
         prepare(home / f"raw{length}", data, 500, length)
     words = train_words(data, home / "run", batch_size, arguments.threads, overrides)
-    words += ["--compile", "off"]  # what compiling gains is measured elsewhere
+    words += ["--compile", "off"]  # train_step measures the gain of compiling
     found = timed_steps("train.py", tuple(words), LAUNCHER, STEPS, arguments.threads, home)
     return round(found["cpu_ms_a_step"] / 1000, 4)
 

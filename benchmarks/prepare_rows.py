@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Raw JSONL → rows of ids: prepare_dataset.py with every check, beside `load_dataset` + `map` and run_clm.py.
+"""Raw JSONL → rows of ids: prepare_dataset.py with every check, against `load_dataset` + `map` and run_clm.py.
 
     python -m benchmarks.prepare_rows --run_clm ../run_clm.py --num_rows 200000
 
-Whole commands, from a cold cache of the libraries; what prepare_dataset.py does beside (checks, deduplication, split,
-statistics) the others don't do. `--growth` also prepares 10³ to 10⁶ rows with prepare_dataset.py alone.
+Times are of whole commands with a cold cache. Only prepare_dataset.py checks, deduplicates, splits and counts the rows.
+`--growth` also prepares 10³ to 10⁶ rows with prepare_dataset.py alone.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def contestants(arguments, home: Path) -> dict:
     words = [sys.executable, str(CONTESTANTS / "map_rows.py"), str(file), tokenizer, "FRESH/out", "FRESH/cache"]
     found["load_dataset + map"] = cold(words)
     if arguments.run_clm:
-        json_file = file.with_suffix(".json")  # the ending it takes
+        json_file = file.with_suffix(".json")  # the suffix that it accepts
         json_file.symlink_to(file)
         words = [sys.executable, str(CONTESTANTS / "run_clm.py"), str(arguments.run_clm.resolve())]
         words += ["--model_type", "gpt2", "--config_overrides", "n_layer=1,n_head=1,n_embd=8"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs a training script unchanged and notes when each optimizer step ends, by torch's own hook.
+"""Runs a training script unchanged and records the end of each optimizer step with torch's hook.
 
     python benchmarks/timed.py --steps 20 --times times.json SCRIPT [its arguments …]
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""A step of training: train.py as a user starts it, beside nanoGPT, LitGPT, the stock Trainer and run_clm.py.
+"""A step of training: train.py as a user starts it, against nanoGPT, LitGPT, the stock Trainer and run_clm.py.
 
     python -m benchmarks.train_step --nanogpt ../nanoGPT --litgpt ../litgpt --run_clm ../run_clm.py \
         --lengths 54 201 789 --dropout 0
 
-Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows in bfloat16 autocast, in a process
-of its own that ends after --steps optimizer steps; a figure is the median time between two steps, the first ones (with
-compilation) left out. The dropout is the same too, but for run_clm.py, which trains its own recipe (0.1) beside ours.
+Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows in bfloat16 autocast, in a
+separate process that ends after --steps optimizer steps. A figure is the median time between two steps, without the
+first ones (compilation). The dropout is the same too, except for run_clm.py, which trains its own recipe (0.1).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def main() -> None:
     made.add_argument("--litgpt", type=Path, help="checkout of Lightning-AI/litgpt")
     made.add_argument("--run_clm", type=Path, help="transformers' examples/pytorch/language-modeling/run_clm.py")
     made.add_argument("--lengths", type=int, nargs="+", default=[54, 201, 789], help="tokens a row")
-    made.add_argument("--dropout", type=float, default=0.0, help="of attention, residuals and embeddings")
-    made.add_argument("--steps", type=int, default=14, help="optimizer steps a process")
+    made.add_argument("--dropout", type=float, default=0.0, help="dropout of attention, residuals and embeddings")
+    made.add_argument("--steps", type=int, default=14, help="optimizer steps per process")
     arguments = made.parse_args()
     name = "train_step" if arguments.dropout == 0 else "train_step_dropout"
     tables: dict[str, dict] = {}
@@ -108,7 +108,7 @@ def train_words(data: Path, output: Path, batch_size: int, threads: int, overrid
 
 def run_clm_words(script: Path, raw: Path, data: Path, length: int, batch_size: int) -> list[str]:
     """The arguments of run_clm.py for a long run: size, vocabulary and rows of ours, all else its default."""
-    json_file = raw / "rows.json"  # the ending it takes
+    json_file = raw / "rows.json"  # the suffix that it accepts
     json_file.symlink_to(raw / "rows.jsonl")
     sizes = f"n_layer={LAYERS},n_head=8,n_embd={WIDTH},n_positions={length},vocab_size=516"
     return [
@@ -120,7 +120,7 @@ def run_clm_words(script: Path, raw: Path, data: Path, length: int, batch_size: 
 
 
 def timed_steps(script: str, words: tuple[str, ...], launcher: tuple[str, ...], steps: int, threads: int, home: Path):
-    """Milliseconds a step of a script, the first ones left out; seconds to the end of the first; peak memory."""
+    """Milliseconds a step of a script, without the first ones; seconds to the end of the first; peak memory."""
     times = home / "times.json"
     timed = ["benchmarks/timed.py", "--steps", str(steps), "--times", str(times), script, *words]
     run([*launcher, *timed], threads)

@@ -1,6 +1,6 @@
-"""One contestant of benchmarks/answer.py: loads a model, answers, prints seconds and what is needed to compare.
+"""One contestant of benchmarks/answer.py: loads a model, answers, prints seconds and predictions.
 
-`stock` is what the libraries' documentation shows; `ours` is what inference.py calls.
+`stock` is the code of the libraries' documentation; `ours` calls the functions of `imagelm.inference`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ else:
 
 if given.task == "classify":
     whole, questions = questions, questions[: given.batch_size]
-    answer()  # the first batch costs set-up
+    answer()  # warm-up
     questions = whole
 wall, cpu = time.perf_counter(), time.process_time()
 found = answer()

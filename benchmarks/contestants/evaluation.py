@@ -1,7 +1,7 @@
 """One contestant of benchmarks/evaluate_split.py: evaluates an untrained model on random rows, once.
 
 `ours` is the trainer of train.py; `loss` the stock Trainer without metrics; `gather` the stock Trainer with a
-`compute_metrics` over gathered logits, as most examples have it.
+`compute_metrics` over gathered logits, as in most examples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """nanoGPT's and LitGPT's models in the plain loop of nanoGPT's train.py: autocast, clipping, AdamW.
 
-The model comes from a checkout whose path is given; none of its code stands here. Loading batches costs nothing.
+The model comes from a checkout (`--checkout`). Batches are in memory, so loading them costs nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ else:
 
     if given.dropout:
         raise SystemExit("LitGPT's model has no dropout")
-    # GPT-2's form, as far as LitGPT has it: learned positions are rotary there.
+    # As close to GPT-2 as LitGPT allows: its positions are rotary, not learned.
     config = Config(
         block_size=given.length,
         padded_vocab_size=vocabulary,

@@ -1,7 +1,7 @@
-"""transformers' own run_clm.py, from a file whose path is given, with the arguments that follow.
+"""transformers' run_clm.py, from the file given first, with the arguments that follow.
 
-Without --do_train it loads, tokenizes, groups, builds its model and ends. transformers 5 has lost an argument and a
-telemetry call that older files of it ask for.
+Without --do_train it loads, tokenizes, groups, builds its model and ends. transformers 5 lacks an argument and a
+telemetry call that older versions of the file use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Stock GPT-2 in the stock Trainer: what a user writes first. Same rows, size and dropout as the others.
+"""Stock GPT-2 in the stock Trainer, as a user would start. Same rows, size and dropout as the others.
 
-All else is the libraries' default: sdpa attention, gelu_new, fused AdamW, the library's collator.
+Everything else is the libraries' default: sdpa attention, gelu_new, fused AdamW, the library's collator.
 """
 
 from __future__ import annotations
