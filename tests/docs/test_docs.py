@@ -125,7 +125,8 @@ def workplace(pictured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("photos", "new_photos"):
         (tmp_path / name).symlink_to(pictured / "in")
     (tmp_path / "cat.png").symlink_to(next((pictured / "in/cat").iterdir()))
-    (tmp_path / "imagelm").symlink_to(ROOT / "imagelm")
+    for name in ("imagelm", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
