@@ -10,7 +10,14 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 README, CHINESE_README = ROOT / "README.md", ROOT / "README.zh-CN.md"
-DOCUMENTS = [README, CHINESE_README, *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("recipes/*/README.md"))]
+DOCUMENTS = [
+    README,
+    CHINESE_README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("recipes/*/README.md")),
+]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 PROGRAMS = ("python", "accelerate", "imagelm", "make", "pip", "hf")
