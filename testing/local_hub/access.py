@@ -1,4 +1,4 @@
-"""Who asks and what they may: tokens, namespaces, private repositories."""
+"""Users and their rights: tokens, namespaces, private repositories."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Token:
 
     @property
     def secret(self) -> str:
-        """What the client sends: it has the form of a real token."""
+        """The text that the client sends, in the form of a real token."""
         digest = hashlib.sha256(f"{self.user} {self.role} {self.scope}".encode()).digest()
         return "hf_" + "".join(chr(ord("a") + byte % 26) for byte in digest + digest[:2])
 
@@ -77,7 +77,7 @@ def may_read(repo: Repo, token: Token | None) -> bool:
 
 
 def check_gate(repo: Repo, token: Token | None) -> None:
-    """A gated repository shows what it is to all, and its contents to its own people."""
+    """A gated repository shows its metadata to everyone, and its contents to its owners."""
     if repo.meta["gated"] and (token is None or repo.id.split("/")[0] not in namespaces(token.user)):
         message = f"Access to {repo.kind} {repo.id} is restricted and you are not in the authorized list."
         raise HubError(401 if token is None else 403, message, "GatedRepo")

@@ -17,7 +17,7 @@ from testing.local_hub.store import KINDS, HubError, Repo, Store
 
 
 class Call:
-    """A request, the store, and what the path names."""
+    """A request, the store, and the objects named by the path."""
 
     def __init__(self, request: Request, store: Store) -> None:
         self.request, self.store = request, store
@@ -45,7 +45,7 @@ class Call:
         return str(self.request.base_url).rstrip("/")
 
     def repo(self) -> Repo:
-        """The repository of the path, if the asker may see it."""
+        """The repository of the path, if the user may see it."""
         repo = self.store.repo(self.kind, self.repo_id)
         if repo is None and (new := self.store.moved_to(self.kind, self.repo_id)):
             raise Moved(str(self.request.url).replace(self.repo_id, new, 1))
@@ -54,13 +54,13 @@ class Call:
         return repo
 
     def writable(self) -> Repo:
-        """The repository of the path, if the asker may write to it."""
+        """The repository of the path, if the user may write to it."""
         repo = self.repo()
         access.check_write(repo.id.split("/")[0], self.token)
         return repo
 
     def open_to_upload(self, revision: str | None) -> Repo:
-        """The repository of the path, if the asker may send it files: for a pull request everyone may."""
+        """The repository of the path, if the user may upload files; for a pull request everyone may."""
         repo = self.repo()
         if revision is None or revision.startswith("refs/pr/") or self.request.query_params.get("create_pr"):
             access.check_signed_in(self.token)

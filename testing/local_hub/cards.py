@@ -1,4 +1,4 @@
-"""A repository card's metadata: what the Hub reads from it and what it refuses."""
+"""A card's metadata as the Hub reads and validates it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _metadata(text: str) -> object:
 
 
 def eval_results(repo: Repo, commit: Commit) -> list[dict]:
-    """The entries of `.eval_results/*.yaml`, the form in which the Hub prefers results."""
+    """The entries of `.eval_results/*.yaml`, the Hub's preferred format of results."""
     results = []
     for path, entry in commit.files.items():
         if not re.fullmatch(r"\.eval_results/[^/]+\.ya?ml", path):
@@ -65,7 +65,7 @@ async def validate_yaml(call: Call) -> Response:
 
 
 def card_errors(data: dict, kind: str) -> list[str]:
-    """What the Hub refuses in a card's metadata (the part that cards of models, datasets and Spaces here use)."""
+    """The errors of a card's metadata (of the fields that this project's cards use)."""
     errors = []
     for key in ("tags", "datasets", "language", "metrics", "task_categories", "size_categories", "base_model"):
         value = data.get(key, [])

@@ -1,4 +1,4 @@
-"""What a commit's lines say, applied to the files of its parent: all of them or none."""
+"""Applies the operations of a commit to the files of its parent: all of them or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What few clients ask for: Spaces at work, squashed histories, files taken over from another repository."""
+"""Rarely used API: running Spaces, squashed histories, files copied from another repository."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def squash(call: Call) -> Response:
 
 
 async def take_over(call: Call) -> Response:
-    """POST on the source: large files of it become the target's too, without an upload."""
+    """POST on the source: its large files are added to the target without an upload."""
     source, body = call.repo(), await call.json()
     target = _repo(call, body["target"]["type"], body["target"]["name"])
     failed = []

@@ -1,4 +1,4 @@
-"""What goes wrong, on order: cut connections, lost answers, error statuses, delays; and a log of what was asked.
+"""Faults on demand (cut connections, lost answers, error statuses, delays), and a log of all requests.
 
 A wrapper around the application. A cut acts on the socket itself (TCP reset), so the client sees what it would see
 of a broken network, in the middle of its upload or in place of an answer it waits for.
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass
 class Rule:
-    """One fault: for requests whose method and path match, at the `at`-th of them, `times` times (None: for ever)."""
+    """One fault: for requests whose method and path match, at the `at`-th of them, `times` times (None: always)."""
 
     path: str
     method: str | None
@@ -70,7 +70,7 @@ class Cut(Exception):
 
 
 class Faults:
-    """Orders for the server; every method may be called from any thread, `clear` ends them all."""
+    """The faults of the server; every method may be called from any thread, `clear` ends them all."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -203,7 +203,7 @@ class WatchedApp:
 
 
 class Exchange:
-    """The two directions of one request, counted and cut where ordered."""
+    """The two directions of one request, counted, and cut if a fault asks for it."""
 
     def __init__(self, request: Request, faults: Faults, receive: Callable, send: Callable) -> None:
         self.request, self.faults = request, faults

@@ -11,7 +11,7 @@ from testing.local_hub.store import Entry, HubError, Repo, lfs_pointer
 
 
 class Files:
-    """Regular files are served here; for a large one `resolve` tells what it is and redirects to the storage."""
+    """Serves regular files; for a large one `resolve` answers with its metadata and redirects to the storage."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage

@@ -19,7 +19,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class LargeFiles:
-    """What is missing gets links to send it to: one, or one a part if it has more than `part_bytes`."""
+    """Returns upload links for missing files: one, or one per part above `part_bytes`."""
 
     def __init__(self, storage: Storage, part_bytes: int) -> None:
         self.storage, self.part_bytes = storage, part_bytes

@@ -64,7 +64,7 @@ class LocalHub:
             one.close()
 
     def repo(self, repo_id: str, kind: str = "model") -> Repo:
-        """What is stored, past all rights: `.files(revision)`, `.read(path)`, `.history()`, `.refs`, `.meta`."""
+        """The repository, whatever the rights: `.files(revision)`, `.read(path)`, `.history()`, `.refs`, `.meta`."""
         repo = self.store.repo(kind, repo_id)
         if repo is None:
             raise KeyError(f"no {kind} {repo_id}")
@@ -74,7 +74,7 @@ class LocalHub:
         return self.store.repo(kind, repo_id) is not None
 
     def commit(self, repo_id: str, content: dict[str, bytes], kind: str = "model", author: str = "bob") -> str:
-        """Someone else commits to main, at once and past all faults; gives the new commit's id."""
+        """Commits to main as another user, ignoring all faults; returns the new commit's id."""
         repo = self.repo(repo_id, kind)
         old = repo.commit()
         files = old.files | {path: repo.put_blob(data) for path, data in content.items()}
@@ -83,7 +83,7 @@ class LocalHub:
         return new.id
 
     def crash_in_commit(self) -> None:
-        """The next time anything would become visible, the server fails just before it: contents written, no ref."""
+        """Makes the server fail in its next commit, after writing the contents and before changing a ref."""
 
         def crash() -> None:
             self.store.before_publish = lambda: None
@@ -100,11 +100,11 @@ class LocalHub:
         ]
 
     def uploaded_bytes(self) -> int:
-        """How many bytes of large files came in, whole or not."""
+        """Number of received bytes of large files, complete or not."""
         return sum(one.body_bytes for one in self.uploads())
 
     def sent_twice(self) -> list[str]:
-        """The large files (by Xet: xorbs; in parts: parts) that came in whole more than once."""
+        """The large files (xorbs by Xet, parts of a multipart upload) that arrived completely more than once."""
         whole = [re.sub("(/lfs/[^/]+)/[^/]+", r"\1", one.path) for one in self.uploads() if one.status == 200]
         return sorted(name for name, count in Counter(whole).items() if count > 1)
 
@@ -115,7 +115,7 @@ class LocalHub:
     def environment(
         self, home: Path | str, token: access.Token | str | None = access.ALICE, *, xet: bool = True
     ) -> dict[str, str]:
-        """The variables of a client's process: this Hub, a home of its own, its token, quick retries; nothing offline.
+        """The environment of a client's process: this Hub, its own home, its token, quick retries, online.
 
         Give each client a fresh `home` for a cold cache, or the same one for a warm cache.
         """
@@ -140,7 +140,7 @@ class LocalHub:
         token: access.Token | str | None = access.ALICE,
         xet: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Runs Python code in a fresh process that takes this for the Hub; `words` are its `sys.argv[1:]`."""
+        """Runs Python code in a fresh process whose Hub is this one; `words` are its `sys.argv[1:]`."""
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, words)],
             env=self.environment(home, token, xet=xet),

@@ -1,4 +1,4 @@
-"""What the tests of the local Hub push, and how."""
+"""Contents and helpers for the tests of the local Hub."""
 
 from __future__ import annotations
 

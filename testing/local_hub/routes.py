@@ -1,4 +1,4 @@
-"""Every address of the Hub that a client asks, and who answers."""
+"""Every route of the Hub that the client uses, and its handler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ API = "/api/{kinds}" + REPO
 
 
 def routes(storage: Storage, part_bytes: int) -> list[tuple[str, str, Handler]]:
-    """Every address, in the order in which they are tried."""
+    """All routes, in the order of matching."""
     files, large, xet = Files(storage), LargeFiles(storage, part_bytes), Xet(storage)
     table: list[tuple[str, str, Handler]] = [
         ("GET", "/api/whoami-v2", repos.whoami),

@@ -1,4 +1,4 @@
-"""Where large files lie: a second address, as the Hub's CDN and its upload store are, opened by signed links only."""
+"""The store of large files: a second address, like the Hub's CDN, that accepts signed links only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from testing.local_hub.store import HubError
 
 
 class Storage:
-    """`url` is its address. A link holds as long as this server."""
+    """`url` is its address. Links are valid while this server runs."""
 
     def __init__(self, url: str) -> None:
         self.url, self._secret = url, secrets.token_bytes(16)

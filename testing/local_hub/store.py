@@ -252,7 +252,7 @@ class Repo:
         return entry
 
     def own(self, sha256: str, xet: str | None = None) -> None:
-        """Notes that this repository holds a large file, which other repositories may hold too."""
+        """Records that this repository holds a large file, which other repositories may share."""
         self.store.write(self.folder / "large" / sha256, (xet or "").encode())
 
     def owned(self, sha256: str) -> Entry | None:

@@ -1,4 +1,4 @@
-"""What is in a version of a repository: history, tree, paths."""
+"""The contents of a revision: history, tree, paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = 1000
 
 
 async def history(call: Call) -> Response:
-    """The commits of a revision, by pages of 50."""
+    """The commits of a revision, in pages of 50."""
     found = call.repo().history(call.params["revision"])
     items = [
         {

@@ -1,4 +1,4 @@
-"""From a client's files to a commit: how each must be sent, and the commit itself."""
+"""Uploads: the transfer mode of each file, and the commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from testing.local_hub.store import LARGE_SUFFIXES, LARGEST_REGULAR, HubError, R
 
 
 async def preupload(call: Call) -> Response:
-    """How each file must be sent, and the id of the one that is there, so that the client can leave it out."""
+    """The transfer mode of each file, and the id of its present version, so that the client can skip equal files."""
     repo, body = call.open_to_upload(call.params["revision"]), await call.json()
     files = repo.commit(call.params["revision"]).files
     answers = []

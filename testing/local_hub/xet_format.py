@@ -48,7 +48,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShardXorb:
-    """What a shard says of a xorb: its own bytes, and the chunks by which others may find it."""
+    """A shard's entry of a xorb: its bytes, and the chunks by which clients can find it."""
 
     hash: str
     record: bytes
@@ -61,7 +61,7 @@ def hash_name(raw: bytes) -> str:
 
 
 def xorb_chunks(xorb: bytes) -> list[Chunk]:
-    """The chunks of a xorb, whose optional footer is left aside; ValueError if it isn't whole."""
+    """The chunks of a xorb, without the optional footer; ValueError if it isn't whole."""
     chunks, at = [], 0
     while at < len(xorb) and xorb[at : at + 7] != b"XETBLOB":
         header = xorb[at : at + 8]
@@ -145,7 +145,7 @@ def _shard_xorbs(shard: bytes, at: int) -> list[ShardXorb]:
 
 
 def deduplication_shard(record: bytes) -> bytes:
-    """A shard that tells of one xorb and of no file: the answer to "do you have this chunk?"."""
+    """A shard with one xorb and no file: the answer to "do you have this chunk?"."""
     bookend = BOOKEND + bytes(16)
     body = bookend + record + bookend
     xorbs_at, footer_at = 48 + 48, 48 + len(body)

@@ -1,4 +1,4 @@
-"""Clients within this process: online as far as the local Hub, by git LFS and by Xet."""
+"""Clients within this process: online for the local Hub, by git LFS and by Xet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every fault that a test can order happens as ordered, and no fault leaves half a version."""
+"""Every fault happens as requested, and none leaves an incomplete version."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_upload_cut_anywhere_leaves_the_old_version_and_is_completed_by_the_n
     assert not list((hub.store.folder / "partial").iterdir())
 
 
-def test_a_single_cut_is_mended_by_the_client_itself(hub: LocalHub, first: HfApi):
+def test_the_client_recovers_from_a_single_cut(hub: LocalHub, first: HfApi):
     hub.faults.cut_upload(after=50_000, for_ever=False)
     push(first, 1)
     assert version(hub) == 1
@@ -91,7 +91,7 @@ def test_a_server_that_fails_within_a_commit_keeps_the_old_version(hub: LocalHub
     assert version(hub) == 1
 
 
-def test_a_full_disk_is_said_and_leaves_the_old_version(hub: LocalHub, first: HfApi):
+def test_a_full_disk_is_reported_and_leaves_the_old_version(hub: LocalHub, first: HfApi):
     for free in (0, 100_000, 200_100):
         hub.store.free_bytes = free
         with pytest.raises(FAILURES):
@@ -112,7 +112,7 @@ def test_a_client_may_be_killed_in_the_middle(hub: LocalHub, tmp_path: Path):
     assert list(hub.repo(THING).files()) == [".gitattributes"]
 
 
-def test_a_status_is_answered_at_the_ordered_request_and_as_often_as_ordered(hub: LocalHub, api: HfApi):
+def test_a_status_is_answered_at_the_requested_time_and_as_often_as_requested(hub: LocalHub, api: HfApi):
     api.create_repo(THING)
     hub.faults.answer(429, "/preupload/", headers={"Retry-After": "1"})
     push(api, 0)
@@ -145,19 +145,15 @@ def test_someone_else_may_commit_between(hub: LocalHub, first: HfApi):
     assert version(hub) == 1 and hub.repo(THING).read("bob.txt") == b"first"
 
 
-def test_an_answer_may_be_late(hub: LocalHub, api: HfApi):
+def test_an_answer_may_be_delayed(hub: LocalHub, api: HfApi):
     hub.faults.delay(0.3, "/whoami", times=1)
     start = time.monotonic()
     api.whoami()
-    late = time.monotonic() - start
-    start = time.monotonic()
-    api.whoami()
-    assert late >= 0.3 > time.monotonic() - start
+    assert time.monotonic() - start >= 0.3
+    assert [one.status for one in hub.asked("/whoami")] == [200]
 
 
-def test_a_download_that_breaks_goes_on_where_it_broke(
-    hub: LocalHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_broken_download_resumes(hub: LocalHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 20_000)  # the client goes on from whole chunks only
     api.create_repo(THING)
     push(api, 0)

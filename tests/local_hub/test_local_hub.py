@@ -1,4 +1,4 @@
-"""Contents: the unmodified client finds on the server what it put there, and no dishonest one gets in."""
+"""Contents: the unmodified client downloads what it uploaded, and false uploads are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from testing.local_hub.pushing import CONTENT, SMALL, THING, WEIGHTS, download, 
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "space"])
-def test_what_is_pushed_comes_back(hub: LocalHub, either_api: HfApi, tmp_path: Path, kind: str):
+def test_pushed_files_are_downloaded_unchanged(hub: LocalHub, either_api: HfApi, tmp_path: Path, kind: str):
     api = either_api
     url = api.create_repo(THING, repo_type=kind, space_sdk="gradio" if kind == "space" else None)
     assert (url.repo_id, url.repo_type) == (THING, kind)
@@ -35,7 +35,7 @@ def test_what_is_pushed_comes_back(hub: LocalHub, either_api: HfApi, tmp_path: P
     assert set(api.list_repo_files(THING, repo_type=kind)) == {*before, *content}
 
 
-def test_the_tree_tells_sizes_and_ids_as_git_and_lfs_have_them(api: HfApi, thing: str, tmp_path: Path):
+def test_the_tree_lists_sizes_and_ids_of_git_and_lfs(api: HfApi, thing: str, tmp_path: Path):
     found = {entry.path: entry for entry in api.list_repo_tree(THING, recursive=True, expand=True)}
     assert set(found) == {".gitattributes", "ein ordner", "plots", *CONTENT}
     (tmp_path / "file").write_bytes(SMALL["README.md"])
@@ -70,7 +70,7 @@ def test_a_large_file_goes_in_parts(online: None, lfs: None, tmp_path: Path):
         assert not list((tmp_path / "hub" / "partial").iterdir())
 
 
-def test_what_is_there_is_not_sent_again(hub: LocalHub, either_api: HfApi):
+def test_existing_content_is_not_sent_again(hub: LocalHub, either_api: HfApi):
     api = either_api
     api.create_repo(THING)
     first, sent = push(api, CONTENT).oid, hub.uploaded_bytes()
@@ -159,13 +159,13 @@ def test_files_are_deleted_and_copied_in_one_commit(hub: LocalHub, either_api: H
         api.create_commit(THING, [Delete("none.txt")], commit_message="No")
 
 
-def test_what_git_ignores_is_not_sent(hub: LocalHub, api: HfApi):
+def test_files_that_git_ignores_are_not_sent(hub: LocalHub, api: HfApi):
     api.create_repo(THING)
     push(api, {".gitignore": b"# no logs\n*.log\nscratch/\n", "a.log": b"x", "scratch/b.txt": b"x", "kept.txt": b"x"})
     assert set(hub.repo(THING).files()) == {".gitattributes", ".gitignore", "kept.txt"}
 
 
-def test_contents_that_are_not_what_was_announced_are_refused(hub: LocalHub, api: HfApi, thing: str):
+def test_contents_that_differ_from_the_announced_ones_are_refused(hub: LocalHub, api: HfApi, thing: str):
     headers = {"Authorization": f"Bearer {ALICE.secret}"}
     right = {"oid": hashlib.sha256(b"right").hexdigest(), "size": 5}
 

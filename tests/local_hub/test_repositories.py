@@ -50,7 +50,7 @@ def test_versions_are_found_by_branch_tag_and_commit(hub: LocalHub, api: HfApi, 
     assert [commit.title for commit in api.list_repo_commits(THING)] == ["One"]
 
 
-def test_a_pull_request_waits_beside_main_until_it_is_merged(hub: LocalHub, either_api: HfApi, tmp_path: Path):
+def test_a_pull_request_leaves_main_unchanged_until_it_is_merged(hub: LocalHub, either_api: HfApi, tmp_path: Path):
     api, bob = either_api, HfApi(endpoint=hub.endpoint, token=BOB.secret)
     api.create_repo(THING)
     push(api, SMALL)
@@ -95,7 +95,7 @@ def test_long_lists_come_in_pages(hub: LocalHub, api: HfApi, thing: str):
     assert len(hub.asked("/tree/")) == 2 and len(hub.asked("/commits/")) == 2
 
 
-def test_every_token_may_do_what_it_says_and_no_more(hub: LocalHub, api: HfApi, thing: str):
+def test_every_token_has_exactly_its_rights(hub: LocalHub, api: HfApi, thing: str):
     def client(token) -> HfApi:
         return HfApi(endpoint=hub.endpoint, token=token if isinstance(token, str | bool) else token.secret)
 
@@ -144,7 +144,7 @@ def test_a_private_repository_is_hidden_from_others(hub: LocalHub, api: HfApi, t
     assert [model.id for model in others[1].list_models(author="alice")] == [THING]
 
 
-def test_repositories_are_made_once_moved_and_deleted(hub: LocalHub, api: HfApi, thing: str, tmp_path: Path):
+def test_repositories_are_created_once_moved_and_deleted(hub: LocalHub, api: HfApi, thing: str, tmp_path: Path):
     with pytest.raises(HfHubHTTPError) as error:
         api.create_repo(THING)
     assert status(error) == 409

@@ -1,4 +1,4 @@
-"""The Xet storage: what hf_xet sends is taken apart and put together as the protocol says."""
+"""The Xet storage: uploads of hf_xet are parsed and reassembled according to the protocol."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def access(hub: LocalHub, scope: str, token=ALICE) -> tuple[str, dict[str, str]]
     return answer.json()["casUrl"], {"Authorization": f"Bearer {answer.json()['accessToken']}"}
 
 
-def test_every_way_of_compression_is_understood(stored: LocalHub):
+def test_every_compression_scheme_is_decoded(stored: LocalHub):
     xorbs = [file.read_bytes() for file in (stored.store.folder / "xet" / "xorbs").iterdir()]
     assert {chunk.scheme for xorb in xorbs for chunk in xorb_chunks(xorb)} == {0, 1, 2}
     assert sum(map(len, xorbs)) < sum(map(len, CONTENT.values())) - 400_000  # as many are words that repeat
     assert {path: stored.repo(THING).read(path) for path in CONTENT} == CONTENT
 
 
-def test_a_part_of_a_file_is_put_together_from_few_chunks(stored: LocalHub):
+def test_a_range_of_a_file_needs_few_chunks(stored: LocalHub):
     url, headers = access(stored, "read")
     for path, data in CONTENT.items():
         name = stored.repo(THING).commit().files[path].xet
