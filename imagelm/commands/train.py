@@ -54,7 +54,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.inputs import load_inputs
-    from imagelm.training.resume import identity, plan_resume_together
+    from imagelm.training.resume import plan_resume_together, run_identity
     from imagelm.training.run_record import RunRecord
     from imagelm.utils.atomic_io import read_json
 
@@ -64,8 +64,8 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     model, plan = make_model(launch, data)
 
     # A new run, or one to resume
-    this = identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
-    resume = plan_resume_together(args, this, launch.data.overwrite, launch.data.allow_partial_resume)
+    identity = run_identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
+    resume = plan_resume_together(args, identity, launch.data.overwrite, launch.data.allow_partial_resume)
     if resume.finished:
         report_folder = output / REPORT_FOLDER
         logger.info("this run is complete in %s; see %s, or repeat it with --overwrite", output, report_folder)
@@ -74,7 +74,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
         return read_json(output / BEST_FOLDER / RESULTS_FILE)
     start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"a new run in {output}"
     logger.info("%s", "\n".join([*resume.notes, start]))
-    record = RunRecord(output, this, launch, data.stats, is_main, started, resume.is_new)
+    record = RunRecord(output, identity, launch, data.stats, is_main, started, resume.is_new)
     if push and is_main:  # whether a push can succeed is known before hours of training
         logger.info("%s", check_hub(push))
 
@@ -150,15 +150,14 @@ def train(
     from imagelm.hub.callback import PushWhileTraining
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
-    from imagelm.training.model_folder import save_folder
-    from imagelm.training.stopping import StopOnSignal
+    from imagelm.training.safety import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
     output, test = launch.output, data.dataset["test"]
     trainer = ImageTrainer(
         model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, record.content["identity"]
     )
-    keep_best = KeepBest(trainer, output / BEST_FOLDER, launch.run.early_stopping_patience)
+    keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, launch.run.early_stopping_patience)
     record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
@@ -171,9 +170,9 @@ def train(
         trainer.train(resume_from_checkpoint=resume.checkpoint)
         stop.raise_if_stopped()
     final = {"step": trainer.state.global_step}
-    save_folder(trainer, output / FINAL_FOLDER, final)
+    trainer.save_folder(output / FINAL_FOLDER, final)
     if keep_best.best is None:
-        save_folder(trainer, output / BEST_FOLDER, final)
+        trainer.save_folder(output / BEST_FOLDER, final)
     return trainer
 
 

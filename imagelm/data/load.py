@@ -47,6 +47,7 @@ def load_stats(folder: str | Path) -> dict:
     stats = read_json(Path(folder) / STATS_FILE)
     if "class_names" not in stats:
         raise InputError(f"{folder} was written by an earlier version; write it again with prepare_dataset.py")
+    stats.setdefault("repaired_tails", stats.get("mended_tails", 0))  # its name before version 0.2
     return stats
 
 

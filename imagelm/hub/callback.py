@@ -18,7 +18,6 @@ from transformers.trainer_utils import HubStrategy
 from imagelm.hub.arguments import RunPush
 from imagelm.hub.client import check_access
 from imagelm.hub.push import push
-from imagelm.training.model_folder import save_folder
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import HubError, InputError
 
@@ -102,7 +101,7 @@ class PushWhileTraining(TrainerCallback):
             with tempfile.TemporaryDirectory(prefix="imagelm-step-") as home:
                 folder = Path(home) / "model"
                 try:
-                    save_folder(self.trainer, folder, {"step": state.global_step})
+                    self.trainer.save_folder(folder, {"step": state.global_step})
                 except (OSError, SafetensorError):  # such as a full disk
                     # The other processes wait at the end of save_folder.
                     self.trainer.accelerator.wait_for_everyone()

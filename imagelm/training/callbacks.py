@@ -1,30 +1,29 @@
-"""What happens beside the training: best model, evaluation lines, epochs of augmented rows."""
+"""What happens while a model trains, apart from training: best model, evaluation lines, epochs of augmented rows."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from tqdm.auto import tqdm
-from transformers import (
-    Trainer,
-    TrainerCallback,
-)
-from transformers.trainer_callback import ProgressCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from imagelm.data.augmentation import AugmentedRows
-from imagelm.training.model_folder import read_selection, save_folder
-from imagelm.training.safety import check_loss
+from imagelm.training.model_folder import read_selection
+from imagelm.training.safety import check_loss, learning_rate_of
+
+logger = logging.getLogger(__name__)
 
 
 class QuietProgress(ProgressCallback):
     """The progress bar, without the library's dictionary for each log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Says nothing; `EvaluationLines` does."""
+        """Prints nothing; `EvaluationLines` logs the figures."""
 
 
 class EpochOfRows(TrainerCallback):
-    """Tells rows that are made anew in each epoch which epoch it is.
+    """Passes the epoch on to rows that are augmented again in each epoch.
 
     accelerate's loader does so itself, but not with several processes, nor in an epoch that is resumed.
     """
@@ -38,50 +37,51 @@ class EpochOfRows(TrainerCallback):
 
 
 class EvaluationLines(TrainerCallback):
-    """One line for each evaluation while training."""
+    """Logs one line for each evaluation while training."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Prints the figures, around the progress bar where there is one."""
+        """Logs the figures of an evaluation."""
         if state.is_world_process_zero and state.max_steps and "eval_loss" in (logs or {}):
-            tqdm.write(
-                f"step {state.global_step}/{state.max_steps}: perplexity {logs['eval_perplexity']:.3f}, "
-                f"next-token accuracy {logs['eval_next_token_accuracy']:.4f}, "
-                f"CLS-slot accuracy {logs['eval_cls_accuracy']:.4f}"
+            logger.info(
+                "step %d/%d: perplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
+                *(state.global_step, state.max_steps, logs["eval_perplexity"]),
+                *(logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
             )
 
 
 class KeepBest(TrainerCallback):
-    """Saves `best_model` whenever an evaluation is better than the one that stands there; stops when none comes.
+    """Saves `best_model` whenever an evaluation is better than all before it; may stop when none improves.
 
-    Better is a better `metric_for_best_model`, or an equal one with a lower loss. A run that goes on begins with what
-    stands in the folder.
+    Better is a better `metric_for_best_model`, or an equal one with a lower loss. A resumed run compares with the
+    model that is in the folder.
 
     Args:
         trainer: The trainer that this is a callback of.
+        save: Saves its model with the reason why it was chosen; `ImageTrainer.save_folder`.
         folder: `best_model`.
-        patience: Evaluations without a better one after which training stops; 0 for never.
+        patience: Number of evaluations without improvement after which training stops; 0 for never.
 
     Attributes:
         best: Metric, value, loss and step of the best evaluation; None before the first. Every process holds the same,
-            as all processes see the same figures: read again from the folder, one might see what another just wrote.
+            as all see the same figures: if they read the folder again, one could see what another just wrote.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, patience: int) -> None:
-        self.trainer, self.folder, self.patience = trainer, folder, patience
+    def __init__(self, trainer: Trainer, save: Callable[[Path, dict], None], folder: Path, patience: int) -> None:
+        self.trainer, self.save, self.folder, self.patience = trainer, save, folder, patience
         self.best = read_selection(folder)
         trainer.accelerator.wait_for_everyone()
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         """Compares, saves and perhaps stops."""
         if not self.trainer.is_in_train:
             return
-        check_loss(metrics["eval_loss"], self.trainer.lr_scheduler.get_last_lr()[0], state.global_step)
+        check_loss(metrics["eval_loss"], learning_rate_of(self.trainer), state.global_step)
         name, loss = f"eval_{args.metric_for_best_model.removeprefix('eval_')}", metrics["eval_loss"]
         value = metrics[name]
         sign = 1 if args.greater_is_better else -1
         if self.best is None or (sign * value, -loss) > (sign * self.best["value"], -self.best["loss"]):
             self.best = {"metric": name, "value": value, "loss": loss, "step": state.global_step}
-            save_folder(self.trainer, self.folder, self.best)
+            self.save(self.folder, self.best)
         since = {log["step"] for log in state.log_history if "eval_loss" in log and log["step"] > self.best["step"]}
         if self.patience and len(since) >= self.patience:
             control.should_training_stop = True

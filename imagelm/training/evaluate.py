@@ -1,11 +1,12 @@
-"""The figures that are reported: of a saved folder, loaded anew, in fp32.
+"""The reported figures: those of a saved folder, loaded again, in fp32.
 
-One idea: what a report or a card says of a model must be what anyone finds who loads that folder.
+One idea: the figures in a report or a card must be the ones that everyone gets who loads that folder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -24,7 +25,7 @@ NUM_LEAK_PROOF_ROWS = 32
 
 def evaluate_folder(
     folder: Path, args: TrainingArguments, run: RunArguments, tokenizer: PreTrainedTokenizerBase, test: Dataset
-) -> dict:
+) -> dict[str, Any]:
     """Evaluates a saved model on the test rows and proves that it doesn't see the answer.
 
     Every process must call it.
@@ -38,7 +39,7 @@ def evaluate_folder(
     """
     model = load_model(folder)
     trainer = ImageTrainer(model, args, run, tokenizer, None, test)
-    results = trainer.evaluate_in_fp32()
+    results: dict[str, Any] = dict(trainer.evaluate_in_fp32())
     results.pop("epoch", None)
     results.pop("eval_model_preparation_time", None)
     results["eval_samples"] = len(test)

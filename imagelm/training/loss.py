@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    DataCollatorForLanguageModeling,
-    PreTrainedTokenizerBase,
-)
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from imagelm.metrics import IGNORE_INDEX, token_nll
@@ -19,14 +18,14 @@ class RowCollator(DataCollatorForLanguageModeling):
     """Causal labels by the library (`mlm=False`: the input ids, −100 at padding), padded straight from arrays.
 
     The library's own way from dictionaries costs 60 times as much. A batch without padding gets no attention mask,
-    which keeps attention on its fast path; padding stands on the right, where no scored position sees it in any case.
+    which keeps attention on its fast path; padding is on the right, where no scored position sees it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer=tokenizer, mlm=False)
 
-    def torch_call(self, examples: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, int64, shape (rows, longest row of the batch)."""
+    def torch_call(self, examples: list[Any]) -> dict[str, Tensor]:
+        """`input_ids` and `labels`, int64, shape (rows, longest row of the batch), from rows with `input_ids`."""
         batch = super().torch_call([torch.from_numpy(row["input_ids"].astype(np.int64)) for row in examples])
         padded = batch["labels"] == IGNORE_INDEX
         if padded.any():
@@ -37,10 +36,10 @@ class RowCollator(DataCollatorForLanguageModeling):
 class TokenAndSlotLoss:
     """(1−w) · mean over scored tokens + w · mean over CLS slots, both means over the global batch.
 
-    Made for Trainer's `compute_loss_func`. w = 0 is the plain causal language model.
+    For Trainer's `compute_loss_func`. w = 0 is the plain causal language model.
 
     Attributes:
-        num_slots: CLS slots in the global batch of the step at hand, over all accumulated batches and processes.
+        num_slots: CLS slots in the current global batch, over all accumulated batches and processes.
     """
 
     def __init__(self, grammar: Grammar, cls_loss_weight: float) -> None:
@@ -59,13 +58,13 @@ class TokenAndSlotLoss:
             num_items_in_batch: Scored tokens of the global batch; None counts this batch alone.
         """
         targets = labels[:, 1:]
-        nll = token_nll(outputs.logits[:, :-1], targets)
+        nll = token_nll(outputs["logits"][:, :-1], targets)
         num_tokens = (targets != IGNORE_INDEX).sum()
         in_slot = self.slots(targets)
         slot_nll = (nll * in_slot).sum()
         loss = nll.sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
         if torch.is_grad_enabled():
-            self._note(nll, num_tokens, slot_nll, in_slot)
+            self._add(nll, num_tokens, slot_nll, in_slot)
         else:
             self._nll = nll
         if self.cls_loss_weight == 0:
@@ -74,20 +73,20 @@ class TokenAndSlotLoss:
         return (1 - self.cls_loss_weight) * loss + self.cls_loss_weight * slot_nll / num_slots
 
     def slots(self, targets: Tensor) -> Tensor:
-        """Where a class token is to be predicted; bool, the shape of `targets`."""
+        """Where a class token must be predicted; bool, the shape of `targets`."""
         self.is_class = self.is_class.to(targets.device)
         return self.is_class[targets.clamp(min=0)] & (targets != IGNORE_INDEX)
 
     def take_sums(self) -> Tensor | None:
-        """(token NLL, tokens, slot NLL, slots) summed since the last call, on this process; None if there were none."""
+        """(token NLL, tokens, slot NLL, slots) summed since the last call, on this process; None if there are none."""
         sums, self._sums = self._sums, None
         return sums
 
     def take_nll(self) -> Tensor | None:
-        """The likelihoods of the batch that was evaluated last, for `RowReduction`; None if they were taken already."""
+        """The likelihoods of the last evaluated batch, for `RowReduction`; None if they were taken already."""
         nll, self._nll = self._nll, None
         return nll
 
-    def _note(self, nll: Tensor, num_tokens: Tensor, slot_nll: Tensor, in_slot: Tensor) -> None:
+    def _add(self, nll: Tensor, num_tokens: Tensor, slot_nll: Tensor, in_slot: Tensor) -> None:
         sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
         self._sums = sums if self._sums is None else self._sums + sums

@@ -2,7 +2,8 @@
 
 One idea: a small model on small data learns faster when each update of a matrix is made orthogonal. PyTorch's own
 `torch.optim.Muon` orthogonalizes one matrix at a time and always in bfloat16, which a CPU without bfloat16
-instructions emulates at 1 GFLOP/s instead of 60; here matrices of one shape go together, in float32 on such a CPU.
+instructions emulates at 1 GFLOP/s instead of 60; here matrices of one shape are processed together, and in float32 on
+such a CPU.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon on the matrices of the blocks, AdamW on embeddings, biases and norms.
 
     Args:
-        model: Its parameters are dealt out by `hidden_matrices`.
+        model: `hidden_matrices` decides which parameters go to Muon.
         lr: AdamW's learning rate.
         muon_lr: Muon's learning rate, the spectral norm of an update of a square matrix.
         momentum: Muon's momentum.
-        weight_decay: Decoupled decay, of Muon's matrices only.
+        weight_decay: Decoupled weight decay, for Muon's matrices only.
         betas: AdamW's.
         eps: AdamW's.
     """
@@ -63,23 +64,23 @@ class MuonWithAdamW(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One update from the gradients at hand."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # Trainer passes no closure
+        """One update from the current gradients."""
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            gradients = [(p, p.grad) for p in group["params"] if p.grad is not None]
             if group["muon"]:
-                self._step_muon(group, params)
+                self._step_muon(group, gradients)
             else:
-                self._step_adamw(group, params)
+                self._step_adamw(group, gradients)
 
-    def _step_muon(self, group: dict, params: list[Tensor]) -> None:
+    def _step_muon(self, group: dict, gradients: list[tuple[Tensor, Tensor]]) -> None:
         alike: dict[tuple[torch.Size, bool], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for p in params:
+        for p, gradient in gradients:
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
-            state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-            alike[p.shape, id(p) in self._input_first].append((p, p.grad.lerp(state["momentum"], group["momentum"])))
+            state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            alike[p.shape, id(p) in self._input_first].append((p, gradient.lerp(state["momentum"], group["momentum"])))
         for (shape, input_first), pairs in alike.items():
             directions = orthogonalize(torch.stack([direction for _, direction in pairs]))
             fan_out, fan_in = reversed(shape) if input_first else shape
@@ -88,7 +89,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(direction, alpha=-scale)
 
-    def _step_adamw(self, group: dict, params: list[Tensor]) -> None:
+    def _step_adamw(self, group: dict, gradients: list[tuple[Tensor, Tensor]]) -> None:
+        params = [p for p, _ in gradients]
         for p in params:
             if not self.state[p]:
                 zeros = [torch.zeros_like(p) for _ in range(2)]
@@ -98,7 +100,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             params,
-            [p.grad for p in params],
+            [gradient for _, gradient in gradients],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -115,7 +117,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: PreTrainedModel) -> list[Tensor]:
-    """The parameters that Muon is meant for: trainable matrices between hidden layers, neither embedding nor output."""
+    """The parameters that Muon updates: trainable matrices between hidden layers, neither embedding nor output."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     output = model.get_output_embeddings()
     if output is not None:

@@ -1,7 +1,7 @@
-"""What stands in an output folder, and whether a run may go on from it.
+"""What an output folder holds, and whether a run may resume from it.
 
-One idea: `run.json`, and each checkpoint for itself, say what determines the weights (data, vocabulary, model, loss,
-schedule, seed). A run goes on only from what says the same; everything else is refused with the difference.
+One idea: `run.json` and every checkpoint record what determines the weights (data, vocabulary, model, loss, schedule,
+seed). A run resumes only if its own record is the same; otherwise it is refused with the differences.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import RunArguments
 from imagelm.training.checkpoint import (
     CHECKPOINT_PATTERN,
+    checkpoint_identity,
     checkpoints,
     choose_checkpoint,
     copy_intact_files,
-    identity_of,
 )
 from imagelm.training.run_record import read_record
 from imagelm.utils.artifacts import (
@@ -42,7 +42,7 @@ from imagelm.utils.errors import InputError, StorageError, describe
 
 OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
-# The fields of TrainingArguments that determine the weights; the others say where, how often and how loudly.
+# The fields of TrainingArguments that determine the weights; the others are about files, logs and intervals.
 DECISIVE_ARGUMENTS = (
     "adam_beta1",
     "adam_beta2",
@@ -71,7 +71,7 @@ DECISIVE_ARGUMENTS = (
 )
 
 
-def identity(
+def run_identity(
     stats: dict,
     vocabulary: dict[str, int],
     config: PretrainedConfig,
@@ -107,11 +107,11 @@ class ResumePlan:
     """What happens in the output folder.
 
     Attributes:
-        checkpoint: What Trainer goes on from; None begins at step 0.
-        missing: Parts of the checkpoint that are left out.
-        finished: Whether this very run stands complete.
+        checkpoint: What Trainer resumes from; None starts at step 0.
+        missing: Parts that the checkpoint lacks.
+        finished: Whether this very run is complete.
         is_new: Whether nothing of an earlier launch remains.
-        notes: What was passed over or mended, and why, a line each.
+        notes: What was passed over or replaced, and why, a line each.
     """
 
     checkpoint: str | None = None
@@ -121,72 +121,72 @@ class ResumePlan:
     notes: list[str] = field(default_factory=list)
 
 
-def plan_resume(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool = False) -> ResumePlan:
-    """Decides what happens to what stands in the output folder; call it on the main process alone.
+def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool = False) -> ResumePlan:
+    """Decides what happens to the contents of the output folder; call it on the main process only.
 
     Args:
         args: With the output folder, and a checkpoint of it if the user named one.
-        this: `identity` of this run.
-        overwrite: Discard an earlier run.
-        allow_partial: Go on from a checkpoint that lacks a part of its state.
+        identity: `run_identity` of this run.
+        overwrite: Whether to delete an earlier run.
+        allow_partial: Whether a checkpoint may lack a part of its state.
 
     Raises:
-        InputError: The folder holds other files or another run, or no checkpoint that can be gone on from.
+        InputError: The folder holds other files, another run, or no checkpoint that can be resumed.
     """
-    output, named = Path(args.output_dir), args.resume_from_checkpoint or ""
-    anew, named = named.lower() == "false", None if named.lower() in ("", "true", "false") else Path(named)
+    output, asked = Path(str(args.output_dir)), args.resume_from_checkpoint or ""
+    restart, named = asked.lower() == "false", None if asked.lower() in ("", "true", "false") else Path(asked)
     if not (output / RUN_FILE).is_file():
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise InputError(f"--output_dir {output} holds files that aren't of a run; choose a new folder")
+            raise InputError(f"--output_dir {output} holds files that aren't of a run; choose another folder")
         if named:
-            raise InputError(f"--resume_from_checkpoint {named}: give the checkpoint's own run as --output_dir")
+            raise InputError(f"--resume_from_checkpoint {named}: give its run's folder as --output_dir")
         return ResumePlan(is_new=True)
     remove_leftovers(output, OURS)
     (output / DIVERGED_FILE).unlink(missing_ok=True)
     if overwrite:
         delete_run(output)
         return ResumePlan(is_new=True)
-    notes = _check_same_run(output, this)
+    notes = _check_same_run(output, identity)
     if named and named.resolve().parent != output.resolve():
-        raise InputError(f"--resume_from_checkpoint {named} is no checkpoint of --output_dir {output}")
+        raise InputError(f"--resume_from_checkpoint {named} isn't a checkpoint in --output_dir {output}")
     finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
-    if finished and not anew and not named:
+    if finished and not restart and not named:
         return ResumePlan(finished=True, notes=notes)
-    if not anew and (plan := _resume(output, this, named, allow_partial, notes)):
+    if not restart and (plan := _resume(output, identity, named, allow_partial, notes)):
         return plan
     if finished or checkpoints(output):
-        why = "a new start was asked for" if anew else "no checkpoint of it is whole"
+        why = "a new start was requested" if restart else "no checkpoint of it is whole"
         raise InputError(
-            "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; discard it with --overwrite"])
+            "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; add --overwrite to delete it"])
         )
     delete_run(output)
     return ResumePlan(is_new=True, notes=notes)
 
 
-def plan_resume_together(args: TrainingArguments, this: dict, overwrite: bool, allow_partial: bool) -> ResumePlan:
-    """`plan_resume` on the main process, which then holds the folder until it ends; every process must call it.
+def plan_resume_together(args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool) -> ResumePlan:
+    """`plan_resume` on the main process, which locks the folder until it ends; every process must call it.
 
     Raises:
         InputError: In every process.
-        StorageError: The folder can't be made or read; in every process.
+        StorageError: The folder can't be created or read; in every process.
     """
     decision: list[object] = [None, None]
     if args.process_index == 0:
         try:
-            lock_output(Path(args.output_dir))
-            decision = [plan_resume(args, this, overwrite, allow_partial), None]
+            lock_output(Path(str(args.output_dir)))
+            decision = [plan_resume(args, identity, overwrite, allow_partial), None]
         except InputError as error:
             decision = [None, InputError(str(error))]
         except OSError as error:
             decision = [None, StorageError(f"--output_dir {args.output_dir}: {describe(error)}")]
     plan, refusal = broadcast_object_list(decision)
-    if refusal:  # on every process, so that none waits for another
+    if refusal:  # in every process, so that none waits for another
         raise refusal if args.process_index == 0 else type(refusal)("see the main process")
     return plan
 
 
 def lock_output(output: Path) -> None:
-    """Makes the folder, and keeps a second run out of it as long as this process lives.
+    """Creates the folder, and keeps a second run out of it as long as this process lives.
 
     Raises:
         InputError: Another run writes into it.
@@ -197,7 +197,7 @@ def lock_output(output: Path) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(folder)
-        raise InputError(f"--output_dir {output}: another run is writing into it; wait for it, or end it") from error
+        raise InputError(f"--output_dir {output}: another run is writing into it; wait for it, or stop it") from error
     except OSError:  # a file system without locks
         with suppress(OSError):
             os.close(folder)
@@ -214,41 +214,43 @@ def delete_run(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _resume(output: Path, this: dict, named: Path | None, allow_partial: bool, notes: list[str]) -> ResumePlan | None:
-    """Where the run goes on; None where there is no checkpoint to go on from."""
+def _resume(
+    output: Path, identity: dict, named: Path | None, allow_partial: bool, notes: list[str]
+) -> ResumePlan | None:
+    """Where the run resumes; None if there is no checkpoint to resume from."""
     choice = choose_checkpoint(output, named, allow_partial)
     notes += choice.notes
     if choice.checkpoint is None:
         return None
-    theirs = identity_of(choice.checkpoint)
+    theirs = checkpoint_identity(choice.checkpoint)
     if theirs is not None:
-        _check_same(f"{choice.checkpoint} is of a run", theirs, this)
-    source = copy_intact_files(choice) if choice.missing else choice.checkpoint
+        _check_same(f"{choice.checkpoint} is of a run", theirs, identity)
+    source = copy_intact_files(choice.checkpoint, choice.missing) if choice.missing else choice.checkpoint
     return ResumePlan(str(source), choice.missing, notes=notes)
 
 
-def _check_same_run(output: Path, this: dict) -> list[str]:
-    """What is to be said of a folder whose run is this one."""
+def _check_same_run(output: Path, identity: dict) -> list[str]:
+    """Refuses the folder of another run; returns notes for the log."""
     earlier = read_record(output).get("identity")
     if isinstance(earlier, dict):
-        _check_same(f"--output_dir {output} holds a run", earlier, this)
+        _check_same(f"--output_dir {output} holds a run", earlier, identity)
         return []
-    # A checkpoint says what it is of by itself, and is asked before it is resumed.
+    # Each checkpoint has its own record, which is compared before it is resumed.
     if not checkpoints(output):
         raise InputError(
-            f"{output / RUN_FILE} is damaged, and there is no checkpoint; discard the run with --overwrite"
+            f"{output / RUN_FILE} is damaged, and there is no checkpoint; add --overwrite to delete the run"
         )
-    return [f"{output / RUN_FILE} is damaged and is written anew"]
+    return [f"{output / RUN_FILE} is damaged and is written again"]
 
 
-def _check_same(what: str, earlier: dict, this: dict) -> None:
+def _check_same(what: str, earlier: dict, identity: dict) -> None:
     differences = [
-        f"  {name}: {earlier.get(name)} there, {this.get(name)} now"
-        for name in sorted(earlier.keys() | this.keys())
-        if earlier.get(name) != this.get(name)
+        f"  {name}: {earlier.get(name)} there, {identity.get(name)} now"
+        for name in sorted(earlier.keys() | identity.keys())
+        if earlier.get(name) != identity.get(name)
     ]
     if differences:
         raise InputError(
             f"{what} that differs in\n" + "\n".join(differences) + "\n"
-            "Choose another --output_dir, or discard that run with --overwrite"
+            "Choose another --output_dir, or add --overwrite to delete that run"
         )

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was, so that it can be made again.
+"""`run.json`: everything that is needed to repeat a run.
 
 One idea: a run may take several launches; each adds an entry, and durations are sums over the launches. The file is
 updated at every checkpoint, so that a killed run loses no more of its record than of its training.
@@ -16,6 +16,7 @@ from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -36,7 +37,7 @@ class RunRecord(TrainerCallback):
     Args:
         output: The output folder.
         identity: What determines the weights.
-        launch: What the run was told.
+        launch: Its arguments and decisions.
         stats: `stats.json` of the data.
         is_main: Whether this process writes.
         started: `time.perf_counter()` when this launch began.
@@ -52,7 +53,7 @@ class RunRecord(TrainerCallback):
         self, output: Path, identity: dict, launch: Launch, stats: dict, is_main: bool, started: float, is_new: bool
     ) -> None:
         self.file, self.is_main, self.started = output / RUN_FILE, is_main, started
-        self.training_started: float | None = None
+        self.training_started = started
         self.step: int | None = None
         self.spikes: list[dict] = []
         earlier = {} if is_new else read_record(output)
@@ -64,7 +65,7 @@ class RunRecord(TrainerCallback):
             "to_step": 0,
             "train_seconds": 0.0,
             "seconds": 0.0,
-            "ended": None,  # so it stays where the process was killed
+            "ended": None,  # and stays None if the process is killed
         }
         self.content = {
             "command": launch.command,
@@ -97,7 +98,7 @@ class RunRecord(TrainerCallback):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Records how the training ended."""
-        ended = None if error is None else f"{kind.__name__}: {error}"
+        ended = None if error is None else f"{type(error).__name__}: {error}"
         # A failure to write the record must not hide the error that ended the training.
         with nullcontext() if error is None else suppress(OSError):
             self.update(self.step, ended)
@@ -113,7 +114,7 @@ class RunRecord(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         """Updates the file."""
-        saved = f"checkpoint-{state.global_step} is saved; the same command goes on from it"
+        saved = f"checkpoint-{state.global_step} is saved; run the same command again to continue from it"
         with raise_storage_error(self.file, saved):
             self.update(state.global_step)
 
@@ -162,7 +163,7 @@ def earlier_launches(record: dict) -> list[dict]:
     return record.get("launches", record.get("legs", []))
 
 
-def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int]:
+def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict[str, str | int | None]:
     """The device by name, and how many processes and CPU threads a process computed on it."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -181,16 +182,16 @@ def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict
 
 
 def _hub_id(name: str | None) -> str | None:
-    """A checkpoint's id on the Hub; None for a folder, which nobody else could find, and for no checkpoint."""
+    """A checkpoint's id on the Hub; None for a local folder, which nobody else has, and for no checkpoint."""
     return name if name and not Path(name).exists() else None
 
 
-def _parts(launch: Launch) -> dict[str, object]:
+def _parts(launch: Launch) -> dict[str, Any]:
     return {"imagelm": launch.run, "model": launch.model, "data": launch.data}
 
 
 def _git() -> dict[str, str | bool | None]:
-    """The commit of this project's checkout, and whether files differ from it; None where it isn't one."""
+    """The commit of this project's checkout, and whether files differ from it; None outside a checkout."""
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

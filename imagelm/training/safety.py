@@ -1,26 +1,39 @@
-"""What is watched while training: a step that isn't finite is never taken, a loss that jumps is told.
+"""What guards a run: steps that aren't finite, losses that jump, and signals that ask it to stop.
 
-One idea: Trainer itself trains on through NaN and logs 0; here loss and gradient norm of every update are looked at
-before the optimizer sees them, in all processes together.
+One idea: Trainer itself trains on through NaN and logs 0; here loss and gradient norm of every update are checked
+before the optimizer sees them, in all processes together. A signal only sets a mark, which all processes read together
+between two steps, so that none saves while another trains on.
 """
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
+import os
+import signal
 import statistics
-from collections import deque
+import sys
+import time
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
+from torch import Tensor
+from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 
+from imagelm.training.checkpoint import CheckpointWriter
 from imagelm.utils.artifacts import DIVERGED_FILE
 from imagelm.utils.atomic_io import write_json
-from imagelm.utils.errors import DivergedError
+from imagelm.utils.device import MIXED_PRECISION_VARIABLE
+from imagelm.utils.errors import DivergedError, StoppedError
+
+logger = logging.getLogger(__name__)
 
 NUM_SHOWN_ROWS = 20
 # A spike is a loss this many robust standard deviations, and this factor, above the median of the last losses.
@@ -28,59 +41,79 @@ SPIKE_DEVIATIONS, SPIKE_FACTOR = 10, 1.5
 SPIKE_WINDOW, SPIKE_MIN_LOSSES, SPIKE_PAUSE = 64, 16, 20
 MAX_KEPT_SPIKES = 100
 READ_ROWS = 1024
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT_SECONDS = 2.0  # a launcher passes on a signal that the terminal sent already; a later one is a person's
+SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 class FiniteSteps(TrainerCallback):
-    """Stops a run before the optimizer's step where loss or gradient isn't finite.
+    """Stops a run before the optimizer's step if loss or gradient isn't finite.
+
+    The trainer calls `begin` for each update and `add` after each backward pass.
 
     Args:
-        trainer: The trainer that this is a callback of; gives loss, gradient norm and batches of the update at hand.
+        trainer: The trainer that this is a callback of.
+        checkpoints: Its checkpoints; the newest is confirmed by a finite step and withdrawn by any other.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.spikes = LossSpikes()
+    def __init__(self, trainer: Trainer, checkpoints: CheckpointWriter) -> None:
+        self.trainer, self.checkpoints, self.spikes = trainer, checkpoints, LossSpikes()
+        self.begin([])
+
+    def begin(self, batches: list[dict[str, Tensor]]) -> None:
+        """Starts an update of these batches."""
+        self.batches, self.num_added = batches, 0
+        self.loss = self.grad_norm = torch.zeros(())
+
+    def add(self, loss: Tensor) -> None:
+        """Adds the loss of a batch; after the last one takes the norm of the gradient, which isn't clipped yet.
+
+        In fp16 the gradient is still scaled, which matters to the norm only, not to whether it is finite.
+        """
+        self.loss, self.num_added = self.loss + loss, self.num_added + 1
+        if self.num_added == len(self.batches) and self.trainer.model is not None:
+            gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+            self.grad_norm = get_total_norm(gradients)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Looks at the update at hand in all processes.
+        """Checks the update in all processes.
 
         Raises:
             DivergedError: In every process, with step, learning rate and rows.
         """
-        trainer = self.trainer
-        loss, norm = trainer.update.loss.float(), torch.as_tensor(trainer.update.grad_norm).float().to(args.device)
+        loss, norm = self.loss.float(), self.grad_norm.float().to(args.device)
         figures = torch.stack([loss, norm, (~loss.isfinite()).float(), (~norm.isfinite()).float()])
         if args.world_size > 1:
-            figures = trainer.accelerator.reduce(figures, reduction="mean")
+            figures = self.trainer.accelerator.reduce(figures, reduction="mean")
         loss, norm, bad_loss, bad_norm = figures.tolist()
-        if bad_loss or (bad_norm and not _scaler_recovers(trainer)):
+        if bad_loss or (bad_norm and not _scaler_recovers(self.trainer)):
             self._stop(loss, norm)
-        trainer.checkpoint_writer.confirm(trainer)
+        self.checkpoints.confirm()
         if state.is_world_process_zero:
-            self.spikes.look(state.global_step + 1, loss, trainer.lr_scheduler.get_last_lr()[0])
+            self.spikes.observe(state.global_step + 1, loss, learning_rate_of(self.trainer))
 
     def _stop(self, loss: float, norm: float) -> None:
         trainer = self.trainer
-        step, learning_rate = trainer.state.global_step + 1, trainer.lr_scheduler.get_last_lr()[0]
+        step, learning_rate = trainer.state.global_step + 1, learning_rate_of(trainer)
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        batches = [batch["input_ids"].cpu().numpy() for batch in trainer.update.batches]
+        batches = [batch["input_ids"].cpu().numpy() for batch in self.batches]
         rows = find_rows(trainer.train_dataset, [row for batch in batches for row in batch])
-        every = gather_object(rows) if trainer.args.world_size > 1 else rows
-        withdrawn = trainer.checkpoint_writer.withdraw(trainer)
+        rows = gather_object(rows) if trainer.args.world_size > 1 else rows
+        withdrawn = self.checkpoints.withdraw()
         if trainer.is_world_process_zero():
             report = {"step": step, "learning_rate": learning_rate, "loss": str(loss), "gradient_norm": str(norm)}
-            write_json(Path(trainer.args.output_dir) / DIVERGED_FILE, report | {"training_rows": every})
-        shown = ", ".join(map(str, every[:NUM_SHOWN_ROWS])) + (", …" if len(every) > NUM_SHOWN_ROWS else "")
+            write_json(self.checkpoints.output / DIVERGED_FILE, report | {"training_rows": rows})
+        shown = ", ".join(map(str, rows[:NUM_SHOWN_ROWS])) + (", …" if len(rows) > NUM_SHOWN_ROWS else "")
         removed = f"{withdrawn.name}, of the very step before, was removed; " if withdrawn else ""
         raise DivergedError(
             f"{what} at step {step} (learning rate {learning_rate:.3g}), so this step wasn't taken: the run diverged "
             f"and was stopped. The batch held the training rows {shown} (all of them in {DIVERGED_FILE}). {removed}"
-            "best_model and the checkpoints before it stay. Try a lower --learning_rate, or no fp16"
+            "best_model and the earlier checkpoints are kept. Try a lower --learning_rate, or no fp16"
         )
 
 
 class LossSpikes:
-    """Tells losses that are far above the last ones.
+    """Logs losses that are far above the last ones.
 
     Attributes:
         found: Step, loss and the usual loss of each; the first `MAX_KEPT_SPIKES`.
@@ -91,15 +124,15 @@ class LossSpikes:
         self.found: list[dict] = []
         self.last = -SPIKE_PAUSE
 
-    def look(self, step: int, loss: float, learning_rate: float) -> None:
-        """Takes note of the loss of one update; prints a line where it's a spike, at most one in `SPIKE_PAUSE`."""
+    def observe(self, step: int, loss: float, learning_rate: float) -> None:
+        """Adds the loss of one update; logs it if it is a spike, at most once in `SPIKE_PAUSE` steps."""
         if len(self.losses) >= SPIKE_MIN_LOSSES and step - self.last >= SPIKE_PAUSE:
             usual = statistics.median(self.losses)
             deviation = 1.4826 * statistics.median(abs(loss - usual) for loss in self.losses)
             if loss > usual + SPIKE_DEVIATIONS * deviation and loss > SPIKE_FACTOR * usual:
                 self.last = step
-                tqdm.write(
-                    f"loss spike at step {step}: {loss:.4g}, usually {usual:.4g} (learning rate {learning_rate:.3g})"
+                logger.info(
+                    "loss spike at step %d: %.4g, usually %.4g (learning rate %.3g)", step, loss, usual, learning_rate
                 )
                 if len(self.found) < MAX_KEPT_SPIKES:
                     self.found.append({"step": step, "loss": loss, "usual": usual})
@@ -107,7 +140,7 @@ class LossSpikes:
 
 
 def check_loss(loss: float, learning_rate: float, step: int) -> None:
-    """Refuses to go on from an evaluation that isn't finite.
+    """Refuses to continue from an evaluation that isn't finite.
 
     Raises:
         DivergedError: It isn't.
@@ -115,35 +148,125 @@ def check_loss(loss: float, learning_rate: float, step: int) -> None:
     if not math.isfinite(loss):
         raise DivergedError(
             f"the loss on the test rows is {loss} after step {step} (learning rate {learning_rate:.3g}): the run "
-            "diverged and was stopped; best_model and the checkpoints before it stay. Try a lower --learning_rate"
+            "diverged and was stopped; best_model and the earlier checkpoints are kept. Try a lower --learning_rate"
         )
 
 
-def find_rows(dataset: Sequence, wanted: list[np.ndarray]) -> list[int]:
+def find_rows(dataset: Any, wanted: Sequence[np.ndarray]) -> list[int]:
     """The numbers of rows in the training split, by their content; -1 for one that isn't there.
 
     Args:
         dataset: Rows with `input_ids`, read by lists of numbers.
-        wanted: Rows as they stood in a batch, padded on the right; each of shape (longest row,).
+        wanted: Rows as they were in a batch, padded on the right; each of shape (longest row,).
     """
     found = [-1] * len(wanted)
     for start in range(0, len(dataset), READ_ROWS):
         rows = dataset.__getitems__(list(range(start, min(start + READ_ROWS, len(dataset)))))
-        ids = [np.asarray(row["input_ids"]) for row in rows]
-        by_length = {}
-        for offset, row in enumerate(ids):
-            by_length.setdefault(len(row), {}).setdefault(row.astype(np.int64).tobytes(), start + offset)
-        for number, row in enumerate(wanted):
+        by_length: defaultdict[int, dict[bytes, int]] = defaultdict(dict)
+        for offset, row in enumerate(rows):
+            ids = np.asarray(row["input_ids"])
+            by_length[len(ids)].setdefault(ids.astype(np.int64).tobytes(), start + offset)
+        for number, ids in enumerate(wanted):
             if found[number] < 0:
-                hits = (rows_of.get(row[:length].astype(np.int64).tobytes()) for length, rows_of in by_length.items())
+                hits = (rows_of.get(ids[:length].astype(np.int64).tobytes()) for length, rows_of in by_length.items())
                 found[number] = next((hit for hit in hits if hit is not None), -1)
     return found
 
 
-def _scaler_recovers(trainer: Trainer) -> bool:
-    """In fp16 a gradient that overflows is no divergence: the step is skipped, and the loss scaled down for the next.
+def learning_rate_of(trainer: Trainer) -> float:
+    """The learning rate of the current update."""
+    assert trainer.lr_scheduler is not None  # while it trains
+    return float(trainer.lr_scheduler.get_last_lr()[0])
 
-    That ends where the scale has come down to 1: then it isn't the scale that makes it overflow.
+
+def _scaler_recovers(trainer: Trainer) -> bool:
+    """Whether fp16's loss scale explains a gradient that isn't finite: the step is skipped and the scale reduced.
+
+    At a scale of 1 it no longer does.
     """
     scaler = trainer.accelerator.scaler
     return scaler is not None and scaler.get_scale() > 1
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after SIGTERM or Ctrl-C, with a checkpoint of the last whole step; also a context manager.
+
+    Signals are caught inside the context; a second one, later than `REPEAT_SECONDS`, ends a lone process at once.
+    Trainer's own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step, and then ends as if the
+    training were finished.
+
+    Args:
+        trainer: The trainer that this is a callback of.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.signal_number = 0
+        self.stopping = False
+        self._caught_at = 0.0
+        self._earlier: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        self._earlier = {number: signal.signal(number, self._catch) for number in SIGNALS}
+        _end_with_launcher()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Saves, unless the epoch ends here: then its own evaluation comes first."""
+        if self._is_asked():
+            control.should_training_stop = True
+            control.should_save = control.should_save or not _ends_epoch(state.epoch)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        """Skips what belongs to the end of an epoch if training stops in the middle of one."""
+        if not self.stopping:
+            return
+        at_end = _ends_epoch(state.epoch)
+        control.should_save = at_end
+        control.should_evaluate, control.should_log = control.should_evaluate and at_end, control.should_log and at_end
+
+    def raise_if_stopped(self) -> None:
+        """Call it after training.
+
+        Raises:
+            StoppedError: A signal ended it; in every process.
+        """
+        if self.stopping:
+            step = self.trainer.state.global_step
+            raise StoppedError(
+                f"stopped by {signal.Signals(self.signal_number).name} at step {step}: checkpoint-{step} is saved in "
+                f"{self.trainer.args.output_dir}; run the same command again to continue from it",
+                self.signal_number,
+            )
+
+    def _is_asked(self) -> bool:
+        """Whether any process was asked to stop."""
+        if self.trainer.args.world_size > 1:
+            mark = torch.tensor([self.signal_number], device=self.trainer.args.device)
+            self.signal_number = int(self.trainer.accelerator.gather(mark).max())
+        self.stopping = self.stopping or self.signal_number > 0
+        return self.stopping
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        first = not self._caught_at
+        if not first and time.monotonic() - self._caught_at > REPEAT_SECONDS and self.trainer.args.world_size == 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if first:
+            self.signal_number, self._caught_at = number, time.monotonic()
+            if self.trainer.is_world_process_zero():
+                text = f"{signal.Signals(number).name}: saving a checkpoint after this step; once more ends at once\n"
+                os.write(sys.stderr.fileno(), text.encode())  # print isn't safe inside a handler
+
+
+def _ends_epoch(epoch: float) -> bool:
+    return epoch == int(epoch)
+
+
+def _end_with_launcher() -> None:
+    """Asks for SIGTERM when `accelerate launch` is gone: a signal to it alone would leave the training unattended."""
+    if MIXED_PRECISION_VARIABLE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))

@@ -7,6 +7,7 @@ TEMPLATES_FOLDER = Path(__file__).parent.parent / "templates"
 STATS_FILE = "stats.json"
 BAD_ROWS_FILE = "bad_rows.jsonl"
 TOKENIZER_FOLDER = "tokenizer"
+MANIFEST_FILE, DATA_STATE_FILE = "complete.json", "data_state.json"  # of a checkpoint
 DIVERGED_FILE = "diverged.json"  # the rows of the batch that stopped a run
 RAW_FOLDER = "raw"
 RAW_ROWS_FILE = "rows.jsonl"

@@ -21,10 +21,10 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
-from imagelm.training.checkpoint import MANIFEST_FILE, inspect_checkpoint, write_manifest
-from imagelm.training.model_folder import save_folder
+from imagelm.training.manifest import inspect_checkpoint, write_manifest
 from imagelm.training.resume import lock_output, plan_resume
 from imagelm.training.run_record import earlier_launches, read_record
+from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError, StorageError, describe
 from tests.conftest import ROOT, TINY, train
 from tests.faults.common import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
@@ -163,7 +163,7 @@ def test_a_damaged_record_is_no_reason_to_lose_a_run(cut):
     (cut / "run.json").write_text('{"identity": {"da')
     settled = settle(cut, identity)
     assert settled.checkpoint == str(cut / "checkpoint-120")
-    assert settled.notes == [f"{cut / 'run.json'} is damaged and is written anew"]
+    assert settled.notes == [f"{cut / 'run.json'} is damaged and is written again"]
     with pytest.raises(InputError, match="seed: 42 there, 7 now"):
         settle(cut, identity | {"seed": 7})
 
@@ -387,11 +387,11 @@ def test_a_best_model_that_finds_no_space_leaves_the_one_before(prepared, tmp_pa
     tokenizer, data = load_tokenizer(prepared / "tokenizer"), load_prepared(prepared)
     with mounted(tmp_path / "small", "size=1m") as small:
         trainer = make_trainer(tmp_path, tokenizer, data)
-        save_folder(trainer, small / "best_model", {"step": 1})
+        trainer.save_folder(small / "best_model", {"step": 1})
         before = {file.name: file.read_bytes() for file in (small / "best_model").iterdir()}
         (small / "ballast").write_bytes(bytes(shutil.disk_usage(small).free - 65536))
         with pytest.raises(StorageError, match="best_model can't be written: No space left on device") as error:
-            save_folder(trainer, small / "best_model", {"step": 2})
-        assert "What stood there before still does" in str(error.value)
+            trainer.save_folder(small / "best_model", {"step": 2})
+        assert "The earlier folder is unchanged" in str(error.value)
         assert {file.name: file.read_bytes() for file in (small / "best_model").iterdir()} == before
         assert sorted(entry.name for entry in small.iterdir()) == ["ballast", "best_model"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from imagelm.evaluation.report import accuracy_interval
-from imagelm.training.checkpoint import inspect_checkpoint
+from imagelm.training.manifest import inspect_checkpoint
 from tests.conftest import run, train, write_jsonl
 from tests.faults.common import DROPOUT, same_weights, start, steps, wait_for
 from tests.faults.test_faults import settle

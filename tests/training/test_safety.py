@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from imagelm.data.load import load_prepared
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.training.arguments import RunArguments
-from imagelm.training.checkpoint import inspect_checkpoint
+from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.safety import LossSpikes, find_rows
 from imagelm.training.trainer import ImageTrainer, rows_only
 from imagelm.utils.errors import DivergedError
@@ -121,15 +121,16 @@ def test_rows_of_a_batch_are_found_by_their_content(data):
     assert find_rows(dataset, [*padded, np.zeros(longest, dtype=np.int64)]) == [70, 3, 3, -1]
 
 
-def test_loss_spikes_are_told_once_and_noise_and_a_falling_loss_are_not(capsys):
+def test_loss_spikes_are_logged_once_and_noise_and_a_falling_loss_are_not(caplog):
+    caplog.set_level("INFO")
     rng = np.random.default_rng(0)
     spikes = LossSpikes()
     losses = 2 + 3 * np.exp(-np.arange(400) / 50) + 0.1 * rng.standard_normal(400)
     losses[200:204] *= 3
     for step, loss in enumerate(losses, start=1):
-        spikes.look(step, float(loss), 1e-3)
+        spikes.observe(step, float(loss), 1e-3)
     assert [spike["step"] for spike in spikes.found] == [201]
-    assert capsys.readouterr().out.startswith("loss spike at step 201: ")
+    assert [record.getMessage()[:25] for record in caplog.records] == ["loss spike at step 201: 6"]
 
 
 def weights_of(folder, tokenizer, data, **changes) -> dict[str, torch.Tensor]:

@@ -207,7 +207,7 @@ def test_work_is_discarded_only_when_asked_for(trained, tmp_path):
     assert settle(output, identity=identity).finished
     for checkpoint in output.glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
-    with pytest.raises(InputError, match="a new start was asked for"):
+    with pytest.raises(InputError, match="a new start was requested"):
         settle(output, identity=identity, resume_from_checkpoint="false")
     shutil.rmtree(output / "final_model")
     with pytest.raises(InputError, match="allow_partial_resume"):
