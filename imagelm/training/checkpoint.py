@@ -86,7 +86,8 @@ class CheckpointWriter(TrainerCallback):
         self.trainer.state.best_global_step = None
         self.saving = True
         if self.trainer.is_world_process_zero():
-            shutil.rmtree(self.staging, ignore_errors=True)
+            if self.staging.exists():  # a removal that fails must be reported, as a read-only file system is
+                shutil.rmtree(self.staging)
             self.staging.mkdir(parents=True)
         self._raise_in_all(None)
 
@@ -101,6 +102,7 @@ class CheckpointWriter(TrainerCallback):
             write_json(written / DATA_STATE_FILE, {"identity": self.identity, **_position(self.trainer)})
             write_manifest(written)
             replace_folder(written, checkpoint)
+            shutil.rmtree(self.staging, ignore_errors=True)
         self._raise_in_all(None)
         self.saving, self.unconfirmed = False, checkpoint
 
