@@ -262,7 +262,7 @@ def test_a_vocabulary_of_a_million_tokens_is_read_in_seconds(tmp_path, grammar):
     many = {**grammar.vocabulary, **{f"<Z_{i + 1000}>": len(grammar.vocabulary) + i for i in range(10**6)}}
     many |= {"<Z_01000>": len(many)}
     (tmp_path / "vocab.json").write_text(json.dumps(many))
-    with pytest.raises(InputError, match="two codebook tokens carry the number 1000"):
+    with pytest.raises(InputError, match="two codebook tokens have the number 1000"):
         load_vocabulary(tmp_path / "vocab.json")
 
 
