@@ -9,6 +9,7 @@ by the name `CAUSAL_PRODUCT`; whatever has another mask (padding on the left, a 
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def causal_product(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface.
 
@@ -163,7 +164,8 @@ def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
     """Sum of the chunks' gradients of keys, each of which reaches from the first key to its chunk's end."""
     sums, wide = [], torch.promote_types(parts[0].dtype, torch.float32)
     for i, (start, end) in enumerate(bounds):
-        sums.append(sum(part[:, :, start:end].to(wide) for part in parts[i:]).to(parts[0].dtype))
+        total = cast(Tensor, sum(part[:, :, start:end].to(wide) for part in parts[i:]))
+        sums.append(total.to(parts[0].dtype))
     return _join(sums)
 
 
@@ -175,7 +177,7 @@ def _join(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
-def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: object) -> Tensor | None:
+def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """sdpa's mask; None for whole rows that are padded on the right, as no token sees what stands behind it."""
     if attention_mask is not None and _padded_on_the_right(attention_mask, q_length):
         attention_mask = None
@@ -191,7 +193,7 @@ def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
 
 def use_causal_product(model: PreTrainedModel) -> None:
     """Has a model that is loaded compute its attention so, where its architecture has a place for it."""
-    if model._supports_attention_backend:
+    if model.is_backend_compatible():
         register_causal_product()
         model.set_attn_implementation(CAUSAL_PRODUCT)
 

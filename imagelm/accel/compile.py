@@ -75,7 +75,9 @@ def accelerate_training(
         for block in blocks(model):
             compile_in_training(block, batch)
     activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
-    return ComputePlan(model.config._attn_implementation, activation, compiled, reason, keeps)
+    # transformers has no public getter for the attention that it chose.
+    attention = str(model.config._attn_implementation)  # noqa: SLF001
+    return ComputePlan(attention, activation, compiled, reason, keeps)
 
 
 class FastTanhGELU(nn.Module):

@@ -39,8 +39,8 @@ def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict
         sources = [f"row {i}" if source is None else f"source {source}" for i, source in enumerate(train["source"])]
         _, originals = np.unique(sources, return_index=True)
         if len(originals) < len(train_labels):
-            originals = train_counts[originals], train_labels[originals]
-            accuracies.append(_regression_accuracy(*originals, test_counts, test_labels))
+            of_originals = train_counts[originals], train_labels[originals]
+            accuracies.append(_regression_accuracy(*of_originals, test_counts, test_labels))
     return {
         "majority_accuracy": float((test_labels == majority).mean()),
         "bag_of_tokens_accuracy": max(accuracies),

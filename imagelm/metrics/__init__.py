@@ -145,7 +145,7 @@ class ComputeMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """The figures, without Trainer's prefix."""
-        return self.from_rows(prediction.predictions)
+        return self.from_rows(np.asarray(prediction.predictions))
 
     def from_rows(self, rows: np.ndarray) -> dict[str, float]:
         """The figures of reduced rows; shape (rows, len(COLUMNS))."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import yaml
@@ -72,9 +73,10 @@ def load_model(folder: str | Path) -> PreTrainedModel:
         RuntimeError: The folder's weights aren't exactly those of its architecture; transformers would fill the rest
             with random numbers.
     """
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair with output_loading_info, which its types don't know
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
+    model, loading = loaded
     if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
         raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
     fix_loss_scale(model)
@@ -147,10 +149,10 @@ def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
     return CONFIG_MAPPING[arguments.model_type]()
 
 
-def _sizes(blank: PretrainedConfig, overrides: dict[str, object]) -> dict[str, object]:
+def _sizes(blank: PretrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
     """Our default size, with what an architecture derives from it derived from the user's size where one is given."""
     chosen = DEFAULT_SIZE | overrides
-    sizes: dict[str, object] = {name: chosen[name] for name in DEFAULT_SIZE}
+    sizes: dict[str, Any] = {name: chosen[name] for name in DEFAULT_SIZE}
     if blank.model_type == "gpt2":
         return {**sizes, **GPT2_DROPOUT, "activation_function": GPT2_ACTIVATION}
     derived = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import torch
@@ -23,7 +24,7 @@ model = AutoModelForCausalLM.from_pretrained(MODEL_ID).eval()
 tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
 # Without a codec, and so without a processor, the model accepts only rows of tokens.
 has_codec = has_file(MODEL_ID, "processor_config.json")
-processor = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec else None
+processor: Any = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec else None
 vocabulary = tokenizer.get_vocab()
 # Without a processor the classes are known only by the names of their tokens.
 class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
