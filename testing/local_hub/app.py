@@ -72,7 +72,7 @@ class Call:
         try:
             return json.loads(await self.request.body() or b"{}")
         except ValueError as error:
-            raise HubError(400, "The body is no JSON") from error
+            raise HubError(400, "The body is not JSON") from error
 
     async def form(self) -> dict[str, list[str]]:
         """A form's fields; the client sends forms and JSON alike."""

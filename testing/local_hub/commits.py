@@ -96,7 +96,7 @@ def _regular_content(path: str, value: dict) -> bytes:
         if value.get("encoding") == "base64":
             content = base64.b64decode(content, validate=True)
     except (binascii.Error, KeyError) as error:
-        raise HubError(400, f"Content of {path} is no base64") from error
+        raise HubError(400, f"Content of {path} is not base64") from error
     if len(content) > LARGEST_REGULAR:
         raise HubError(400, f"{path} has {len(content)} bytes: files above {LARGEST_REGULAR} must be uploaded as LFS")
     return content

@@ -27,7 +27,7 @@ import json, sys
 import torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedTokenizerFast
 
-folder, text, picture = sys.argv[1:]
+folder, text, image_file = sys.argv[1:]
 found = {"version": transformers.__version__}
 for kind in (AutoTokenizer, PreTrainedTokenizerFast, GPT2Tokenizer):
     tokenizer = kind.from_pretrained(folder)
@@ -36,9 +36,9 @@ for kind in (AutoTokenizer, PreTrainedTokenizerFast, GPT2Tokenizer):
     for model in (AutoModelForCausalLM, GPT2LMHeadModel):
         with torch.no_grad():
             found[f"{kind.__name__} {model.__name__}"] = model.from_pretrained(folder)(**row).logits.tolist()
-if picture:
+if image_file:
     pipe = transformers.pipeline("image-classification", model=folder, trust_remote_code=True)
-    found["pipeline"] = pipe(picture)
+    found["pipeline"] = pipe(image_file)
 print(json.dumps(found))
 """
 
@@ -51,13 +51,13 @@ def test_an_old_version_reads_the_repository_and_gives_the_same_logits(version: 
     )
     row = load_prepared(pictured / "data")["test"][0]["input_ids"]
     text = json.loads((staged.folder / "eval_results.json").read_text())["example_row"]
-    picture = ""
+    image_file = ""
     if version == OLDEST_FOR_PIPELINE:
-        picture = str(tmp_path / "picture.png")
-        Image.new("RGB", (40, 30), (200, 30, 90)).save(picture)
+        image_file = str(tmp_path / "picture.png")
+        Image.new("RGB", (40, 30), (200, 30, 90)).save(image_file)
     packages = install(tmp_path / "packages", *VERSIONS[version], dependencies=False)
     done = subprocess.run(
-        [sys.executable, "-c", CODE, staged.folder, text, picture],
+        [sys.executable, "-c", CODE, staged.folder, text, image_file],
         env=environment(packages, tmp_path / "home"),
         capture_output=True,
         text=True,
@@ -68,7 +68,7 @@ def test_an_old_version_reads_the_repository_and_gives_the_same_logits(version: 
     assert found.pop("version").startswith(version)
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(staged.folder)(torch.tensor([row])).logits
-    assert (len(found.pop("pipeline")) == 3) if picture else "pipeline" not in found
+    assert (len(found.pop("pipeline")) == 3) if image_file else "pipeline" not in found
     for name, value in found.items():
         if " " in name:
             torch.testing.assert_close(torch.tensor(value), logits, msg=name)

@@ -42,7 +42,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, G
 from transformers import pipeline
 from datasets import load_dataset
 
-repo, rows, revision, picture = sys.argv[1:]
+repo, rows, revision, image_file = sys.argv[1:]
 found = {}
 card = Path(hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
 found["card"], found["snippets"] = card, []
@@ -62,7 +62,7 @@ ids = torch.tensor(found["ids"]["GPT2Tokenizer"][0])[None]
 with torch.no_grad():
     found["logits"] = model(ids).logits.tolist()
     found["same_class"] = GPT2LMHeadModel.from_pretrained(repo, revision=revision)(ids).logits.tolist()
-found["pipeline"] = pipeline("image-classification", model=repo, trust_remote_code=True)(picture)
+found["pipeline"] = pipeline("image-classification", model=repo, trust_remote_code=True)(image_file)
 found["task"] = pipeline(model=repo, trust_remote_code=True).task
 folder = Path(snapshot_download(repo))
 found["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -198,8 +198,8 @@ def test_load_dataset_gives_the_rows_that_trained_the_model(published: Published
 
 
 def test_the_cards_snippets_run_and_print_the_documented_answer(published: Published):
-    (from_picture, printed), (from_tokens, answer) = published.cold["snippets"]
-    assert "pipeline(" in from_picture and eval(printed)[0]["label"] in CLASSES
+    (from_image, printed), (from_tokens, answer) = published.cold["snippets"]
+    assert "pipeline(" in from_image and eval(printed)[0]["label"] in CLASSES
     assert len(from_tokens.strip().splitlines()) <= 6  # five lines and a blank one
     assert answer.strip() == re.search(r"# (<CLS_\d>)$", from_tokens.strip()).group(1)
 
@@ -222,8 +222,8 @@ def test_the_card_alone_selects_the_pipeline(published: Published):
 
 def test_inference_reads_a_hub_id(published: Published):
     words = ["inference.py", "--model", MODEL, "--revision", "v1", "--mode", "classify"]
-    picture = published.home / "picture.png"
-    done = run(*words, "--images", picture, **online_environment(published.hub, published.home / "again"))
+    image_file = published.home / "picture.png"
+    done = run(*words, "--images", image_file, **online_environment(published.hub, published.home / "again"))
     assert done.returncode == 0 and any(name in done.stdout for name in CLASSES), done.stderr
 
 

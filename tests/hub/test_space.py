@@ -84,7 +84,7 @@ def ask(gradio: Path, address: str, kind: str, value: str, tmp_path: Path) -> li
 def test_the_demo_classifies_completes_and_generates(gradio: Path, pictured: Path, tmp_path: Path):
     Image.new("RGB", (40, 30), (200, 30, 90)).save(tmp_path / "picture.png")
     with app(gradio, pictured / "out/best_model", tmp_path) as address:
-        label, sizes = ask(gradio, address, "pictures", str(tmp_path / "picture.png"), tmp_path)
+        label, sizes = ask(gradio, address, "images", str(tmp_path / "picture.png"), tmp_path)
     assert {entry["label"] for entry in label["confidences"]} == set(CLASSES)
     assert abs(sum(entry["confidence"] for entry in label["confidences"]) - 1) < 1e-5
     assert sizes == [[224, 224]] * 5

@@ -125,9 +125,9 @@ def test_text_that_only_resembles_a_path_or_secret_is_accepted(text: str, tmp_pa
 
 
 def test_texts_in_tables_and_images_are_searched(tmp_path: Path):
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns = {
-        "image": pa.array([None, {"bytes": b"", "path": "/home/alice/cat.png"}], picture),
+        "image": pa.array([None, {"bytes": b"", "path": "/home/alice/cat.png"}], image),
         "words": pa.array([["x"], ["y", "/mnt/alice/x"]]),
     }
     pq.write_table(pa.table(columns).replace_schema_metadata({"note": "/opt/alice/x"}), tmp_path / "x.parquet")
@@ -159,9 +159,9 @@ def test_only_dataset_files_of_a_prepared_folder_are_uploaded(pictured: Path, tm
     }
 
 
-def test_shards_together_hold_the_rows_in_order_and_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pictures = smooth_images(45, channels=3)
-    class_folder(tmp_path / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
+def test_shards_together_hold_the_rows_in_order_and_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = smooth_images(45, channels=3)
+    class_folder(tmp_path / "in", {name: images[i::3] for i, name in enumerate(CLASSES)})
     prepare_images(tmp_path / "data", tmp_path / "in", keep_images=True)
     monkeypatch.setattr(dataset_repo, "SHARD_BYTES", 2_000)
     options = PushArguments(model_dir="x", repo_id=MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
