@@ -74,7 +74,8 @@ def accelerate_training(
     if compiled:
         for block in blocks(model):
             compile_in_training(block, batch)
-    activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
+    names = (getattr(model.config, name, None) for name in ("activation_function", "hidden_act"))
+    activation = str(next(filter(None, names), "its own"))
     # transformers has no public getter for the attention that it chose.
     attention = str(model.config._attn_implementation)  # noqa: SLF001
     return ComputePlan(attention, activation, compiled, reason, keeps)
