@@ -58,6 +58,7 @@ def test_the_functions_prepare_train_load_and_preview_a_push(vocab_file: Path, t
     done = run("-c", SCRIPT, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "preview/model/model.safetensors").is_file()
+    assert done.stdout == ""  # a library prints nothing
 
 
 def test_an_unknown_option_is_an_input_error(tmp_path):
