@@ -148,7 +148,7 @@ class Grammar(names.Vocabulary):
         Raises:
             BadRow: It isn't in the grammar; says what was found and what was expected.
         """
-        ids = self._look_up(tokens)
+        ids = np.array([self.vocabulary.get(token, -1) for token in tokens], dtype=np.int64)
         if not len(ids):
             raise BadRow(f"no token at all, expected {HEAD_TEXT} and codebook tokens")
         if (unknown := np.flatnonzero(ids < 0)).size:
@@ -223,9 +223,6 @@ class Grammar(names.Vocabulary):
         """Position of the first token with this role; the row's length where there is none."""
         found = np.flatnonzero(self.roles[np.minimum(ids, self.size)] == role)
         return int(found[0]) if found.size else len(ids)
-
-    def _look_up(self, tokens: Sequence[str]) -> np.ndarray:
-        return np.array([self.vocabulary.get(token, -1) for token in tokens], dtype=np.int64)
 
 
 @dataclass(frozen=True)
