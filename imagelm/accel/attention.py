@@ -1,9 +1,9 @@
 """Causal attention as plain matrix products over chunks of rows, for CPUs.
 
 One idea: the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and has no fast
-path for dropout. Products over chunks of query rows run at the full rate, and each chunk leaves out the keys behind its
-last row, which are masked in any case. A single query, as in drawing with a cache, is one chunk. transformers calls it
-by the name `CAUSAL_PRODUCT`; whatever has another mask (padding on the left, a window) goes to sdpa.
+path for dropout. Products over chunks of query rows run at the full rate, and each chunk omits the keys after its
+last row, which are masked in any case. A single query, as in generation with a cache, is one chunk. transformers calls
+it by the name `CAUSAL_PRODUCT`; any other mask (padding on the left, a window) goes to sdpa.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from imagelm.accel.dropout import draw_kept, drop, kept_scale
 
 CAUSAL_PRODUCT = "causal_product"
-# About so many query rows a chunk: fewer leave out more of the masked half, more keep the products large.
+SDPA, SDPA_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
+# Query rows a chunk, about: fewer omit more of the masked half, more keep the products large.
 CHUNK_ROWS = 128
-# What other architectures ask of their attention beyond a causal mask.
+# What some architectures need of their attention beyond a causal mask.
 UNSUPPORTED = ("position_bias", "cache", "s_aux")
 
 
@@ -36,8 +35,8 @@ def causal_product(
     scaling: float | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface.
+) -> tuple[Tensor, Tensor | None]:
+    """The function that `AttentionInterface` asks for.
 
     Args:
         module: The attention layer.
@@ -48,7 +47,7 @@ def causal_product(
         dropout: Of the attention probabilities.
         scaling: Of the scores; None for one over the root of the head size.
         is_causal: False for an encoder's layer.
-        kwargs: What else the layer was told.
+        kwargs: Other arguments of the layer.
 
     Returns:
         Shape (rows, length, heads, head size), and None for the probabilities.
@@ -60,15 +59,17 @@ def causal_product(
         or not (causal and whole)
         or any(kwargs.get(name) is not None for name in UNSUPPORTED)
     ):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs
-        )
+        return SDPA(module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs)
     if kwargs.get("softcap") is not None:
-        raise ValueError(f"{CAUSAL_PRODUCT} has no softcap; take --attention eager")
+        raise ValueError(f"{CAUSAL_PRODUCT} has no softcap; use --attention eager")
     groups = query.shape[1] // key.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = in_chunks(query * scaling, repeat_kv(key, groups), repeat_kv(value, groups), dropout)
+    output = in_chunks(query * scaling, _repeat_heads(key, groups), _repeat_heads(value, groups), dropout)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _repeat_heads(x: Tensor, groups: int) -> Tensor:
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -109,11 +110,11 @@ def _hidden(start: int, end: int, device: torch.device) -> Tensor:
 
 
 class FusedProduct(torch.autograd.Function):
-    """`in_chunks` in a form that a compiler fuses into one pass a chunk in either direction.
+    """`in_chunks`, written so that a compiler fuses it into one pass a chunk in either direction.
 
     Exponentials are kept in the dtype of `value`, not yet divided by their sum; the outputs are divided, which are
     narrower. The gradient takes the sum of gradient times probability from gradient times output (Dao et al., 2022,
-    arXiv:2205.14135, appendix B), so it reads each chunk once, and masked places are zero of themselves.
+    arXiv:2205.14135, appendix B), so it reads each chunk once, and masked places are zero by construction.
     Uncompiled it would be slower than the softmax of torch.
     """
 
@@ -170,18 +171,18 @@ def _add_up(parts: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    """Chunks of shape (rows, heads, chunk, head size) as one; in memory the heads of a position stand side by side.
+    """Chunks of shape (rows, heads, chunk, head size) as one; in memory the heads of a position are adjacent.
 
-    That is how the layers around want it: otherwise the compiler moves heads element by element.
+    The surrounding layers need that layout: otherwise the compiler moves heads element by element.
     """
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _mask(*, q_length: int, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """sdpa's mask; None for whole rows that are padded on the right, as no token sees what stands behind it."""
+    """sdpa's mask; None for whole rows that are padded on the right, as no token sees what comes after it."""
     if attention_mask is not None and _padded_on_the_right(attention_mask, q_length):
         attention_mask = None
-    return sdpa_mask(q_length=q_length, attention_mask=attention_mask, **kwargs)
+    return SDPA_MASK(q_length=q_length, attention_mask=attention_mask, **kwargs)
 
 
 def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
@@ -192,10 +193,17 @@ def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
 
 
 def use_causal_product(model: PreTrainedModel) -> None:
-    """Has a model that is loaded compute its attention so, where its architecture has a place for it."""
+    """Makes a loaded model compute its attention this way, if its architecture allows it."""
     if model.is_backend_compatible():
         register_causal_product()
         model.set_attn_implementation(CAUSAL_PRODUCT)
+
+
+def attention_in_use(model: PreTrainedModel, requested: str | None) -> str:
+    """The name of the attention that a model computes that was built with `attn_implementation=requested`."""
+    if requested == CAUSAL_PRODUCT and not model.is_backend_compatible():
+        requested = None
+    return model.get_correct_attn_implementation(requested)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""The faster form that a model has while it trains: the same weights, the same function.
+"""How a model computes while it trains, faster: with the same weights, the same function.
 
-One idea: what is computed stays what the config says (tanh GELU, dropout, causal attention), so the saved folder is a
-standard one; how it is computed is chosen once for device, dtype, length and amount of work, said in the log, kept in
-`run.json`, and can be told by `--attention`, `--compile` and `--num_threads`.
+One idea: what is computed follows the config (tanh GELU, dropout, causal attention), so the saved folder is a standard
+one; how it is computed is chosen once for device, dtype, length and amount of work, logged, recorded in `run.json`, and
+can be set by `--attention`, `--compile` and `--num_threads`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
+from imagelm.accel.attention import attention_in_use
 from imagelm.accel.dropout import FastDropout
 
 # Floating-point operations of a process from which compiling the blocks (half a minute) pays: a quarter of an hour on
@@ -32,11 +33,11 @@ class ComputePlan:
     """How a training run computes.
 
     Attributes:
-        attention: transformers' name of the attention that is computed.
-        activation: The config's name of the function between the matrices.
+        attention: transformers' name of the attention.
+        activation: The config's name of the activation function.
         compiled: Whether the blocks are compiled.
         reason: Why, or why not.
-        keeps_memory: Whether freed memory stays with the process from step to step.
+        keeps_memory: Whether the process keeps freed memory from step to step.
     """
 
     attention: str
@@ -47,21 +48,27 @@ class ComputePlan:
 
     def note(self) -> str:
         """One line for the log."""
-        form = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
-        return f"attention {self.attention}, activation {self.activation}; {form}"
+        blocks = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
+        return f"attention {self.attention}, activation {self.activation}; {blocks}"
 
 
 def accelerate_training(
-    model: PreTrainedModel, device: torch.device, choice: str, flops: float, batch: tuple[int, int] | None
+    model: PreTrainedModel,
+    device: torch.device,
+    choice: str,
+    flops: float,
+    batch: tuple[int, int] | None,
+    attention: str | None = None,
 ) -> ComputePlan:
-    """Gives a model its training form; weights and names of parameters stay.
+    """Prepares a model for fast training; weights and names of parameters stay.
 
     Args:
         model: The model, not yet wrapped.
         device: Where it will train.
         choice: `--compile`: auto, on or off.
         flops: Floating-point operations that training takes in this process; decides for auto.
-        batch: Rows and length of a full batch; None where lengths differ.
+        batch: Rows and length of a full batch; None if lengths differ.
+        attention: The `attn_implementation` that the model was built with.
     """
     keeps = device.type == "cpu" and keep_memory()
     for module in list(model.modules()):
@@ -74,11 +81,8 @@ def accelerate_training(
     if compiled:
         for block in blocks(model):
             compile_in_training(block, batch)
-    names = (getattr(model.config, name, None) for name in ("activation_function", "hidden_act"))
-    activation = str(next(filter(None, names), "its own"))
-    # transformers has no public getter for the attention that it chose.
-    attention = str(model.config._attn_implementation)  # noqa: SLF001
-    return ComputePlan(attention, activation, compiled, reason, keeps)
+    activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
+    return ComputePlan(attention_in_use(model, attention), str(activation), compiled, reason, keeps)
 
 
 class FastTanhGELU(nn.Module):
@@ -101,7 +105,7 @@ def training_flops(model: PreTrainedModel, num_tokens: float) -> float:
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a decoder, in order; empty where they aren't found."""
+    """The layers of a decoder, in order; empty if they aren't found."""
     num_layers = getattr(model.config, "num_hidden_layers", None)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
@@ -110,9 +114,9 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def compile_in_training(block: nn.Module, batch: tuple[int, int] | None) -> None:
-    """Compiles a block for full batches of training; whatever else comes is computed as before.
+    """Compiles a block for full batches of training; other batches are computed as before.
 
-    So the last batch of an epoch and evaluations cost no further compilation.
+    The last batch of an epoch and evaluations therefore cost no further compilation.
     """
     plain, compiled = block.forward, torch.compile(block.forward, dynamic=None if batch is None else False)
 
@@ -124,7 +128,7 @@ def compile_in_training(block: nn.Module, batch: tuple[int, int] | None) -> None
 
 
 def keep_memory() -> bool:
-    """Has glibc keep freed memory for the next step, instead of giving it back and faulting it in anew page by page.
+    """Makes glibc keep freed memory for the next step, instead of returning it and faulting it in again page by page.
 
     Returns:
         Whether this system's C library can.
@@ -140,7 +144,7 @@ def _whether_to_compile(
     device: torch.device, choice: str, flops: float, batch: tuple[int, int] | None
 ) -> tuple[bool, str]:
     if choice != "auto":
-        return choice == "on", "as told"
+        return choice == "on", "as requested"
     if device.type != "cpu":
         return False, "not measured on this device; --compile on"
     if batch is None:

@@ -1,7 +1,7 @@
 """Dropout with four random numbers from one draw, for CPUs.
 
-One idea: torch's CPU dropout draws a number for each element (6.5 ns), inductor's even more slowly (13 ns). Whether an
-element stays needs no more than 15 bits, so each 64-bit draw decides four (1.5 ns).
+One idea: torch's CPU dropout draws a number for each element (6.5 ns); inductor's is even slower (13 ns). To decide
+whether an element is kept takes 15 bits, so each 64-bit draw decides four (1.5 ns).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BFLOAT16_ONE = 0x3F80  # the bits of 1.0
 
 
 def drop(x: Tensor, share: float) -> Tensor:
-    """Sets `share` of the elements to zero and scales the others, so that the mean stays.
+    """Sets `share` of the elements to zero and scales the others, so that the mean is unchanged.
 
     The share is rounded to 1/32,768; the scale is that of the rounded share.
     """
@@ -22,25 +22,25 @@ def drop(x: Tensor, share: float) -> Tensor:
 
 
 def draw_kept(like: Tensor, share: float) -> Tensor:
-    """1 where an element stays, 0 for the `share` that doesn't; bfloat16, the shape of `like`."""
+    """1 where an element is kept, 0 for the `share` that isn't; bfloat16, the shape of `like`."""
     num_dropped = round(share * NUM_LEVELS)
-    if like.device.type != "cpu":  # where torch's own draw is fast
+    if like.device.type != "cpu":  # torch's own draw is fast there
         return (torch.rand(like.shape, device=like.device) >= num_dropped / NUM_LEVELS).to(torch.bfloat16)
     return keep_mask(like.detach(), num_dropped)
 
 
 def kept_scale(share: float) -> float:
-    """What the elements that stay are multiplied by; 0 where none does."""
+    """The factor of the elements that are kept; 0 if none is."""
     num_dropped = round(share * NUM_LEVELS)
     return NUM_LEVELS / (NUM_LEVELS - num_dropped) if num_dropped < NUM_LEVELS else 0.0
 
 
-# An operation of its own, and marked as random: the compiler would otherwise draw as slowly as it does, or twice.
+# A custom operation, marked as random: the compiler would otherwise use its own slow draw, or draw twice.
 @torch.library.custom_op("imagelm::keep_mask", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def keep_mask(like: Tensor, num_dropped: int) -> Tensor:
-    """1 where an element stays, 0 where not; bfloat16, the shape of `like`.
+    """1 where an element is kept, 0 where not; bfloat16, the shape of `like`.
 
-    Made of bits: from a bool, which takes as long to read as the whole draw, it would be half as fast.
+    Composed of bits: a conversion from bool takes as long as the whole draw.
     """
     count = like.numel()
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)

@@ -1,7 +1,7 @@
 """The last block's feed-forward layer at the positions that are read, and nowhere else.
 
-One idea: what stands behind the last attention works on each position by itself, so where one logit a row is wanted, a
-ninth of the products of six blocks need not be done, and no logit that is read changes.
+One idea: everything after the last attention works on each position separately. If one position a row is needed, a
+ninth of the products of six blocks can be skipped, and no logit that is read changes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from imagelm.accel.compile import blocks
 
 @contextmanager
 def only_at(model: PreTrainedModel, positions: Tensor) -> Iterator[None]:
-    """While it lasts, the last block's feed-forward layer computes one position a row, and gives 0 at the others.
+    """Inside the context, the last block's feed-forward layer computes one position a row, and gives 0 at the others.
 
-    Blocks that have no plain layer of the name `mlp` (transformers' classes `…MLP`, of one input) compute as ever.
+    Blocks without a plain layer named `mlp` (transformers' classes `…MLP`, with one input) compute as usual.
 
     Args:
         model: In evaluation mode.
-        positions: int64, shape (rows,); read the model's outputs there alone.
+        positions: int64, shape (rows,); read the model's outputs only there.
     """
     layer = getattr(blocks(model)[-1], "mlp", None) if blocks(model) else None
     if layer is None or not type(layer).__name__.endswith("MLP"):

@@ -132,7 +132,7 @@ def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, C
     flops = training_flops(model, launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"]))
     batch = (args.per_device_train_batch_size, max_length) if lengths["min"] == lengths["max"] else None
     choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
-    plan = accelerate_training(model, args.device, choice, flops, batch)
+    plan = accelerate_training(model, args.device, choice, flops, batch, launch.attention())
     launch.computing = {"mixed_precision": args.mixed_precision, **asdict(plan)}
     return model, plan
 

@@ -1,7 +1,7 @@
 """What a model must beat: the majority class, and a bag of tokens.
 
-One idea: both are fitted on the training rows and scored on the test rows before anything is trained, so that no figure
-stands alone.
+One idea: both are fitted on the training rows and scored on the test rows before the model is trained, so that every
+figure has something to be compared with.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ MAX_ITERATIONS = 1_000
 def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict[str, float]:
     """Accuracy on the test rows of both baselines.
 
-    Where rows name their source image, the regression is fitted on all rows and again on the first row of each source,
-    and the better one counts: variants help a model that sees places, but blur a bag (on digits shifted by a pixel it
-    falls from 0.62 to 0.35), and a baseline that was weakened would flatter the model.
+    If rows name their source image, the regression is fitted on all rows and again on the first row of each source, and
+    the better one counts: variants help a model that sees positions, but blur a bag (on digits shifted by a pixel it
+    falls from 0.62 to 0.35), and a weakened baseline would flatter the model.
 
     Returns:
         `majority_accuracy`: always the most frequent class of the training rows.
-        `bag_of_tokens_accuracy`: logistic regression on how often each codebook token stands in the image.
+        `bag_of_tokens_accuracy`: logistic regression on how often each codebook token occurs in the image.
     """
     train_counts, train_labels = bag_of_tokens(train, grammar)
     test_counts, test_labels = bag_of_tokens(test, grammar)
     majority = np.bincount(train_labels).argmax()
     accuracies = [_regression_accuracy(train_counts, train_labels, test_counts, test_labels)]
     if "source" in train.column_names:
-        # A row that names no source is one by itself.
+        # A row without a source is its own source.
         sources = [f"row {i}" if source is None else f"source {source}" for i, source in enumerate(train["source"])]
-        _, originals = np.unique(sources, return_index=True)
-        if len(originals) < len(train_labels):
-            of_originals = train_counts[originals], train_labels[originals]
-            accuracies.append(_regression_accuracy(*of_originals, test_counts, test_labels))
+        _, first = np.unique(sources, return_index=True)
+        if len(first) < len(train_labels):
+            accuracies.append(_regression_accuracy(train_counts[first], train_labels[first], test_counts, test_labels))
     return {
         "majority_accuracy": float((test_labels == majority).mean()),
         "bag_of_tokens_accuracy": max(accuracies),
@@ -57,7 +56,7 @@ def _regression_accuracy(
 
 
 def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_array, np.ndarray]:
-    """How often each codebook token stands in each image, and the labels.
+    """How often each codebook token occurs in each image, and the labels.
 
     Returns:
         Counts of shape (rows, codebook_size), labels of shape (rows,).
@@ -69,7 +68,7 @@ def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_
         lengths = np.diff(rows.offsets.to_numpy())
         row_index = np.repeat(np.arange(len(rows)), lengths)[entries >= 0]
         entries = entries[entries >= 0]
-        # Entries of one place are summed: that is the count.
+        # Entries at the same place are summed, which gives the count.
         shape = (len(rows), grammar.codebook_size)
         blocks.append(scipy.sparse.coo_array((np.ones(len(entries)), (row_index, entries)), shape=shape).tocsr())
         labels.append(batch["label"].to_numpy())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from imagelm.tokens.grammar import Grammar, Role
 from imagelm.tokens.vocabulary import CLS
@@ -21,16 +19,16 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
     Each row is run as it is, and again with every token after `<CLS>` replaced by a random codebook or class token.
 
     Args:
-        model: What to test; left in the mode it was in.
-        grammar: Of its vocabulary.
+        model: The model; keeps its mode (training or evaluation).
+        grammar: That of its vocabulary.
         rows: Whole rows of ids, each of shape (length,).
-        seed: Of the random tokens.
+        seed: Seed of the random tokens.
 
     Returns:
         The largest difference between the slot's logits.
 
     Raises:
-        LeakError: It's more than float noise.
+        LeakError: It is more than float noise.
         DivergedError: Logits aren't finite.
     """
     device, was_training = next(model.parameters()).device, model.training
@@ -45,13 +43,13 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
             changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
             logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()
             if not logits.isfinite().all():
-                raise DivergedError("the model's logits aren't finite, so nothing can be said of it")
+                raise DivergedError("the model's logits aren't finite, so the leak proof can't be done")
             worst = max(worst, (logits[0] - logits[1]).abs().max().item())
     model.train(was_training)
     if worst > LEAK_TOLERANCE:
         raise LeakError(
             f"changing the tokens after {CLS} moved the logits of the class slot by {worst:.3g} (float noise is below "
-            f"{LEAK_TOLERANCE}): the model sees the answer, and none of its figures can be believed. "
-            "Is the architecture causal?"
+            f"{LEAK_TOLERANCE}): the model sees the answer, so its figures are worthless. "
+            "Choose a causal architecture"
         )
     return worst

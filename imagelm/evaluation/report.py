@@ -1,7 +1,7 @@
 """Plots and the training report.
 
-One idea: a report shows n, an interval, the baselines and the command beside every figure, and takes all of them from
-the evaluation of the saved model.
+One idea: a report shows n, an interval, the baselines and the command with every figure, and takes all of them from the
+evaluation of the saved model.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, s
 
 
 def summary(results: dict, run: dict, report: Path) -> str:
-    """The end of a run in a few lines, for people."""
+    """The results of a run in a few lines of text."""
     n = results["eval_samples"]
     low, high = results["eval_cls_accuracy_interval"]
     majority, bag = results["majority_accuracy"], results["bag_of_tokens_accuracy"]
@@ -91,7 +91,7 @@ def summary(results: dict, run: dict, report: Path) -> str:
         ("CLS-slot accuracy", f"{results['eval_cls_accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})"),
         ("  majority class", f"{majority:.4f} (baseline)"),
         ("  bag of tokens", f"{bag:.4f} (baseline)"),
-        ("leak proof", f"slot logits moved by {results['leak_proof_difference']:.1e} when the answer was changed"),
+        ("leak proof", f"slot logits changed by {results['leak_proof_difference']:.1e} when the answer was changed"),
         ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
         ("report and plots", f"{report}"),
     ]
@@ -124,21 +124,22 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
             results["class_names"], results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True
         )
     )
-    pictures = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     hardware = run["hardware"]
     machine = f"{hardware['device']}, {hardware['num_processes']} processes of {hardware['num_threads']} threads"
     return f"""# Training report
 
-Evaluated on {n} held-out rows in fp32, from the saved folders: `best_model` of step {results["step"]}, `final_model` of
-step {final["step"]}.
+Evaluated on {n} held-out rows in fp32, after loading the saved folders: `best_model` of step {results["step"]},
+`final_model` of step {final["step"]}.
 
 | | best_model | final_model |
 |---|---|---|
 {table}
 
 CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {n}, 95 % interval {low:.4f} to
-{high:.4f}). The best model was chosen on these same rows, which favours it; `final_model` was not chosen.
+{high:.4f}). The best model was selected on these same rows, so its figures are optimistic; `final_model` was not
+selected.
 
 | baseline | accuracy on the same rows |
 |---|---|
@@ -146,9 +147,9 @@ CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {
 | bag of tokens (logistic regression) | {results["bag_of_tokens_accuracy"]:.4f} |
 
 **Leak proof.** In {results["leak_proof_rows"]} held-out rows everything after `<CLS>` was replaced by random tokens:
-the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The model doesn't see the answer.
+the slot's logits changed by at most {results["leak_proof_difference"]:.1e}. The model doesn't see the answer.
 
-{pictures}
+{plots}
 
 | class | rows | accuracy |
 |---|---|---|
@@ -161,7 +162,7 @@ the slot's logits moved by {results["leak_proof_difference"]:.1e} at most. The m
 {stats["bad_rows"]["total"]} bad rows skipped, {stats["repaired_tails"]} tails repaired; {cut["rows_cut"]} rows cut,
 {cut["share_of_image_tokens_cut"]:.2%} of image tokens. Fingerprint `{stats["fingerprint"]}`.
 
-## How it was made
+## How to repeat it
 
     {run["command"]}
 

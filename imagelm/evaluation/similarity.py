@@ -1,7 +1,7 @@
-"""How near a continuation comes to the truth: token accuracy, BLEU and ROUGE.
+"""How close a continuation is to the truth: token accuracy, BLEU and ROUGE.
 
-One idea: tokens are words that are cut at white space and nowhere else, so the text metrics are computed by their
-reference implementations (sacrebleu, rouge-score) without the tokenizers these would bring along.
+One idea: tokens are words split at white space and nowhere else, so the text metrics are computed by their reference
+implementations (sacrebleu, rouge-score) without these libraries' own tokenizers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
 
 
 class WhitespaceTokenizer(Tokenizer):
-    """Words as they stand; rouge-score's own would cut `<Z_012>` into `z` and `012`."""
+    """Splits at white space; rouge-score's own tokenizer splits `<Z_012>` into `z` and `012`."""
 
     def tokenize(self, text: str) -> list[str]:
         """The words of a text."""
@@ -25,7 +25,7 @@ class WhitespaceTokenizer(Tokenizer):
 
 
 def token_accuracy(drawn: Sequence[str], true: Sequence[str]) -> float:
-    """Share of the true tokens that stand at their place; what is missing counts as wrong, what is too much not."""
+    """Share of the true tokens at their position; missing tokens count as wrong, surplus tokens don't count."""
     return sum(a == b for a, b in zip(drawn, true, strict=False)) / len(true)
 
 
@@ -36,9 +36,9 @@ def rouge(drawn: Sequence[str], true: Sequence[str]) -> dict[str, float]:
 
 
 def bleu(drawn: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU of all continuations, 0 to 100, and sacrebleu's signature, which says how it was computed.
+    """Corpus BLEU of all continuations, 0 to 100, and sacrebleu's signature, which records how it was computed.
 
-    Up to 4-grams; where all texts are shorter, up to their length (sacrebleu's effective order).
+    Up to 4-grams; if all texts are shorter, up to their length (sacrebleu's effective order).
     """
     metric = BLEU(tokenize="none", force=True, effective_order=True)
     score = metric.corpus_score([" ".join(words) for words in drawn], [[" ".join(words) for words in true]])

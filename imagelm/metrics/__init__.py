@@ -1,8 +1,8 @@
-"""Perplexity, next-token accuracy, CLS-slot accuracy and its kin.
+"""Perplexity, next-token accuracy, CLS-slot accuracy and related figures.
 
 One idea: logits are reduced on the device to a few sums a row (`RowReduction`), so that evaluation memory grows with
 rows, never with rows × length × vocabulary; every figure is then computed from these sums over the whole split. The
-figures themselves are `evaluate` modules in the folders beside, which can be loaded one by one.
+figures themselves are `evaluate` modules in the sub-folders, which can be loaded one by one.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from imagelm.metrics.perplexity.perplexity import Perplexity
 from imagelm.tokens.grammar import Grammar
 
 IGNORE_INDEX = -100  # the label of positions that aren't scored, in torch and transformers
-# What is kept of a row, in this order.
+# The figures of a row, in this order.
 COLUMNS = (
     "nll",  # summed negative log-likelihood of the scored tokens, in nats
     "num_tokens",
     "num_correct",  # arg max over the whole vocabulary
-    "image_nll",  # the same over codebook tokens alone
+    "image_nll",  # summed over codebook tokens only
     "num_image_tokens",
     "slot_nll",  # of the class token, over the whole vocabulary
     "prediction",  # arg max over the class tokens
@@ -73,7 +73,7 @@ def _is_first_max(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class RowReduction:
-    """Reduces logits to `COLUMNS`; made for Trainer's `preprocess_logits_for_metrics`.
+    """Reduces logits to `COLUMNS`; for Trainer's `preprocess_logits_for_metrics`.
 
     Labels are the input ids, −100 at padding; the one shift happens here as it does in the model's loss.
     """
@@ -89,8 +89,8 @@ class RowReduction:
         Args:
             logits: Shape (rows, length, vocabulary).
             labels: Shape (rows, length).
-            nll: What `token_nll` gave for the same rows, where the loss has computed it already; it may lack padding
-                that stands on the right by now.
+            nll: What `token_nll` gave for the same rows, where the loss has computed it already; it may lack
+                padding that was added on the right since.
 
         Returns:
             float32, shape (rows, len(COLUMNS)). Counts are exact up to 2²⁴ tokens a row.
@@ -129,10 +129,10 @@ class RowReduction:
 
 
 class ComputeMetrics:
-    """All figures of a split from the reduced rows; made for Trainer's `compute_metrics`.
+    """All figures of a split from the reduced rows; for Trainer's `compute_metrics`.
 
     Attributes:
-        details: What is no single number (confusion matrix, per-class accuracy) of the last call.
+        details: The figures of the last call that aren't single numbers (confusion matrix, per-class accuracy).
     """
 
     def __init__(self, num_classes: int) -> None:

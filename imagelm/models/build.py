@@ -1,7 +1,7 @@
 """Config → a causal language model from scratch, or a checkpoint to fine-tune.
 
-One idea: any causal architecture of transformers will do; vocabulary and special tokens always come from the data's
-tokenizer, positions from the data's longest row, and whatever doesn't fit is refused before a step is trained.
+One idea: any causal architecture of transformers works; vocabulary and special tokens always come from the data's
+tokenizer, positions from the data's longest row, and anything that doesn't fit is refused before training starts.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from imagelm.utils.errors import InputError
 
 # The size of a model from scratch, in the names that transformers shares between architectures.
 DEFAULT_SIZE = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 384}
-# tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which takes several.
+# tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which needs several.
 GPT2_ACTIVATION = "gelu_pytorch_tanh"
-# Dropout slows every step and helps only where data are few; recipes that need it set it.
+# Dropout slows every step and helps only with few data; recipes that need it set it.
 GPT2_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
@@ -70,10 +70,10 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     """Loads a saved model in fp32, ready to be evaluated.
 
     Raises:
-        RuntimeError: The folder's weights aren't exactly those of its architecture; transformers would fill the rest
-            with random numbers.
+        RuntimeError: The folder's weights don't match its architecture; transformers would fill missing ones with
+            random numbers.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair with output_loading_info, which its types don't know
+    loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its annotation doesn't say
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
     model, loading = loaded
@@ -84,16 +84,16 @@ def load_model(folder: str | Path) -> PreTrainedModel:
 
 
 def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:
-    """Writes the classes' names into the config, where `<CLS_3>` is found to mean "cat" without any code of ours."""
+    """Writes the classes' names into the config, so that `<CLS_3>` can be read as "cat" without our code."""
     model.config.id2label = dict(enumerate(class_names))
     model.config.label2id = {name: label for label, name in enumerate(class_names)}
 
 
 def fix_loss_scale(model: PreTrainedModel) -> None:
-    """Makes Trainer count the scored tokens right.
+    """Makes Trainer count the scored tokens correctly.
 
-    GPT-2's class names no loss type, so Trainer counts the first position, which is never predicted, into the divisor
-    of the loss: loss and gradients come out times (L−1)/L. Naming the type before the Trainer is built mends it.
+    GPT-2's class has no loss type, so Trainer also counts the first position, which is never predicted: loss and
+    gradients are too small by (L−1)/L. Setting the type before the Trainer is built fixes it.
     """
     model.loss_type = "ForCausalLM"
 
@@ -106,7 +106,7 @@ def _from_scratch(
         raise InputError(f"model type {blank.model_type} has no causal language model; try gpt2, llama or qwen3")
     values = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     values |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    # One name a field: GPT-2 knows n_layer as num_hidden_layers too, and both at once would contradict each other.
+    # One name a field: GPT-2 also accepts num_hidden_layers for n_layer, and both at once could contradict each other.
     aliases = {own: shared for shared, own in (blank.attribute_map or {}).items()}
     overrides = _parse_overrides(arguments.config_overrides, blank)
     overrides = {aliases.get(name, name): value for name, value in overrides.items()}
@@ -129,16 +129,16 @@ def _from_scratch(
 
 
 def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
-    """The attention, or None where it's ours and the architecture has no place for it."""
+    """The attention, or None if it is ours and the architecture doesn't support it."""
     if attention != CAUSAL_PRODUCT:
         return attention
     register_causal_product()
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return attention if getattr(architecture, "_supports_attention_backend", False) else None
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return attention if architecture is not None and architecture.is_backend_compatible() else None
 
 
 def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
-    """The config to begin with: the user's file, or the defaults of the architecture."""
+    """The config to start from: the user's file, or the defaults of the architecture."""
     if arguments.model_config_file:
         try:
             return AutoConfig.from_pretrained(arguments.model_config_file, trust_remote_code=False)
@@ -150,7 +150,7 @@ def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
 
 
 def _sizes(blank: PretrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Our default size, with what an architecture derives from it derived from the user's size where one is given."""
+    """Our default size; fields that an architecture derives from its size follow the user's size if one is given."""
     chosen = DEFAULT_SIZE | overrides
     sizes: dict[str, Any] = {name: chosen[name] for name in DEFAULT_SIZE}
     if blank.model_type == "gpt2":
@@ -163,9 +163,9 @@ def _sizes(blank: PretrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]
     return sizes | {name: value for name, value in derived.items() if hasattr(blank, name)}
 
 
-def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, object]:
-    """`"n_layer=4,n_embd=128"` → values of the types that the config holds; by YAML where it holds None."""
-    overrides: dict[str, object] = {}
+def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, Any]:
+    """`"n_layer=4,n_embd=128"` → values of the types in the config; read as YAML if the config holds None."""
+    overrides: dict[str, Any] = {}
     for entry in filter(None, (text or "").split(",")):
         name, equals, value = entry.strip().partition("=")
         if not equals or not hasattr(blank, name):
@@ -179,7 +179,7 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, obj
             else:
                 overrides[name] = yaml.safe_load(value)
         except (ValueError, KeyError, yaml.YAMLError) as error:
-            raise InputError(f"--config_overrides: {entry.strip()!r} is no {type(current).__name__}") from error
+            raise InputError(f"--config_overrides: {entry.strip()!r} isn't a valid {type(current).__name__}") from error
     return overrides
 
 

@@ -1,6 +1,6 @@
-"""What a saved model needs to take pictures: codec, processor, pipeline, and the code they come with.
+"""What a saved model needs to accept images: codec, processor, pipeline, and their code.
 
-One idea: all of it is added to a folder that is complete without; whoever loads the bare model never touches it.
+One idea: all of it is added to a folder that is complete without it; loading the plain model never touches it.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ def add_processor(folder: Path, processor: ImageLMProcessor) -> None:
 
 
 def copy_code(folder: Path) -> None:
-    """Puts the code that reads pictures into a folder."""
+    """Copies the code that reads images into a folder."""
     for name in CODE_FILES:
         shutil.copyfile(Path(published.__file__).parent / name, folder / name)

@@ -1,4 +1,4 @@
-"""Saving a model so that every version of transformers reads it."""
+"""Saving a model so that every version of transformers can load it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def weights_sha256(folder: Path) -> str:
     """Identifies the weights of a saved model: SHA-256 over its safetensors files in the order of their names.
 
-    For a model of one file it is the file's own, as the Hub shows it.
+    For a model of one file it is that file's SHA-256, as the Hub shows it.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.glob("model*.safetensors")):
@@ -29,7 +25,7 @@ def weights_sha256(folder: Path) -> str:
 def save_model(
     model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, state_dict: dict[str, torch.Tensor]
 ) -> None:
-    """Saves weights (safetensors), config and generation config as a user wants to load them.
+    """Saves weights (safetensors), config and generation config, ready for inference.
 
     Args:
         model: Names the class and holds the config.
@@ -43,7 +39,7 @@ def save_model(
         pad_token_id=tokenizer.pad_token_id,
         max_length=getattr(model.config, "max_position_embeddings", tokenizer.model_max_length),
     )
-    # Trainer switches the cache off, which is right for training; drawing without it is quadratic.
+    # Trainer turns the cache off, which is right for training; generation without it is quadratic.
     use_cache, model.config.use_cache = model.config.use_cache, True
     model.save_pretrained(folder, state_dict=state_dict)
     model.config.use_cache = use_cache

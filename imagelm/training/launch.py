@@ -30,7 +30,7 @@ from imagelm.utils.errors import InputError
 
 # Training arguments that are refused, and why: each would make a figure wrong or omit it.
 UNWANTED_ARGUMENTS = {
-    "load_best_model_at_end": (bool, "best_model is kept beside final_model anyway"),
+    "load_best_model_at_end": (bool, "best_model and final_model are both kept anyway"),
     "label_smoothing_factor": (bool, "a smoothed loss has no perplexity"),
     "bf16_full_eval": (bool, "figures are reported in fp32"),
     "fp16_full_eval": (bool, "figures are reported in fp32"),

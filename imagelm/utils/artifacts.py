@@ -16,7 +16,7 @@ CODEC_FOLDER = "codec"
 RUN_FILE = "run.json"
 BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
 RESULTS_FILE = "eval_results.json"
-# What a model's folder holds beside the model, so that it can be told of wherever the folder goes.
+# Records in a model's folder, so that they go wherever the folder goes.
 HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.json"

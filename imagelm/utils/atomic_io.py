@@ -1,7 +1,7 @@
 """Output folders that are either whole or absent.
 
-One idea: write beside the final place, bring it to the disk (fsync), then rename. A reader never sees half a folder,
-an old one stays until the new one is complete, and neither a kill nor a power cut changes that.
+One idea: write next to the final path, flush it to the disk (fsync), then rename. A reader never sees half a folder,
+and an old one is kept until the new one is complete, even if the process is killed or the power fails.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from safetensors import SafetensorError
 from imagelm.utils.errors import InputError, StorageError, describe
 from imagelm.utils.text import first_line
 
-# What a library raises where a write fails; RuntimeError is torch's, and has other meanings too.
+# What libraries raise if a write fails; RuntimeError is torch's, and has other meanings too.
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
-RENAME_EXCHANGE = 2  # of Linux's renameat2: two names change places in one step
-# What `atomic_folder` and `atomic_file` write beside a final place, and what may be left there by a kill.
+RENAME_EXCHANGE = 2  # of Linux's renameat2: two paths are exchanged in one step
+# The names that `atomic_folder` and `atomic_file` write to, and that a killed process may leave behind.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-[^.]+")
 
 
 def check_folder_name(name: str) -> None:
-    """Refuses an output folder that can't come to be.
+    """Refuses an output folder that can't be created.
 
     Raises:
         InputError: The name is empty, or it or a folder above it is a file.
@@ -44,12 +44,12 @@ def check_folder_name(name: str) -> None:
 
 
 def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
-    """Refuses an output folder that exists, unless it may be overwritten and is one that we wrote.
+    """Refuses an output folder that exists, unless it may be overwritten and this program wrote it.
 
     Args:
         path: The folder to be written.
-        marker: A file that only a folder of this kind holds. `--overwrite` replaces nothing else, so that a slip such
-            as `--output_dir ~ --overwrite` can't delete a home folder.
+        marker: A file that only a folder of this kind holds. `--overwrite` replaces nothing else, so that a mistake
+            such as `--output_dir ~ --overwrite` can't delete a home folder.
         overwrite: Whether the user asked to replace what is there.
 
     Raises:
@@ -70,7 +70,7 @@ def check_output_free(path: Path, marker: str, overwrite: bool) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a staging folder beside `path`; on success it takes the place of `path`, on any error it vanishes."""
+    """Yields a staging folder next to `path`; on success it replaces `path`, on any error it is removed."""
     path = Path(path).resolve()
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; on success that file takes the place of `path`, on any error it goes."""
+    """Yields a path next to `path` to write to; on success it replaces `path`, on any error it is removed."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -113,7 +113,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict:
-    """Reads a JSON object that this project wrote."""
+    """Reads a JSON object that this program wrote."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -122,16 +122,16 @@ def read_input(path: str | Path, option: str, max_bytes: int = 64 << 20) -> byte
 
     Args:
         path: The file.
-        option: What named it, for messages.
-        max_bytes: A larger file can't be what is meant, and would only fill the memory.
+        option: The option that names it, for messages.
+        max_bytes: A larger file can't be the right one, and would only fill the memory.
 
     Raises:
-        InputError: It can't be read, isn't an ordinary file (a device or a pipe may never end), or is too large.
+        InputError: It can't be read, isn't a regular file (a device or a pipe may never end), or is too large.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise InputError(f"{option} {path} is {kind}; name a file")
         if status.st_size > max_bytes:
             raise InputError(f"{option} {path} has {status.st_size:,} bytes; expected at most {max_bytes:,}")
@@ -142,14 +142,14 @@ def read_input(path: str | Path, option: str, max_bytes: int = 64 << 20) -> byte
         raise InputError(f"{option} {str(path)!r}: {error}") from error
 
 
-def remove_leftovers(folder: Path, names: re.Pattern) -> None:
-    """Removes what killed writers left beside their final places, and brings a folder back that had stepped aside.
+def remove_leftovers(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes what killed writers left behind, and restores a folder that was moved aside.
 
-    Call it only where nobody else writes into the folder.
+    Call it only if no other process writes into the folder.
 
     Args:
-        folder: Where the final places are.
-        names: Which final places are meant.
+        folder: The folder that holds the final paths.
+        names: The names of the final paths.
     """
     for entry in folder.iterdir():
         match = LEFTOVER.fullmatch(entry.name)
@@ -161,7 +161,7 @@ def remove_leftovers(folder: Path, names: re.Pattern) -> None:
 
 
 def replace_folder(staging: Path, path: Path) -> None:
-    """Makes a finished folder the one that stands at `path`; one that stood there goes once the new one is in place."""
+    """Moves a finished folder to `path`; an earlier one is removed once the new one is in place."""
     sync_folder(staging)
     if not path.exists():
         os.rename(staging, path)
@@ -173,7 +173,7 @@ def replace_folder(staging: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until all files under a folder, and the folder itself, are on the disk."""
+    """Flushes all files under a folder, and the folder itself, to the disk."""
     for where, _, names in os.walk(folder):
         for name in names:
             _sync(Path(where, name))
@@ -181,7 +181,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _replace_occupied(staging: Path, path: Path) -> None:
-    # Without the exchange the old one steps aside first, and comes back if the new one can't take its place.
+    # Without the exchange the old one is moved aside first, and restored if the new one can't be moved in.
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
     os.rename(path, old / path.name)
     try:
@@ -194,7 +194,7 @@ def _replace_occupied(staging: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Lets two names change places in one step; False where the system or the file system can't."""
+    """Exchanges two paths in one step; False if the system or the file system can't."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -227,7 +227,7 @@ def raise_storage_error(path: Path, what_remains: str) -> Iterator[None]:
 
     Args:
         path: What is being written.
-        what_remains: How things stand then, for people.
+        what_remains: The state after the failure, for the message.
 
     Raises:
         StorageError: Writing failed.
@@ -239,10 +239,10 @@ def raise_storage_error(path: Path, what_remains: str) -> Iterator[None]:
 
 
 def why_not_written(error: Exception, folder: Path) -> str:
-    """The system's reason; of a library that doesn't pass it on, what a small file in `folder` meets.
+    """The system's reason; if a library doesn't pass it on, the one that a small file in `folder` meets.
 
     Raises:
-        RuntimeError: The error itself, where it has nothing to do with writing.
+        RuntimeError: The error itself, if it isn't about writing.
     """
     if isinstance(error, OSError) and error.errno:
         return describe(error)

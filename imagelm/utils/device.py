@@ -1,7 +1,7 @@
-"""What this machine computes well: the dtype and the number of threads of a run.
+"""The device, dtype and number of threads that suit this machine.
 
-One idea: one `accelerate_config.yaml` asks for bfloat16 everywhere; where the hardware would only emulate it, the run
-takes what the device is good at, and says so.
+One idea: one `accelerate_config.yaml` requests bfloat16 everywhere; if the hardware only emulates it, the run uses a
+dtype that the device computes fast, and logs it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"  # set to 1 by `accelerate launch` unless t
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; "auto" is a GPU where there is one.
+    """The device of `--device`; "auto" is a GPU if there is one.
 
     Raises:
-        InputError: There is no such device here.
+        InputError: This machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,11 +76,10 @@ def resolve_mixed_precision(use_cpu: bool) -> str | None:
 def set_num_threads(num_threads: int) -> int:
     """Sets the number of CPU threads of this process and returns it.
 
-    `accelerate launch` gives a process one OpenMP thread unless told otherwise, which leaves the other cores idle.
+    `accelerate launch` gives a process one OpenMP thread by default, which leaves the other cores idle.
 
     Args:
-        num_threads: 0 shares the cores among the processes of this machine, unless `OMP_NUM_THREADS` asks for more
-            than one.
+        num_threads: 0 shares the cores among the processes of this machine, unless `OMP_NUM_THREADS` is above 1.
     """
     if num_threads == 0:
         asked = int(os.environ.get(THREADS_VARIABLE) or 1)

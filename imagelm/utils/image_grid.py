@@ -1,6 +1,6 @@
 """Many small images as one PNG: a grid with titles and captions.
 
-One idea: pure functions on uint8 arrays; pixels are enlarged by whole factors, so what is shown is what is there.
+One idea: pure functions on uint8 arrays; pixels are enlarged by whole factors, so no pixel is interpolated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CELL = 96  # small images are enlarged to about this many pixels
 GAP = 8
 FONT_SIZE = 13
 BACKGROUND, INK, MUTED = 255, (20, 20, 20), (110, 110, 110)
-# What isn't known yet: no grey of an image looks like these stripes.
+# For unknown tokens: no grey of an image looks like these stripes.
 STRIPE_WIDTH, STRIPES = 6, ((196, 204, 222), (226, 231, 241))
 
 
@@ -35,7 +35,7 @@ def image_grid(
         images: uint8, each of shape (height, width), (height, width, 1) or (height, width, 3); of any sizes.
         num_columns: Images a row.
         titles: One above each column.
-        captions: One below each image; several lines are parted by newlines.
+        captions: One below each image; newlines separate lines.
         cell: Size that small images are enlarged to, in pixels.
 
     Returns:
@@ -56,17 +56,17 @@ def image_grid(
     corners = [(head + i // num_columns * height, GAP + i % num_columns * width) for i in range(len(tiles))]
     for (top, left), tile in zip(corners, tiles, strict=True):
         canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    picture = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(image)
     for i, title in enumerate(titles or []):
         pen.text((GAP + i * width, GAP // 2), title, fill=INK, font=font)
     for (top, left), tile, caption in zip(corners, tiles, captions, strict=False):
         pen.multiline_text((left, top + tile.shape[0] + 1), caption, fill=MUTED, font=font, spacing=2)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def hide_unknown(image: np.ndarray, num_known: int, grid: tuple[int, int]) -> np.ndarray:
-    """An image of which only the first tokens are known: light stripes cover the rest.
+    """An image with light stripes over all but its first tokens.
 
     Args:
         image: uint8, shape (height, width, channels).

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 
 from imagelm.data.load import load_prepared
 from imagelm.evaluation.leakage import prove_no_leak
-from imagelm.evaluation.report import _plot_confusion, _save
+from imagelm.evaluation.report import write_plots
 from imagelm.models.build import fix_loss_scale, load_model
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
@@ -349,8 +349,8 @@ def test_muon_updates_hidden_matrices_and_leaves_the_rest_to_adamw(tokenizer):
 def test_any_class_name_may_stand_in_plots_and_tables(tmp_path):
     names = ["$x^$", "a|b\\c", "<b>", "two\nlines"]
     matrix = (np.eye(4) * 5).astype(int)
-    _save(tmp_path / "plot.png", _plot_confusion, matrix, names)
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    write_plots(tmp_path, {"eval_confusion_matrix": matrix.tolist(), "class_names": names}, history=[])
+    assert (tmp_path / "confusion_matrix.png").stat().st_size > 5000
     assert [table_cell(name) for name in names] == ["$x^$", "a\\|b\\\\c", "&lt;b>", "two lines"]
     assert (
         table_cell("*b* _i_ `c` [l](u) snake_case a&lt;") == "\\*b\\* \\_i\\_ \\`c\\` \\[l\\](u) snake_case a&amp;lt;"

@@ -41,8 +41,8 @@ class ClsCalibrationError(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int], confidences: list[float]) -> dict[str, float]:
         correct = np.array(predictions) == np.array(references)
-        stated = np.array(confidences)
+        confidence = np.array(confidences)
         # Bins are open below and closed above, as in the paper.
-        bins = np.clip(np.ceil(stated * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-        gaps = np.bincount(bins, weights=correct - stated, minlength=NUM_BINS)
+        bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+        gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
         return {"cls_calibration_error": float(np.abs(gaps).sum() / len(correct))}
