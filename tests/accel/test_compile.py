@@ -8,10 +8,11 @@ import platform
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, in_chunks, register_causal_product
+from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, attention_in_use, in_chunks, register_causal_product
 from imagelm.accel.compile import (
     COMPILE_FLOPS,
     FastTanhGELU,
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 LENGTH = 201
 
 
-def gpt2(attention: str, **values) -> torch.nn.Module:
+def gpt2(attention: str | None, **values) -> torch.nn.Module:
     register_causal_product()
     torch.manual_seed(0)
     config = GPT2Config(
@@ -64,8 +65,8 @@ def test_the_training_form_has_the_loss_and_gradient_of_the_stock_model(referenc
 def test_a_compiled_block_has_the_gradient_of_the_stock_model(ids):
     stock, ours = gpt2("sdpa", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), None
     ours = gpt2(CAUSAL_PRODUCT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    form = accelerate_training(ours, CPU, "on", 0.0, tuple(ids.shape))
-    assert form.compiled
+    plan = accelerate_training(ours, CPU, "on", 0.0, tuple(ids.shape))
+    assert plan.compiled
     assert set(ours.state_dict()) == set(stock.state_dict())
     (expected, gradient), (found, ours_gradient) = loss_and_gradient(stock, ids), loss_and_gradient(ours, ids)
     assert found == pytest.approx(expected, abs=1e-6)
@@ -96,7 +97,7 @@ def test_padding_changes_no_logit_of_a_token(side, ids):
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
 
 
-def test_drawing_with_a_cache_gives_the_tokens_of_sdpa(ids):
+def test_generation_with_a_cache_gives_the_tokens_of_sdpa(ids):
     stock, ours = gpt2("sdpa").eval(), gpt2(CAUSAL_PRODUCT).eval()
     drawn = [model.generate(ids[:, :9], max_length=30, do_sample=False, pad_token_id=2) for model in (stock, ours)]
     assert torch.equal(*drawn)
@@ -118,7 +119,7 @@ def test_grouped_heads_and_windows_are_those_of_sdpa(ids):
 
 
 @pytest.mark.parametrize("length", [2, 54, 128, 201, 789])
-def test_chunks_of_rows_leave_nothing_out(length):
+def test_chunks_of_rows_omit_nothing(length):
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for _ in range(3))
     expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     torch.testing.assert_close(in_chunks(q, k, v, 0.0), expected)
@@ -188,7 +189,7 @@ def test_what_dropout_drops_has_no_gradient(compiled):
     torch.testing.assert_close(x.grad[y != 0], (6 * (1 - torch.tanh(x) ** 2))[y != 0])
 
 
-def test_dropout_follows_the_seed_and_rests_in_evaluation():
+def test_dropout_follows_the_seed_and_is_off_in_evaluation():
     layer, x = FastDropout(0.3), torch.randn(100)
     torch.manual_seed(5)
     first = layer(x)
@@ -203,16 +204,32 @@ def test_short_runs_ragged_rows_and_other_devices_are_not_compiled():
         (CPU, COMPILE_FLOPS * 2, None, "length"),
         (torch.device("cuda"), COMPILE_FLOPS * 2, (8, 16), "not measured"),
     ):
-        form = accelerate_training(gpt2("sdpa"), device, "auto", flops, batch)
-        assert not form.compiled and reason in form.note()
+        plan = accelerate_training(gpt2("sdpa"), device, "auto", flops, batch)
+        assert not plan.compiled and reason in plan.note()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
-def test_glibc_can_be_told_to_keep_memory():
+def test_glibc_can_keep_memory():
     assert keep_memory()
 
 
-def test_how_a_run_computed_is_said_and_kept(prepared, tmp_path):
+@pytest.mark.parametrize("requested", [None, "eager", "sdpa", CAUSAL_PRODUCT])
+def test_the_recorded_attention_is_the_one_that_is_computed(requested, ids, monkeypatch):
+    """transformers calls the function of that name."""
+    register_causal_product()
+    model, called = gpt2(requested), []
+    name = attention_in_use(model, requested)
+    assert name == (requested or "sdpa")
+    if name != "eager":  # the one that isn't in the registry
+        function = AttentionInterface()[name]
+        monkeypatch.setitem(
+            ALL_ATTENTION_FUNCTIONS, name, lambda *args, **kwargs: called.append(name) or function(*args, **kwargs)
+        )
+        model(input_ids=ids)
+        assert called == [name] * 2  # once a layer
+
+
+def test_how_a_run_computed_is_logged_and_recorded(prepared, tmp_path):
     done = train(prepared, tmp_path / "out", "--max_steps", "2", "--attention", "eager", "--eval_strategy", "no")
     assert "attention eager, activation gelu_pytorch_tanh; blocks not compiled" in done.stdout
     computing = json.loads((tmp_path / "out" / "run.json").read_text())["computing"]

@@ -40,7 +40,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it never came to be"
+        assert time.monotonic() < end, "it never happened"
         time.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""Faults really made: signals, full and read-only file systems, damaged checkpoints, numbers that aren't finite."""
+"""Real faults: signals, full and read-only file systems, damaged checkpoints, numbers that aren't finite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def uninterrupted(prepared, tmp_path_factory) -> Path:
     return output
 
 
-def settle(output: Path, identity: dict | None = None, **options):
+def plan_of(output: Path, identity: dict | None = None, **options):
     named = options.pop("named", None)
     args = TrainingArguments(output_dir=str(output), resume_from_checkpoint=named and str(named), use_cpu=True)
     identity = identity or json.loads((output / "run.json").read_text())["identity"]
@@ -87,13 +87,13 @@ def test_each_damaged_file_of_the_newest_checkpoint_is_found_and_the_one_before_
     for name in files:
         shutil.copytree(cut / "checkpoint-120", cut / "kept")
         damage(cut / "checkpoint-120" / name)
-        settled = settle(cut)
-        assert settled.checkpoint == str(cut / "checkpoint-110"), name
-        assert settled.notes[0].startswith(f"passed over {cut / 'checkpoint-120'}: ")
-        assert name in settled.notes[0]
+        plan = plan_of(cut)
+        assert plan.checkpoint == str(cut / "checkpoint-110"), name
+        assert plan.notes[0].startswith(f"passed over {cut / 'checkpoint-120'}: ")
+        assert name in plan.notes[0]
         shutil.rmtree(cut / "checkpoint-120")
         (cut / "kept").rename(cut / "checkpoint-120")
-    assert settle(cut).checkpoint == str(cut / "checkpoint-120")
+    assert plan_of(cut).checkpoint == str(cut / "checkpoint-120")
 
 
 PARTS = {"optimizer.pt": "optimizer", "scheduler.pt": "scheduler", "rng_state.pth": "random numbers"}
@@ -105,27 +105,27 @@ def test_a_missing_state_is_an_error_unless_it_is_allowed_and_weights_and_step_a
     for folder in cut.glob("checkpoint-*"):
         (folder / name).unlink()
     with pytest.raises(InputError, match=f"{name} is missing") as error:
-        settle(cut)
+        plan_of(cut)
     assert ("--allow_partial_resume" in str(error.value)) == (name in PARTS)
     if name not in PARTS:
         with pytest.raises(InputError, match="no checkpoint of it is whole"):
-            settle(cut, allow_partial=True)
+            plan_of(cut, allow_partial=True)
         return
-    settled = settle(cut, allow_partial=True)
-    assert settled.missing == [PARTS[name]]
-    assert settled.notes[-1] == f"{cut / 'checkpoint-120'} is resumed without its {PARTS[name]}"
-    given = {file.name for file in Path(settled.checkpoint).iterdir()}
+    plan = plan_of(cut, allow_partial=True)
+    assert plan.missing == [PARTS[name]]
+    assert plan.notes[-1] == f"{cut / 'checkpoint-120'} is resumed without its {PARTS[name]}"
+    given = {file.name for file in Path(plan.checkpoint).iterdir()}
     assert given == {file.name for file in (cut / "checkpoint-120").iterdir()} - {MANIFEST_FILE}
 
 
 def test_a_named_checkpoint_is_taken_if_it_is_whole(cut):
-    assert settle(cut, named=cut / "checkpoint-100").checkpoint == str(cut / "checkpoint-100")
+    assert plan_of(cut, named=cut / "checkpoint-100").checkpoint == str(cut / "checkpoint-100")
     truncate(cut / "checkpoint-100/optimizer.pt")
     with pytest.raises(InputError, match=r"optimizer\.pt has .* bytes instead of"):
-        settle(cut, named=cut / "checkpoint-100")
+        plan_of(cut, named=cut / "checkpoint-100")
     truncate(cut / "checkpoint-100/config.json")
     with pytest.raises(InputError, match="can't be resumed"):
-        settle(cut, named=cut / "checkpoint-100", allow_partial=True)
+        plan_of(cut, named=cut / "checkpoint-100", allow_partial=True)
 
 
 def test_a_run_goes_on_without_its_optimizer_at_the_learning_rate_of_its_step(prepared, cut):
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_diff
     (cut / "checkpoint-120/data_state.json").write_text(json.dumps(state))
     write_manifest(cut / "checkpoint-120")
     with pytest.raises(InputError) as error:
-        settle(cut)
+        plan_of(cut)
     assert f"{cut / 'checkpoint-120'} is of a run that differs in\n  {field}: another there, {mine} now" in str(
         error.value
     )
@@ -161,11 +161,11 @@ def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_diff
 def test_a_damaged_record_is_no_reason_to_lose_a_run(cut):
     identity = json.loads((cut / "run.json").read_text())["identity"]
     (cut / "run.json").write_text('{"identity": {"da')
-    settled = settle(cut, identity)
-    assert settled.checkpoint == str(cut / "checkpoint-120")
-    assert settled.notes == [f"{cut / 'run.json'} is damaged and is written again"]
+    plan = plan_of(cut, identity)
+    assert plan.checkpoint == str(cut / "checkpoint-120")
+    assert plan.notes == [f"{cut / 'run.json'} is damaged and is written again"]
     with pytest.raises(InputError, match="seed: 42 there, 7 now"):
-        settle(cut, identity | {"seed": 7})
+        plan_of(cut, identity | {"seed": 7})
 
 
 def test_the_launches_of_a_record_of_an_earlier_version_count_on(tmp_path):
@@ -174,14 +174,14 @@ def test_the_launches_of_a_record_of_an_earlier_version_count_on(tmp_path):
     assert earlier_launches(read_record(tmp_path)) == [{"train_seconds": 1.0, "seconds": 2.0}]
 
 
-def test_what_killed_writers_left_is_removed_and_a_folder_that_stepped_aside_comes_back(cut):
+def test_what_killed_writers_left_is_removed_and_a_folder_that_was_moved_aside_is_restored(cut):
     for name in (".checkpoint-130.partial-save", ".best_model.partial-x1", ".checkpoint-120.old-y2/checkpoint-120"):
         (cut / name).mkdir(parents=True)
     (cut / ".best_model.old-z3").mkdir()
     (cut / "best_model").rename(cut / ".best_model.old-z3/best_model")
     (cut / ".run.json.partial-99").write_text("{")
     (cut / ".theirs.partial-1").mkdir()
-    settle(cut)
+    plan_of(cut)
     assert [file.name for file in cut.glob(".*")] == [".theirs.partial-1"]
     assert (cut / "best_model/model.safetensors").is_file()
 
@@ -197,7 +197,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_mark(cut, name, tmp_path):
+def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_manifest(cut, name, tmp_path):
     ran = tmp_path / "ran"
     for old in ("legacy", "zip"):
         if old == "legacy":
@@ -205,15 +205,15 @@ def test_a_pickle_in_a_checkpoint_is_never_run_even_under_a_valid_mark(cut, name
         else:
             torch.save({"state": Payload(ran)}, cut / "checkpoint-120" / name)
         write_manifest(cut / "checkpoint-120")
-        settled = settle(cut)
-        assert settled.checkpoint == str(cut / "checkpoint-110")
-        assert f"{name} can't be read" in settled.notes[0]
+        plan = plan_of(cut)
+        assert plan.checkpoint == str(cut / "checkpoint-110")
+        assert f"{name} can't be read" in plan.notes[0]
         assert not ran.exists()
     pickle.loads(pickle.dumps(Payload(ran)))
     assert ran.exists()  # so the payload does work
 
 
-def test_a_mark_that_leads_out_of_its_folder_is_no_mark(cut):
+def test_a_manifest_that_leads_out_of_its_folder_is_invalid(cut):
     folder = cut / "checkpoint-120"
     content = json.loads((folder / MANIFEST_FILE).read_text().split("\n")[0])
     (cut / "outside").write_text("x")
@@ -332,7 +332,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
         assert "Traceback" not in err
         remount(small, "rw")
         assert inspect_checkpoint(output / f"checkpoint-{steps(output)[-1]}").is_whole
-        assert settle(output).checkpoint == str(output / f"checkpoint-{steps(output)[-1]}")
+        assert plan_of(output).checkpoint == str(output / f"checkpoint-{steps(output)[-1]}")
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_a_folder_that_is_read_only_ends_a_run_at_once(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_size_limit_is_told_like_a_full_disk(prepared, tmp_path):
+def test_a_file_size_limit_is_reported_like_a_full_disk(prepared, tmp_path):
     """What `ulimit -f` sets; a quota gives the same kind of error from the same calls."""
     done = subprocess.run(
         [

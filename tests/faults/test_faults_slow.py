@@ -18,7 +18,7 @@ from imagelm.evaluation.report import accuracy_interval
 from imagelm.training.manifest import inspect_checkpoint
 from tests.conftest import run, train, write_jsonl
 from tests.faults.common import DROPOUT, same_weights, start, steps, wait_for
-from tests.faults.test_faults import settle
+from tests.faults.test_faults import plan_of
 from tests.training.test_processes import LAUNCH
 
 pytestmark = pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_kill_of_the_launcher_alone_ends_its_process_with_a_checkpoint(prepare
     record = json.loads((output / "run.json").read_text())
     assert record["launches"][0]["ended"].startswith("StoppedError: stopped by SIGTERM")
     step = record["launches"][0]["to_step"]
-    assert settle(output).checkpoint == str(output / f"checkpoint-{step}")
+    assert plan_of(output).checkpoint == str(output / f"checkpoint-{step}")
     process.communicate()
 
 

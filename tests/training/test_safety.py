@@ -1,4 +1,4 @@
-"""A step that isn't finite is never taken; losses that jump are told; the same seeds give the same run."""
+"""A step that isn't finite is never taken; losses that jump are logged; the same seeds give the same run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from imagelm.data.load import load_prepared
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.training.arguments import RunArguments
+from imagelm.training.checkpoint import STAGING_FOLDER
 from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.safety import LossSpikes, find_rows
 from imagelm.training.trainer import ImageTrainer, rows_only
@@ -54,11 +55,11 @@ def infinite_gradient(model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("poison", "said"), [(infinite_loss, "the loss is nan"), (infinite_gradient, "the gradient's")]
+    ("poison", "message"), [(infinite_loss, "the loss is nan"), (infinite_gradient, "the gradient's")]
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_named(
-    tmp_path, tokenizer, data, poison, said, accumulation
+    tmp_path, tokenizer, data, poison, message, accumulation
 ):
     changes = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": accumulation}
     trainer = make_trainer(tmp_path, tokenizer, data, per_device_train_batch_size=4, **changes)
@@ -67,14 +68,14 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_rows_are_named(
     with pytest.raises(DivergedError) as error:
         trainer.train()
     text = str(error.value)
-    assert said in text
+    assert message in text
     assert "at step 6 (learning rate 0.000375), so this step wasn't taken" in text  # linear from 0.001 over 8 steps
     weights = dict(trainer.model.named_parameters())
     untouched = [name for name in weights if "ln_f" not in name]
     assert all(torch.equal(weights[name], poisoned.before[name]) for name in untouched)
     rows = json.loads((tmp_path / "diverged.json").read_text())["training_rows"]
     assert re.search(r"training rows ([\d, ]+) \(", text)[1] == ", ".join(map(str, rows))
-    # The loader's own order, asked anew.
+    # The loader's own order, read again.
     trainer.accelerator.free_memory()
     loader = trainer.get_train_dataloader()
     batches = [batch["input_ids"] for batch in loader][5 * accumulation : 6 * accumulation]
@@ -111,6 +112,40 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, tokenizer, data):
     with pytest.raises(DivergedError, match="isn't finite at step 1"):
         trainer.train()
     assert list(tmp_path.glob("*checkpoint*")) == []
+
+
+def test_the_norm_that_is_checked_is_the_one_before_clipping_that_trainer_logs(tmp_path, tokenizer, data):
+    trainer = make_trainer(tmp_path, tokenizer, data, max_steps=3, gradient_accumulation_steps=2, max_grad_norm=0.01)
+    checked = []
+
+    class Record(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+            checked.append(trainer.finite_steps.grad_norm.item())
+
+    trainer.add_callback(Record())
+    trainer.train()
+    logged = [log["grad_norm"] for log in trainer.state.log_history if "grad_norm" in log]
+    assert checked == logged
+    assert min(checked) > 0.01
+
+
+def test_while_training_output_dir_is_a_staging_folder_and_no_saved_file_names_it(tmp_path, tokenizer, data):
+    trainer = make_trainer(tmp_path / "out", tokenizer, data, max_steps=4, save_strategy="steps", save_steps=2)
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            seen.append(args.output_dir)
+            trainer.save_folder(tmp_path / "model", {})
+
+    trainer.add_callback(Record())
+    trainer.train()
+    assert set(seen) == {str(tmp_path / "out" / STAGING_FOLDER)}
+    assert trainer.args.output_dir == str(tmp_path / "out")
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert all(inspect_checkpoint(folder).is_whole for folder in (tmp_path / "out").iterdir())
+    for file in [*(tmp_path / "model").glob("*.json"), *(tmp_path / "out").glob("*/*.json")]:
+        assert STAGING_FOLDER not in file.read_text(), file
 
 
 def test_rows_of_a_batch_are_found_by_their_content(data):

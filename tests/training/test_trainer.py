@@ -136,7 +136,7 @@ def test_the_logged_training_loss_counts_only_predicted_tokens(tmp_path, tokeniz
     stock.train()
     num_rows, num_tokens = len(data["train"]), len(tokens)
     expected = np.sum(tokens) / (num_tokens + num_rows)
-    # Where this fails the library was mended, and fix_loss_scale can go.
+    # If this fails, the library was fixed, and fix_loss_scale can go.
     assert stock.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -182,12 +182,12 @@ def test_a_finished_run_is_not_trained_again_and_another_is_refused_with_the_dif
     assert other.returncode == 2
     assert "learning_rate: 0.003 there, 0.0001 now" in other.stderr
     assert (output / "final_model/model.safetensors").read_bytes() == before
-    anew = train(prepared, output, "--num_train_epochs", "1", "--learning_rate", "1e-4", "--overwrite")
-    assert anew.returncode == 0, anew.stderr
+    again = train(prepared, output, "--num_train_epochs", "1", "--learning_rate", "1e-4", "--overwrite")
+    assert again.returncode == 0, again.stderr
     assert (output / "final_model/model.safetensors").read_bytes() != before
 
 
-def settle(folder: Path, overwrite: bool = False, identity: dict | None = None, **changes) -> ResumePlan:
+def plan_of(folder: Path, overwrite: bool = False, identity: dict | None = None, **changes) -> ResumePlan:
     return plan_resume(arguments(folder, **changes), identity or {"seed": 1}, overwrite)
 
 
@@ -196,7 +196,7 @@ def test_a_folder_with_other_files_is_neither_trained_into_nor_emptied(tmp_path,
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500/theirs").touch()
     with pytest.raises(InputError, match="aren't of a run"):
-        settle(tmp_path, overwrite)
+        plan_of(tmp_path, overwrite)
     assert (tmp_path / "checkpoint-500/theirs").exists()
 
 
@@ -204,16 +204,16 @@ def test_work_is_discarded_only_when_asked_for(trained, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(trained, output)
     identity = json.loads((trained / "run.json").read_text())["identity"]
-    assert settle(output, identity=identity).finished
+    assert plan_of(output, identity=identity).finished
     for checkpoint in output.glob("checkpoint-*"):
         (checkpoint / "optimizer.pt").unlink()
     with pytest.raises(InputError, match="a new start was requested"):
-        settle(output, identity=identity, resume_from_checkpoint="false")
+        plan_of(output, identity=identity, resume_from_checkpoint="false")
     shutil.rmtree(output / "final_model")
     with pytest.raises(InputError, match="allow_partial_resume"):
-        settle(output, identity=identity)
+        plan_of(output, identity=identity)
     assert (output / "best_model/model.safetensors").exists()
-    assert settle(output, overwrite=True, identity=identity) == ResumePlan(is_new=True)
+    assert plan_of(output, overwrite=True, identity=identity) == ResumePlan(is_new=True)
     assert not (output / "best_model").exists()
 
 
