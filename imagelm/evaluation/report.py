@@ -91,7 +91,7 @@ def summary(results: dict, run: dict, report: Path) -> str:
         ("CLS-slot accuracy", f"{results['eval_cls_accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})"),
         ("  majority class", f"{majority:.4f} (baseline)"),
         ("  bag of tokens", f"{bag:.4f} (baseline)"),
-        ("leak proof", f"slot logits changed by {results['leak_proof_difference']:.1e} when the answer was changed"),
+        ("leak proof", f"slot logits moved by {results['leak_proof_difference']:.1e} when the answer was changed"),
         ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
         ("report and plots", f"{report}"),
     ]

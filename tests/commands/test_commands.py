@@ -162,7 +162,7 @@ def test_wrong_input_ends_with_code_2_and_no_traceback(words, said, tmp_path):
         ({"model_type": "gpt17"}, "--model_type gpt17 is unknown"),
         ({"model_type": "vit"}, "model type vit has no causal language model"),
         ({"config_overrides": "n_layre=2"}, "'n_layre=2' names no field of GPT2Config"),
-        ({"config_overrides": "n_layer=two"}, "'n_layer=two' is no int"),
+        ({"config_overrides": "n_layer=two"}, "'n_layer=two' isn't a valid int"),
         ({"config_overrides": "hidden_size=30,num_attention_heads=4"}, "can't be shared among 4 heads"),
         ({"config_overrides": "num_attention_heads=0"}, "no gpt2 model can be built like this"),
         ({"config_overrides": "activation_function=foo"}, "no gpt2 model can be built like this"),
