@@ -133,8 +133,10 @@ def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
     if attention != CAUSAL_PRODUCT:
         return attention
     register_causal_product()
-    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return attention if architecture is not None and architecture.is_backend_compatible() else None
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if isinstance(architecture, type) and issubclass(architecture, PreTrainedModel):
+        return attention if architecture.is_backend_compatible() else None
+    return None
 
 
 def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
