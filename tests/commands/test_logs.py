@@ -1,4 +1,4 @@
-"""Log lines: plain on stdout, warnings on stderr, silent when a library user says so."""
+"""Log lines: plain on stdout, warnings on stderr, silent when a library user turns them off."""
 
 from __future__ import annotations
 
