@@ -123,9 +123,7 @@ class PrepareArguments:
     )
     max_length: int | None = option("longest row in tokens; without it the longest row is kept whole", None, **ROWS)
     truncation_side: str = option(
-        "side on which longer images lose tokens; <IMG> and the tail are always kept",
-        "left",
-        choices=("left", "right"),
+        "side on which longer images lose tokens; <IMG> and the tail are always kept", "left", choices=("left", "right")
     )
 
     split_by: str = option(

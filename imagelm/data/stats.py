@@ -23,12 +23,7 @@ LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "tran
 
 
 def describe(
-    options: dict,
-    command: str,
-    table: RowTable,
-    problems: ProblemLog,
-    duplicates: Duplicates,
-    sides: np.ndarray,
+    options: dict, command: str, table: RowTable, problems: ProblemLog, duplicates: Duplicates, sides: np.ndarray
 ) -> dict:
     """The statistics of a prepared dataset, ready for JSON.
 
@@ -49,11 +44,7 @@ def describe(
         "fingerprint": _fingerprint(grammar, table, sides),
         "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
         "num_rows_read": len(sides) + problems.counts.total(),
-        "bad_rows": {
-            "total": problems.counts.total(),
-            "by_kind": dict(problems.counts),
-            "first": problems.shown,
-        },
+        "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
         "repaired_tails": table.num_repaired,
         "duplicates_dropped": int((~kept).sum()),
         "label_conflicts": {

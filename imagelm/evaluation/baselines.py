@@ -40,10 +40,7 @@ def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict
         _, first = np.unique(sources, return_index=True)
         if len(first) < len(train_labels):
             accuracies.append(_regression_accuracy(train_counts[first], train_labels[first], test_counts, test_labels))
-    return {
-        "majority_accuracy": float((test_labels == majority).mean()),
-        "bag_of_tokens_accuracy": max(accuracies),
-    }
+    return {"majority_accuracy": float((test_labels == majority).mean()), "bag_of_tokens_accuracy": max(accuracies)}
 
 
 def _regression_accuracy(

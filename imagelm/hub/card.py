@@ -187,11 +187,7 @@ def _per_class(results: dict[str, Any], names: list[str]) -> list[dict[str, Any]
         return []
     rows = zip(names, results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True)
     return [
-        {
-            "name": table_cell(name),
-            "count": sum(counts),
-            "accuracy": "–" if accuracy is None else f"{accuracy:.4f}",
-        }
+        {"name": table_cell(name), "count": sum(counts), "accuracy": "–" if accuracy is None else f"{accuracy:.4f}"}
         for name, counts, accuracy in rows
     ]
 

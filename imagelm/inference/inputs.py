@@ -160,10 +160,7 @@ def _lines(options: InputArguments) -> Iterator[tuple[str, bytes]]:
     """All lines that aren't blank, with their places."""
     if options.tokens:
         for i, row in enumerate(options.tokens, start=1):
-            yield (
-                f"row {i}",
-                row.encode("utf-8", "surrogateescape"),
-            )  # bytes that aren't UTF-8 are rejected later
+            yield (f"row {i}", row.encode("utf-8", "surrogateescape"))  # bytes that aren't UTF-8 are rejected later
         return
     names = options.data_files or [STANDARD_INPUT]
     if not options.data_files and sys.stdin.isatty():

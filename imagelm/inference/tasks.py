@@ -180,11 +180,7 @@ def generate(
 
 
 def complete(
-    loaded: LoadedModel,
-    inputs: InputRows,
-    options: GenerationArguments,
-    batch_size: int = 64,
-    num_shown: int = 16,
+    loaded: LoadedModel, inputs: InputRows, options: GenerationArguments, batch_size: int = 64, num_shown: int = 16
 ) -> TaskResult:
     """Completes rows, and compares the completion with the true remainder of complete rows.
 
@@ -265,12 +261,7 @@ def _scores(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[d
 def _record(loaded: LoadedModel, image: GeneratedRow) -> dict[str, Any]:
     """A generated row as a record; `tokens` and `label` make it a row that `imagelm prepare` reads."""
     name = None if image.label is None else loaded.class_name(image.label)
-    return {
-        "tokens": loaded.text(image.ids),
-        "label": image.label,
-        "class": name,
-        "probability": image.probability,
-    }
+    return {"tokens": loaded.text(image.ids), "label": image.label, "class": name, "probability": image.probability}
 
 
 def _class_cells(loaded: LoadedModel, image: GeneratedRow) -> list[str]:

@@ -14,13 +14,7 @@ from imagelm.models.save import save_model
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import save_tokenizer
 from imagelm.training.checkpoint import check_weights
-from imagelm.utils.artifacts import (
-    HISTORY_FILE,
-    RUN_FILE,
-    SELECTION_FILE,
-    STATS_FILE,
-    TRAINING_ARGUMENTS_FILE,
-)
+from imagelm.utils.artifacts import HISTORY_FILE, RUN_FILE, SELECTION_FILE, STATS_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.utils.atomic_io import atomic_folder, raise_storage_error, read_json, write_json, write_text
 
 

@@ -29,14 +29,7 @@ from imagelm.training.checkpoint import (
     copy_intact_files,
 )
 from imagelm.training.run_record import read_record
-from imagelm.utils.artifacts import (
-    BEST_FOLDER,
-    DIVERGED_FILE,
-    FINAL_FOLDER,
-    REPORT_FOLDER,
-    RESULTS_FILE,
-    RUN_FILE,
-)
+from imagelm.utils.artifacts import BEST_FOLDER, DIVERGED_FILE, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, RUN_FILE
 from imagelm.utils.atomic_io import remove_leftovers
 from imagelm.utils.errors import InputError, StorageError, describe
 

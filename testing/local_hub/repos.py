@@ -149,11 +149,7 @@ async def refs(call: Call) -> Response:
             {"name": name, "ref": f"{prefix}{name}", "targetCommit": sha} for name, sha in sorted(refs[group].items())
         ]
 
-    answer = {
-        "branches": described("branches", "refs/heads/"),
-        "tags": described("tags", "refs/tags/"),
-        "converts": [],
-    }
+    answer = {"branches": described("branches", "refs/heads/"), "tags": described("tags", "refs/tags/"), "converts": []}
     if call.request.query_params.get("include_prs"):
         answer["pullRequests"] = described("pulls", "refs/pr/")
     return JSONResponse(answer)

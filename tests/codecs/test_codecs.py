@@ -15,14 +15,7 @@ from sklearn.cluster import KMeans
 
 from imagelm.codecs.kmeans import DEFAULT_FEATURES, fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
-from imagelm.remote_code.codec_imagelm import (
-    Codec,
-    LearnedCodec,
-    PatchCodec,
-    UnifiedCodec,
-    load_codec,
-    nearest_patches,
-)
+from imagelm.remote_code.codec_imagelm import Codec, LearnedCodec, PatchCodec, UnifiedCodec, load_codec, nearest_patches
 from imagelm.utils.errors import InputError
 from tests.conftest import SHARED, run
 from tests.images import random_images, smooth_images

@@ -28,10 +28,7 @@ from tests.inference.fixtures import records, rows_of_test
         (("--mode", "classify"), "--model is missing; give it on the command line"),
         (("--mode", "draw"), "argument --mode: invalid choice: 'draw'"),
         (("--mode", "classify", "--model", "./absent"), "--model ./absent: no such folder"),
-        (
-            ("--mode", "classify", "--model", "absent/model"),
-            "absent/model isn't a local folder, and as a Hub id",
-        ),
+        (("--mode", "classify", "--model", "absent/model"), "absent/model isn't a local folder, and as a Hub id"),
         (("--mode", "classify", "--model", "{out}"), "holds no config.json; --model {out}/best_model does"),
         (("--mode", "classify", "--model", "{best}", "--revision", "v1"), "--revision v1 belongs to a Hub id"),
         (("--mode", "classify", "--model", "{best}", "--device", "tpu"), "--device tpu is unknown"),
@@ -93,10 +90,7 @@ from tests.inference.fixtures import records, rows_of_test
         (("--mode", "generate", "--model", "m", "--output", "absent/o"), "there is no folder absent"),
         (("--mode", "generate", "--model", "m", "--output", __file__), "add --overwrite to replace it"),
         (("--mode", "continue", "--model", "m", "--keep_percent", "0"), "--keep_percent 0.0: give a number above 0"),
-        (
-            ("--mode", "continue", "--model", "m", "--num_beams", "2", "--num_return_sequences", "3"),
-            "a beam gives one",
-        ),
+        (("--mode", "continue", "--model", "m", "--num_beams", "2", "--num_return_sequences", "3"), "a beam gives one"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
 )

@@ -22,12 +22,7 @@ from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, run
 
 FROZEN = json.loads((Path(__file__).parent / "options.json").read_text())
-SCRIPTS = {
-    "prepare": "prepare_dataset.py",
-    "train": "train.py",
-    "infer": "inference.py",
-    "push": "push_to_hub.py",
-}
+SCRIPTS = {"prepare": "prepare_dataset.py", "train": "train.py", "infer": "inference.py", "push": "push_to_hub.py"}
 OUR_TRAINING_DEFAULTS = {
     "eval_strategy",
     "save_strategy",

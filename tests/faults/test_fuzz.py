@@ -190,11 +190,7 @@ def codecs(tmp_path_factory) -> dict[str, Path]:
     np.savez(images, image=smooth_images(40), label=np.arange(40) % 2)
     prepare_images(home / "u", images, codebook="unified", codebook_size=8)
     prepare_images(home / "l", images, codebook="learned", codebook_size=8, codec_steps=2, device="cpu")
-    return {
-        "patch": grey_levels_codec(home / "p", (8, 8)),
-        "unified": home / "u/codec",
-        "learned": home / "l/codec",
-    }
+    return {"patch": grey_levels_codec(home / "p", (8, 8)), "unified": home / "u/codec", "learned": home / "l/codec"}
 
 
 @pytest.mark.parametrize("kind", ["patch", "unified", "learned"])

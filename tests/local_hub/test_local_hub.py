@@ -12,9 +12,7 @@ import pytest
 from huggingface_hub import CommitOperationCopy as Copy
 from huggingface_hub import CommitOperationDelete as Delete
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError
 
 from testing.local_hub import ALICE, LocalHub
 from testing.local_hub.pushing import CONTENT, SMALL, THING, WEIGHTS, download, push

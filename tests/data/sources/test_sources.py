@@ -56,7 +56,7 @@ def test_a_folder_a_class_is_read_in_natural_order(tmp_path):
     assert source.class_names == ["2", "10"]
     assert source.labels.tolist() == [0] + [1] * 11
     assert [Path(source.place(i)).relative_to(tmp_path).as_posix() for i in range(4)] == [
-        *("2/0.png", "10/0.png", "10/1.png", "10/2.png"),
+        *("2/0.png", "10/0.png", "10/1.png", "10/2.png")
     ]
     assert Path(source.place(11)).name == "10.png"
     expected = [images[11], *images[:11]]
