@@ -188,9 +188,9 @@ def known_options() -> set[str]:
     groups = (group for name in COMMANDS for group in command_module(name).COMMAND.groups)
     own = {option.flag for option in options_of(*groups)}
     theirs = {f"--{entry.name}" for entry in fields(TrainingArguments)}
-
+    measured = {flag for file in ROOT.glob("benchmarks/*.py") for flag in re.findall(r'"(--[a-z_]+)"', file.read_text())}
     launcher = {"--multi_gpu", "--num_processes", "--mixed_precision", "--config_file"}
-    return own | theirs | launcher | {"--help", "--help_all", "--config", "--no-deps"}
+    return own | theirs | measured | launcher | {"--help", "--help_all", "--config", "--no-deps"}
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
