@@ -7,9 +7,10 @@ images and the split; the codec is fitted on a sample of the training images; th
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,7 @@ NUM_QUALITY_IMAGES = 1000
 
 
 def open_image_rows(arguments: PrepareArguments, staging: Path, problems: ProblemLog) -> ImageRows:
-    """Reads and splits the images, and fits a codec to the training images unless one is given.
-
-    Args:
-        arguments: The options; `arguments.images` is set.
-        staging: The output folder that is being written; the codec is saved there.
-        problems: Where images that can't be read are reported.
+    """Reads and splits the images, fits a codec to the training images unless one is given, and saves it in `staging`.
 
     Raises:
         InputError: No image can be read, labels are missing, or a split or a codebook can't be made of the images.
@@ -60,36 +56,44 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
     if not scan.readable.any():
         raise InputError(f"none of the {len(images)} images can be read\n{problems.summary()}")
 
-    sides, split_notes = split_images(arguments, images, scan)
+    sides, split, split_notes = _split_images(arguments, images, scan)
     image_format, format_notes = choose_image_format(arguments, codec, scan, sides)
 
     if arguments.centroids:
         codec = read_unified_codebook(arguments.centroids, **asdict(image_format))
-    features = _pixel_features(arguments, codec)
-    t = _image_numbers(images) if "t" in features else None
+    features = codec.config.get("features", []) if codec else arguments.features.split(",")
+    uses_t = "t" in features and (codec is not None or arguments.codebook == "unified")
+    t = _image_numbers(images) if uses_t else None
     if codec is None:
-        codec = fit_codec(arguments, image_format, images, sides, features, t, device)
+        num_values = math.prod(image_format.image_size) * image_format.channels
+        limit = min(MAX_FIT_IMAGES, max(1, MAX_FIT_BYTES // num_values))
+        numbers = _sample(sides, TRAIN, limit, arguments.seed)
+        sample = _read(images, numbers, partial(read_pixels, **asdict(image_format)))
+        codec = _fit_codec(arguments, image_format, sample, None if t is None else t[numbers], device)
     codec.save(staging / CODEC_FOLDER)
-    notes = (*images.notes, *split_notes, *format_notes, *_note_on_length(codec))
-    return ImageRows(arguments, images, scan, sides, codec, t, recipe, device, notes)
+    notes = [*images.notes, *split_notes, *format_notes]
+    if codec.num_tokens > MANY_TOKENS:
+        notes.append(
+            f"an image takes {codec.num_tokens} tokens, and attention's cost grows with their square; "
+            "reduce them with --image_size or --patch_size"
+        )
+    return ImageRows(arguments, images, scan, sides, split, codec, t, recipe, device, notes)
 
 
-def split_images(arguments: PrepareArguments, images: LabelledImages, scan: ImageScan) -> tuple[np.ndarray, list[str]]:
-    """The side of each image; `DROPPED` for unreadable images and for training images that are test images too.
+def _split_images(
+    arguments: PrepareArguments, images: LabelledImages, scan: ImageScan
+) -> tuple[np.ndarray, str, list[str]]:
+    """The side of each image, int8, shape (images,); how the split was made, in words; and notes for the summary.
 
-    Returns:
-        int8, shape (images,); and notes for the summary.
-
-    Raises:
-        InputError: A side would be empty.
+    The side is `DROPPED` for unreadable images and for training images that are test images too.
     """
     sides = np.full(len(images), DROPPED, dtype=np.int8)
     usable = np.flatnonzero(scan.readable)
-    if not images.have_test_images:
+    if len(images.sources) == 1:
         labels, digests, unknown = images.labels[usable], scan.digests[usable], np.full(len(usable), NO_SPLIT)
         how = (arguments.split_by, arguments.test_size, arguments.seed)
         sides[usable] = assign_splits(*how, labels, digests, unknown, images.class_names)
-        return sides, []
+        return sides, split_in_words(arguments.split_by, arguments.seed), []
     sides[usable] = np.where(usable < images.num_first, TRAIN, TEST)
     test_digests = set(map(bytes, scan.digests[sides == TEST]))
     repeated = [i for i in np.flatnonzero(sides == TRAIN) if bytes(scan.digests[i]) in test_digests]
@@ -97,106 +101,54 @@ def split_images(arguments: PrepareArguments, images: LabelledImages, scan: Imag
     notes = [f"{len(repeated)} training images are test images too and were dropped"] if repeated else []
     if not (sides == TRAIN).any() or not (sides == TEST).any():
         raise InputError(": ".join(["no usable image is left in the training or the test split", *notes]))
-    return sides, notes
+    return sides, "as given, with the test images apart", notes
 
 
-def fit_codec(
-    arguments: PrepareArguments,
-    image_format: ImageFormat,
-    images: LabelledImages,
-    sides: np.ndarray,
-    features: list[str],
-    t: np.ndarray | None,
-    device: str,
+def _fit_codec(
+    arguments: PrepareArguments, image_format: ImageFormat, sample: np.ndarray, t: np.ndarray | None, device: str
 ) -> Codec:
-    """A codec fitted on a sample of the training images alone.
-
-    Args:
-        arguments: The options.
-        image_format: The format of all images.
-        images: All images.
-        sides: The side of each image; shape (images,).
-        features: Features of a unified codebook.
-        t: Number of each image, if `t` is among the features; shape (images,).
-        device: Where a learned codec is trained.
-
-    Raises:
-        InputError: The images have too few different patches or pixels.
-    """
-    seed, (height, width) = arguments.seed, image_format.image_size
-    limit = min(MAX_FIT_IMAGES, max(1, MAX_FIT_BYTES // (height * width * image_format.channels)))
-    numbers = _sample(sides, TRAIN, limit, seed)
-    sample = _read(images, numbers, partial(read_pixels, **asdict(image_format)))
+    """A codec fitted on training images, uint8, shape (images, height, width, channels); `t` is one of its features."""
     config: dict[str, Any] = {"fit": image_format.fit, "background": image_format.background}
-    size = arguments.codebook_size
+    size, patch_size, seed = arguments.codebook_size, arguments.patch_size, arguments.seed
     if arguments.codebook == "patch":
-        return fit_patch_codec(sample, arguments.patch_size, size, seed, **config)
+        return fit_patch_codec(sample, patch_size, size, seed, **config)
     if arguments.codebook == "unified":
-        t = None if t is None else t[numbers]
+        features = arguments.features.split(",")
         return fit_unified_codec(sample, size, seed, features, arguments.feature_scaling, t, **config)
     from imagelm.codecs.vq_autoencoder import fit_learned_codec  # late, as its library is slow to import
 
-    return fit_learned_codec(sample, arguments.patch_size, size, seed, arguments.codec_steps, device, **config)
+    return fit_learned_codec(sample, patch_size, size, seed, arguments.codec_steps, device, **config)
 
 
 @dataclass
-class EncodeSpeed:
-    """How many images were encoded, and in how many seconds."""
-
-    num_images: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class ImageRows:
-    """Images as a source of rows; nothing but the measured speed changes after `open_image_rows`.
+    """Images as a source of rows (`RowSource`); made by `open_image_rows`.
 
     Attributes:
-        arguments: The options.
-        images: All images.
-        scan: What was noted of them.
         sides: The side of each image; int8, shape (images,).
-        codec: The codec.
         t: Number of each image, if the codec uses it; shape (images,).
         recipe: How much the variants of training images differ; None without variants.
-        device: Where images are encoded.
         notes: What was decided, for the summary.
-        split_by: "field": the split was made from the images, and each row names its side.
+        num_encoded, seconds: How many images were encoded, and in what time.
     """
 
     arguments: PrepareArguments
     images: LabelledImages
     scan: ImageScan
     sides: np.ndarray
+    split: str
     codec: Codec
     t: np.ndarray | None
     recipe: Augmentation | None
     device: str
-    notes: tuple[str, ...]
-    split_by: str = "field"
-    speed: EncodeSpeed = field(default_factory=EncodeSpeed)
+    notes: list[str]
+    split_by: str = "field"  # each row names its side, as the split was made from the images
+    num_encoded: int = 0
+    seconds: float = 0.0
 
-    @cached_property
-    def grammar(self) -> Grammar:
-        """Vocabulary of codec and classes."""
-        return Grammar(make_vocabulary(self.codec.codebook_size, len(self.class_names)))
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, indexed by label."""
-        return self.images.class_names
-
-    @property
-    def files(self) -> list[str]:
-        """The names that were given, as one; rows number their images over all of them."""
-        return [self.images.files]
-
-    @property
-    def split(self) -> str:
-        """How the split was made, in words."""
-        if self.images.have_test_images:
-            return "as given, with the test images apart"
-        return split_in_words(self.arguments.split_by, self.arguments.seed)
+    def __post_init__(self) -> None:
+        self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.images.class_names)))
+        self.class_names, self.files = self.images.class_names, [self.images.files]
 
     def place(self, file: str, line: int) -> str:
         """Where an image is, by its number."""
@@ -207,7 +159,7 @@ class ImageRows:
         for start, part in self.images.slices("encoding"):
             used = np.flatnonzero(self.sides[start : start + len(part)] != DROPPED)
             if len(used):
-                pixels = [self.codec.pixels(self.images.readable(start + int(i), part[int(i)])) for i in used]
+                pixels = [self.codec.pixels(self.images.check_readable(start + int(i), part[int(i)])) for i in used]
                 yield self._rows(np.stack(pixels), start + used)
 
     def _rows(self, pixels: np.ndarray, numbers: np.ndarray) -> RowBatch:
@@ -218,8 +170,8 @@ class ImageRows:
             numbers = numbers[origin]
         started = time.perf_counter()
         entries = self._encode(pixels, numbers)
-        self.speed.seconds += time.perf_counter() - started
-        self.speed.num_images += len(pixels)
+        self.seconds += time.perf_counter() - started
+        self.num_encoded += len(pixels)
         return RowBatch(
             bodies=self.grammar.code_ids[entries].reshape(-1),
             lengths=np.full(len(pixels), self.codec.num_tokens),
@@ -258,17 +210,16 @@ class ImageRows:
             draw_codec(self.codec, *self.reconstructed, folder)
 
     def statistics(self, used: np.ndarray) -> dict:
-        """What images and codec add to `stats.json`.
-
-        Args:
-            used: Numbers of the images whose rows stay, perhaps several times.
-        """
+        """What images and codec add to `stats.json`; `used` are the images whose rows stay, perhaps several times."""
+        notes = list(self.notes)
+        different = len(np.unique(self.scan.digests[self.sides != DROPPED]))
+        if (alike := different - len(np.unique(used))) > 0:
+            notes.append(
+                f"{alike} of {different} different images were dropped because another image has the same tokens; a "
+                "larger codebook or smaller patches distinguish more of them"
+            )
         return {
-            "images": {
-                "read": len(self.sides),
-                "left_out": int((self.sides == DROPPED).sum()),
-                "notes": [*self.notes, *self._note_on_equal_tokens(used)],
-            },
+            "images": {"read": len(self.sides), "left_out": int((self.sides == DROPPED).sum()), "notes": notes},
             "codec": {
                 "description": self.codec.describe(),
                 **self.codec.config,
@@ -276,37 +227,12 @@ class ImageRows:
                 "grid": list(self.codec.grid),
                 "origin": _origin(self.arguments),
                 "reconstruction": measure_reconstruction(*self.reconstructed) if self.reconstructed else None,
-                "images_encoded": self.speed.num_images,
-                "encode_seconds": round(self.speed.seconds, 3),
-                "images_per_second": round(self.speed.num_images / max(self.speed.seconds, 1e-9), 1),
+                "images_encoded": self.num_encoded,
+                "encode_seconds": round(self.seconds, 3),
+                "images_per_second": round(self.num_encoded / max(self.seconds, 1e-9), 1),
                 "device": self.device,
             },
         }
-
-    def _note_on_equal_tokens(self, used: np.ndarray) -> list[str]:
-        different = len(np.unique(self.scan.digests[self.sides != DROPPED]))
-        if (alike := different - len(np.unique(used))) <= 0:
-            return []
-        return [
-            f"{alike} of {different} different images were dropped because another image has the same tokens; a larger "
-            "codebook or smaller patches distinguish more of them"
-        ]
-
-
-def _note_on_length(codec: Codec) -> list[str]:
-    if codec.num_tokens <= MANY_TOKENS:
-        return []
-    return [
-        f"an image takes {codec.num_tokens} tokens, and attention's cost grows with their square; "
-        "reduce them with --image_size or --patch_size"
-    ]
-
-
-def _pixel_features(arguments: PrepareArguments, codec: Codec | None) -> list[str]:
-    """The features of a unified codebook; none for other codebooks."""
-    if codec:
-        return codec.config.get("features", [])
-    return arguments.features.split(",") if arguments.codebook == "unified" else []
 
 
 def _image_numbers(images: LabelledImages) -> np.ndarray:

@@ -55,13 +55,7 @@ class ImageFormat:
 
 
 def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -> ImageScan:
-    """Reads every image once.
-
-    Args:
-        images: The images.
-        background: Brightness under transparent pixels.
-        problems: Where images that can't be read are reported.
-    """
+    """Reads every image once, and reports those that can't be read; `background` shows through transparent pixels."""
     count = len(images)
     readable, coloured, animated = (np.zeros(count, bool) for _ in range(3))
     sizes, digests = np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE)
@@ -85,16 +79,9 @@ def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -
 def choose_image_format(
     arguments: PrepareArguments, codec: Codec | None, scan: ImageScan, sides: np.ndarray
 ) -> tuple[ImageFormat, list[str]]:
-    """The format of all images: the codec's, or else the size and channels that suit the training images.
+    """The format of all images, and what it changes in them, for the summary.
 
-    Args:
-        arguments: The options.
-        codec: An existing codec.
-        scan: All images.
-        sides: The side of each image; shape (images,).
-
-    Returns:
-        The format, and what it changes in the images, for the summary.
+    It is the existing codec's, or else that of the training images; `sides` is the side of each image, shape (images,).
 
     Raises:
         InputError: The size that was given can't be cut into patches, or the images are too large.
@@ -104,10 +91,8 @@ def choose_image_format(
         chosen = ImageFormat(codec.image_size, codec.channels, codec.config["fit"], codec.config["background"])
     else:
         training = sides == TRAIN
-        size, channels = _choose_size(arguments, scan.sizes[training], notes), 1
-        coloured = int(scan.coloured[training].sum())
-        if arguments.channels == "rgb" or (arguments.channels == "auto" and coloured):
-            channels = 3
+        size, coloured = _choose_size(arguments, scan.sizes[training], notes), int(scan.coloured[training].sum())
+        channels = 3 if arguments.channels == "rgb" or (arguments.channels == "auto" and coloured) else 1
         if arguments.channels == "auto" and 0 < coloured < training.sum() / 2:
             notes.append(
                 f"{coloured} of {training.sum()} training images are coloured, so all are read as RGB; "
@@ -121,14 +106,7 @@ def choose_image_format(
 
 
 def notes_on_format(image_size: tuple[int, int], fit: str, sizes: np.ndarray, num_animated: int) -> list[str]:
-    """What happens to images of another size, and to animated ones.
-
-    Args:
-        image_size: Height and width of the codec's images.
-        fit: "resize" or "pad".
-        sizes: Height and width of each image; shape (images, 2).
-        num_animated: Images of several frames.
-    """
+    """What happens to images whose height and width in `sizes`, shape (images, 2), differ, and to animated ones."""
     (height, width), notes = image_size, []
     if others := int((sizes != (height, width)).any(1).sum()):
         done = "resized" if fit == "resize" else "padded (larger ones are shrunk first)"

@@ -27,27 +27,21 @@ DIGEST_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 
 
 class RowSource(Protocol):
-    """Where rows come from: raw JSONL (`JsonlRows`) or images (`imagelm.data.image_rows.ImageRows`)."""
+    """Where rows come from: raw JSONL (`JsonlRows`) or images (`imagelm.data.image_rows.ImageRows`).
 
-    @property
-    def grammar(self) -> Grammar:
-        """The vocabulary."""
+    Attributes:
+        grammar: The vocabulary.
+        class_names: Names of the classes, indexed by label.
+        files: All values that a batch's `file` may have.
+        split_by: How `assign_splits` assigns the rows to the splits.
+        split: How the split was made, in words.
+    """
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes, indexed by label."""
-
-    @property
-    def files(self) -> list[str]:
-        """All values that a batch's `file` may have."""
-
-    @property
-    def split_by(self) -> str:
-        """How `assign_splits` assigns the rows to the splits."""
-
-    @property
-    def split(self) -> str:
-        """How the split was made, in words."""
+    grammar: Grammar
+    class_names: list[str]
+    files: list[str]
+    split_by: str
+    split: str
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows in the grammar, in a fixed order."""
@@ -98,15 +92,7 @@ class ProblemLog:
     shown: list[str] = field(default_factory=list)
 
     def add(self, file: str, line: int | None, kind: str, reason: str, text: bytes | None = None) -> None:
-        """Counts a problem as `file:line: found, expected`.
-
-        Args:
-            file: The file, or the place of an image in its source.
-            line: Line number, from 1; None for an image.
-            kind: The kind to count it under.
-            reason: In words.
-            text: The line.
-        """
+        """Counts a problem as `file:line: found, expected`; for an image, `file` is its place and `line` is None."""
         self.counts[kind] += 1
         if len(self.shown) < NUM_LISTED:
             self.shown.append(f"{file if line is None else f'{file}:{line}'}: {reason}")
@@ -117,11 +103,7 @@ class ProblemLog:
             self.keep.write(orjson.dumps(entry) + b"\n")
 
     def stop_if(self, on_bad_rows: str | None) -> None:
-        """Stops if there is a problem and none is allowed.
-
-        Raises:
-            InputError: `on_bad_rows` is "stop", and there is a problem.
-        """
+        """Raises an InputError if there is a problem and `on_bad_rows` is "stop"."""
         if self.counts and on_bad_rows == "stop":
             raise InputError(f"{self.summary()}\nNothing was written. Fix them, or skip them with --on_bad_rows skip")
 
@@ -173,11 +155,7 @@ class RowTable:
 
 
 class RowTableBuilder:
-    """Collects a `RowTable` batch by batch.
-
-    Args:
-        source: Where the rows come from.
-    """
+    """Collects a `RowTable` batch by batch."""
 
     def __init__(self, source: RowSource) -> None:
         self.source = source
@@ -213,15 +191,11 @@ class RowTableBuilder:
         )
 
     def finish(self) -> RowTable:
-        """The table of all rows.
-
-        Raises:
-            InputError: There are none.
-        """
+        """The table of all rows; an InputError if there are none."""
         if not any(len(part[0]) for part in self.parts):
             raise InputError(
                 f"no usable row in {', '.join(self.source.files)}; expected JSON lines with tokens and label"
             )
-        lengths, labels, splits, lines, files, digests, groups = map(np.concatenate, zip(*self.parts, strict=True))
+        columns = map(np.concatenate, zip(*self.parts, strict=True))
         counts = (self.num_repaired, self.num_cut_rows, self.num_cut_tokens, self.num_read_tokens)
-        return RowTable(self.source, lengths, labels, splits, lines, files, digests, groups, self.code_counts, *counts)
+        return RowTable(self.source, *columns, self.code_counts, *counts)

@@ -47,11 +47,6 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def have_test_images(self) -> bool:
-        """Whether the test images are given, so that no split is drawn."""
-        return len(self.sources) == 2
-
     @cached_property
     def num_first(self) -> int:
         """Images of the first source."""
@@ -72,16 +67,12 @@ class LabelledImages:
         return f"{number}:{source.name(own)}"
 
     def load(self, number: int) -> Image.Image:
-        """Decodes one image."""
+        """Decodes one image, which the scan could read."""
         source, own = self.locate(number)
-        return self.readable(number, source.load(own, own + 1)[0])
+        return self.check_readable(number, source.load(own, own + 1)[0])
 
-    def readable(self, number: int, image: Image.Image | BadImage) -> Image.Image:
-        """The image, which the scan could read.
-
-        Raises:
-            InputError: It can't be read any more.
-        """
+    def check_readable(self, number: int, image: Image.Image | BadImage) -> Image.Image:
+        """The image, if it can still be read; else an InputError."""
         if isinstance(image, BadImage):
             raise InputError(f"{self.place(number)} changed while it was prepared ({image.reason}); start again")
         return image
@@ -138,8 +129,7 @@ def open_images(
 
     Args:
         names: Files, folders, or ids of datasets on the Hub.
-        image_column: Column or NPZ array of the images; found by its type by default.
-        label_column: The same for the labels.
+        image_column, label_column: Columns or NPZ arrays; found by type and name by default.
         split: Which split of a dataset with several; None takes the only one, or "train".
 
     Raises:
@@ -177,11 +167,7 @@ def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[st
 
 
 def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:
-    """The labels of a labelled source as indices of other class names.
-
-    Raises:
-        InputError: One of its classes isn't among them.
-    """
+    """The labels of a labelled source as indices of other class names; an InputError if one of its own isn't there."""
     own, labels = source.class_names or [], np.asarray(source.labels)
     number = {name: i for i, name in enumerate(class_names)}
     for label in np.unique(labels):
