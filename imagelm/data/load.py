@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import xxhash
 from datasets import Dataset, DatasetDict
 
 from imagelm.data.rows import SPLITS
-from imagelm.data.saved_dataset import check_saved_dataset
+from imagelm.data.sources.hf import load_saved_dataset
 from imagelm.tokens.grammar import BODY, Grammar
 from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE
 from imagelm.utils.atomic_io import read_json
@@ -34,8 +32,7 @@ def load_prepared(folder: str | Path) -> DatasetDict:
         raise InputError(
             f"--dataset_dir {folder} holds no {STATS_FILE}; write it with prepare_dataset.py --output_dir {folder}"
         )
-    check_saved_dataset(folder, "--dataset_dir")
-    return datasets.load_from_disk(str(folder))
+    return load_saved_dataset(folder, "--dataset_dir")
 
 
 def load_stats(folder: str | Path) -> dict:
@@ -94,7 +91,7 @@ def check_disjoint(dataset: DatasetDict) -> None:
     Raises:
         InputError: One is; the folder wasn't written by `prepare`, or was changed since.
     """
-    first, second = ({_image_digest(row) for row in _rows(dataset[name])} for name in SPLITS)
+    first, second = (_image_digests(dataset[name]) for name in SPLITS)
     if both := len(first & second):
         raise InputError(
             f"{both} images are in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
@@ -102,11 +99,10 @@ def check_disjoint(dataset: DatasetDict) -> None:
         )
 
 
-def _rows(dataset: Dataset) -> Iterator[np.ndarray]:
+def _image_digests(dataset: Dataset) -> set[bytes]:
+    digests: set[bytes] = set()
     for batch in dataset.select_columns(["input_ids"]).with_format("arrow").iter(10_000):
-        rows = batch["input_ids"].combine_chunks()
-        yield from np.split(rows.flatten().to_numpy(), rows.offsets.to_numpy()[1:-1] - rows.offsets[0].as_py())
-
-
-def _image_digest(row: np.ndarray) -> bytes:
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(row[BODY]).data)
+        ids = batch["input_ids"].combine_chunks()
+        rows = np.split(ids.flatten().to_numpy(), ids.offsets.to_numpy()[1:-1] - ids.offsets[0].as_py())
+        digests.update(xxhash.xxh3_128_digest(np.ascontiguousarray(row[BODY]).data) for row in rows)
+    return digests

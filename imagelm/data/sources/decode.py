@@ -8,17 +8,17 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from imagelm.utils.errors import InputError
 
-IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
 TABLE_SUFFIXES = (".parquet", ".arrow")
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")
@@ -32,41 +32,8 @@ class BadImage:
     reason: str
 
 
-class ImageSource(Protocol):
-    """A numbered list of images that are decoded when they are needed.
-
-    Attributes:
-        class_names: Names of the classes, indexed by label; None without labels.
-        labels: Class of each image, int64, shape (images,); None without labels.
-        notes: Decisions made while opening the source, for the summary.
-    """
-
-    class_names: list[str] | None
-    labels: np.ndarray | None
-    notes: list[str]
-
-    def __len__(self) -> int: ...
-
-    def place(self, i: int) -> str:
-        """Where image `i` is, for messages."""
-
-    def name(self, i: int) -> str:
-        """The name of image `i` within its source, without the path to the source."""
-
-    def load(self, start: int, stop: int) -> Sequence[Image.Image | BadImage]:
-        """The images from `start` to before `stop`, each decoded when it is accessed."""
-
-    def extra(self, name: str) -> np.ndarray | None:
-        """An additional column of numbers, shape (images,); None if the source has no column of this name."""
-
-
 class LazyImages(Sequence[Image.Image | BadImage]):
-    """Images that are decoded when they are accessed, and not kept.
-
-    Args:
-        read: Decodes one.
-        items: What each is decoded from.
-    """
+    """Images that are decoded by `read`, each from its item, when they are accessed; they are not kept."""
 
     def __init__(self, read: Callable[[Any], Image.Image | BadImage], items: Sequence[Any] | np.ndarray) -> None:
         self.read, self.items = read, items
@@ -74,12 +41,74 @@ class LazyImages(Sequence[Image.Image | BadImage]):
     def __len__(self) -> int:
         return len(self.items)
 
-    @overload
-    def __getitem__(self, i: int) -> Image.Image | BadImage: ...
-    @overload
-    def __getitem__(self, i: slice) -> LazyImages: ...
-    def __getitem__(self, i: int | slice) -> Image.Image | BadImage | LazyImages:
+    def __getitem__(self, i: Any) -> Any:
         return LazyImages(self.read, self.items[i]) if isinstance(i, slice) else self.read(self.items[i])
+
+
+class ImageSource(ABC):
+    """A numbered list of images that are decoded when they are needed.
+
+    Attributes:
+        origin: The file or dataset, as the user named it.
+        class_names: Names of the classes, indexed by label; None without labels.
+        labels: Class of each image, int64, shape (images,); None without labels.
+        notes: Decisions made while opening the source, for the summary.
+    """
+
+    class_names: list[str] | None = None
+    labels: np.ndarray | None = None
+
+    def __init__(self, origin: str) -> None:
+        self.origin, self.short_origin = origin, Path(origin).name
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def place(self, i: int) -> str:
+        """Where image `i` is, for messages."""
+        return f"{self.origin}:{i}"
+
+    def name(self, i: int) -> str:
+        """The name of image `i` within its source, without the path to the source."""
+        return f"{self.short_origin}:{i}"
+
+    @abstractmethod
+    def load(self, start: int, stop: int) -> LazyImages:
+        """The images from `start` to before `stop`, each decoded when it is accessed."""
+
+    def extra(self, name: str) -> np.ndarray | None:
+        """An additional column of numbers, shape (images,); None if the source has no column of this name."""
+        return None
+
+    def _choose_column(self, asked: str | None, likely: Sequence[str], columns: Sequence[str], option: str) -> str:
+        """The column or array to read: the one that was asked for with `option`, or else the first likely one."""
+        where = f"--images {self.origin}"
+        if asked:
+            if asked not in columns:
+                raise InputError(f"{where} has no {asked!r}; it has {', '.join(columns)}; see {option}")
+            return asked
+        found = [name for name in likely if name in columns]
+        if not found:
+            raise InputError(f"{where} holds {', '.join(columns) or 'nothing'}; choose one of them with {option}")
+        return found[0]
+
+    def _number_labels(self, values: np.ndarray) -> None:
+        """Numbers the labels from 0 in the order of the values, which become the class names."""
+        self._check_labelled(np.array([value is None or value != value for value in values.tolist()], dtype=bool))
+        if values.dtype.kind not in "iubUSO":
+            raise InputError(f"the labels are of type {values.dtype}; expected whole numbers or strings")
+        if values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8", "backslashreplace")
+        self.class_names = sorted({str(value) for value in values.tolist()}, key=natural_key)
+        number = {name: i for i, name in enumerate(self.class_names)}
+        self.labels = np.array([number[str(value)] for value in values.tolist()], dtype=np.int64)
+
+    def _check_labelled(self, missing: np.ndarray) -> None:
+        """Raises an InputError that names the first image without a label; `missing` is bool, shape (images,)."""
+        if missing.any():
+            place = self.place(int(np.flatnonzero(missing)[0]))
+            raise InputError(f"{place} has no label; remove such rows, or choose another --label_column")
 
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
@@ -125,47 +154,3 @@ def natural_key(name: Path | str) -> tuple[list[tuple[bool, int | str]], str]:
     """Sorts `2` before `10`, as people do; `1` and `01`, which count as equal, by their spelling."""
     parts = [part for part in re.split(r"(\d+)", str(name)) if part]
     return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts], str(name)
-
-
-def choose_column(asked: str | None, likely: Sequence[str], columns: Sequence[str], where: str, option: str) -> str:
-    """The column or array to read: the one that `option` names, or else the first likely one.
-
-    Raises:
-        InputError: There is no such column.
-    """
-    if asked:
-        if asked not in columns:
-            raise InputError(f"{where} has no {asked!r}; it has {', '.join(columns)}; see {option}")
-        return asked
-    found = [name for name in likely if name in columns]
-    if not found:
-        raise InputError(f"{where} holds {', '.join(columns) or 'nothing'}; choose one of them with {option}")
-    return found[0]
-
-
-def number_labels(values: np.ndarray, source: ImageSource) -> tuple[np.ndarray, list[str]]:
-    """Labels from 0 in the order of the values, and the values' names.
-
-    Raises:
-        InputError: A label is missing, or of another type than whole numbers and strings.
-    """
-    missing = np.array([value is None or value != value for value in values.tolist()], dtype=bool)
-    check_labelled(source, missing)
-    if values.dtype.kind not in "iubUSO":
-        raise InputError(f"the labels are of type {values.dtype}; expected whole numbers or strings")
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8", "backslashreplace")
-    names = sorted({str(value) for value in values.tolist()}, key=natural_key)
-    number = {name: i for i, name in enumerate(names)}
-    return np.array([number[str(value)] for value in values.tolist()], dtype=np.int64), names
-
-
-def check_labelled(source: ImageSource, missing: np.ndarray) -> None:
-    """Refuses images without a label; `missing` is bool, shape (images,).
-
-    Raises:
-        InputError: One has none.
-    """
-    if missing.any():
-        place = source.place(int(np.flatnonzero(missing)[0]))
-        raise InputError(f"{place} has no label; remove such rows, or choose another --label_column")

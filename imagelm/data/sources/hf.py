@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import glob
 import io
+import json
+import os
 from pathlib import Path
 
 import datasets
 import numpy as np
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME, HF_CACHE_HOME
 from PIL import Image
 
-from imagelm.data.saved_dataset import check_saved_dataset, is_inside
-from imagelm.data.sources.decode import (
-    LABEL_KEYS,
-    TABLE_SUFFIXES,
-    BadImage,
-    LazyImages,
-    check_labelled,
-    choose_column,
-    number_labels,
-    read_image,
-)
+from imagelm.data.sources.decode import LABEL_KEYS, TABLE_SUFFIXES, BadImage, ImageSource, LazyImages, read_image
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import first_line, printable
 
-DATASET_MARKERS = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+STATE_FILES = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # of `save_to_disk`
 
 
-class DatasetSource:
+class DatasetSource(ImageSource):
     """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub."""
 
     def __init__(self, name: str, image_column: str | None, label_column: str | None, split: str | None) -> None:
-        self.dataset = name
-        self.notes: list[str] = []
+        super().__init__(name)
         found = load_dataset(name)
         if isinstance(found, datasets.DatasetDict):
             if split is None:
@@ -44,7 +36,7 @@ class DatasetSource:
             found = found[split]
         features = found.features
         likely = [column for column, feature in features.items() if _holds_images(feature)]
-        self.image_column = choose_column(image_column, likely, list(features), f"--images {name}", "--image_column")
+        self.image_column = self._choose_column(image_column, likely, list(features), "--image_column")
         if self.image_column not in likely:
             raise InputError(
                 f"--images {name}: column {self.image_column!r} holds no images; choose another --image_column "
@@ -54,32 +46,24 @@ class DatasetSource:
         if isinstance(features[self.image_column], datasets.Image):
             self.images = self.images.cast_column(self.image_column, datasets.Image(decode=False))
         self.table = found
-        self.class_names: list[str] | None = None
-        self.labels: np.ndarray | None = None
         classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         classes += [column for column in LABEL_KEYS if column in features and column not in classes]
         if label_column or classes:
-            column = choose_column(label_column, classes, list(features), f"--images {name}", "--label_column")
-            self._take_labels(column, features[column])
+            column = self._choose_column(label_column, classes, list(features), "--label_column")
+            self._read_labels(column, features[column])
 
-    def _take_labels(self, column: str, feature: object) -> None:
+    def _read_labels(self, column: str, feature: object) -> None:
         if not isinstance(feature, datasets.ClassLabel | datasets.Value):
-            raise InputError(f"--images {self.dataset}: column {column!r} holds no labels; see --label_column")
+            raise InputError(f"--images {self.origin}: column {column!r} holds no labels; see --label_column")
         values = np.asarray(self.table.with_format("numpy")[column][:])
         if isinstance(feature, datasets.ClassLabel):
-            check_labelled(self, ~((values >= 0) & (values < len(feature.names))))  # a missing one is −1 or NaN
+            self._check_labelled(~((values >= 0) & (values < len(feature.names))))  # a missing one is −1 or NaN
             self.class_names, self.labels = list(feature.names), values.astype(np.int64)
         else:
-            self.labels, self.class_names = number_labels(values, self)
+            self._number_labels(values)
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def place(self, i: int) -> str:
-        return f"{self.dataset}:{i}"
-
-    def name(self, i: int) -> str:
-        return f"{Path(self.dataset).name}:{i}"
 
     def load(self, start: int, stop: int) -> LazyImages:
         return LazyImages(self._read, self.images[start:stop][self.image_column])
@@ -87,9 +71,7 @@ class DatasetSource:
     def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
         if isinstance(entry, dict):
             entry = entry.get("bytes") or entry.get("path")
-            if isinstance(entry, str) and not is_inside(
-                entry, Path(self.dataset).parent, datasets.config.HF_CACHE_HOME
-            ):
+            if isinstance(entry, str) and not _is_inside(entry, Path(self.origin).parent, HF_CACHE_HOME):
                 return BadImage(f"its path leads out of the dataset's folder: {printable(entry)}")
         if not entry:
             return BadImage("there is no image in this row")
@@ -101,7 +83,29 @@ class DatasetSource:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
-    return any((path / marker).is_file() for marker in DATASET_MARKERS)
+    return any((path / name).is_file() for name in STATE_FILES)
+
+
+def load_saved_dataset(folder: Path, option: str) -> datasets.Dataset | datasets.DatasetDict:
+    """A folder of `save_to_disk`, whose files may name only parts inside it: a dataset from elsewhere isn't trusted.
+
+    Raises:
+        InputError: They name another file, or can't be read.
+    """
+    for state in [file for name in STATE_FILES for file in (folder / name, *folder.glob(f"*/{name}"))]:
+        if not state.is_file():
+            continue
+        try:
+            content = json.loads(state.read_bytes())
+            names = [entry["filename"] for entry in content.get("_data_files") or []] + (content.get("splits") or [])
+            outside = [name for name in names if not _is_inside(state.parent / name, folder)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{option} {folder}: {state.name} is damaged ({type(error).__name__}: {error})") from error
+        if outside:
+            raise InputError(
+                f"{option} {folder}: its {state.name} names {outside[0]!r}, outside of it; nothing is read"
+            )
+    return datasets.load_from_disk(str(folder))
 
 
 def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
@@ -117,8 +121,7 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
             kind = Path(name).suffix[1:]
             return datasets.load_dataset(kind, data_files=glob.escape(str(name)), split="train")
         if Path(name).exists():
-            check_saved_dataset(Path(name), "--images")
-            return datasets.load_from_disk(str(name))
+            return load_saved_dataset(Path(name), "--images")
         return datasets.load_dataset(name)
     except InputError:
         raise
@@ -127,6 +130,12 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
         if Path(name).exists():
             raise InputError(f"--images {name} can't be read: {reason}") from error
         raise InputError(f"--images {name}: no file or folder, and no dataset that can be loaded ({reason})") from error
+
+
+def _is_inside(path: str | Path, *folders: str | Path) -> bool:
+    """Whether a path, with all links followed, is inside one of the folders."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 
 
 def _holds_images(feature: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,30 +13,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagelm.data.saved_dataset import check_archive_size
-from imagelm.data.sources.decode import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
-    TABLE_SUFFIXES,
-    BadImage,
-    LazyImages,
-    choose_column,
-    natural_key,
-    number_labels,
-    read_image,
-)
+from imagelm.data.sources.decode import LABEL_KEYS, TABLE_SUFFIXES, ImageSource, LazyImages, natural_key, read_image
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable
 
+IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 
-class FileSource:
+
+class FileSource(ImageSource):
     """Image files without labels."""
 
     def __init__(self, files: list[Path], root: Path) -> None:
+        super().__init__(str(root))
         self.files, self.root = files, root
-        self.class_names: list[str] | None = None
-        self.labels: np.ndarray | None = None
-        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,23 +39,20 @@ class FileSource:
     def load(self, start: int, stop: int) -> LazyImages:
         return LazyImages(read_image, self.files[start:stop])
 
-    def extra(self, name: str) -> np.ndarray | None:
-        return None
-
 
 class FolderSource(FileSource):
     """A folder with one folder per class; or, without class folders, images without labels."""
 
     def __init__(self, root: Path) -> None:
-        classes = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
-        found: list[list[Path]] = []
+        folders = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
+        found: dict[Path, list[Path]] = {}
         links: list[Path] = []
-        for folder in classes:
-            files, unfollowed = _image_files(folder, root)
-            found.append(files)
+        for folder in folders:
+            found[folder], unfollowed = _image_files(folder, root)
             links += unfollowed
+        classes = [folder for folder in folders if found[folder]]
         loose = sorted((entry for entry in root.iterdir() if _is_image_file(entry, root)), key=natural_key)
-        if not any(found):
+        if not classes:
             if not loose:
                 raise InputError(f"--images {root} holds no files; expected a folder of images for each class")
             if tables := [file for file in loose if file.suffix in TABLE_SUFFIXES]:
@@ -74,12 +61,10 @@ class FolderSource(FileSource):
                 )
             super().__init__(loose, root)
             return
-        super().__init__([file for files in found for file in files], root)
-        empty = [printable(folder.name) for folder, files in zip(classes, found, strict=True) if not files]
-        classes = [folder for folder, files in zip(classes, found, strict=True) if files]
-        found = [files for files in found if files]
+        super().__init__([file for folder in classes for file in found[folder]], root)
         self.class_names = [printable(folder.name) for folder in classes]
-        self.labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
+        self.labels = np.repeat(np.arange(len(classes)), [len(found[folder]) for folder in classes])
+        empty = [printable(folder.name) for folder in folders if not found[folder]]
         if loose:
             self.notes.append(f"{root}: not used, because it is outside the class folders: {_shown(loose, root)}")
         if links:
@@ -88,13 +73,15 @@ class FolderSource(FileSource):
             self.notes.append(f"{root}: not used as a class, because the folder holds no images: {', '.join(empty)}")
 
 
-class ArraySource:
+class ArraySource(ImageSource):
     """An NPZ file with an array of images and, perhaps, one of labels."""
 
     def __init__(self, path: Path, image_key: str | None, label_key: str | None) -> None:
-        self.path, self.names = path, _array_names(path)
-        self.notes: list[str] = []
-        image_key = choose_column(image_key, IMAGE_KEYS, self.names, f"--images {path}", "--image_column")
+        super().__init__(str(path))
+        self.path = path
+        with _npz_errors(path), np.load(path, allow_pickle=False) as archive:
+            self.names = list(archive.files)  # no array is read
+        image_key = self._choose_column(image_key, IMAGE_KEYS, self.names, "--image_column")
         self.images = _load_array(path, image_key, on_disk=True)
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
@@ -102,55 +89,48 @@ class ArraySource:
                 f"{path}: array {image_key!r} is {self.images.dtype} of shape {shape}; expected uint8 of shape "
                 "(images, height, width) or (images, height, width, 1, 3 or 4)"
             )
-        self.class_names: list[str] | None = None
-        self.labels: np.ndarray | None = None
         if label_key or set(LABEL_KEYS) & set(self.names):
-            label_key = choose_column(label_key, LABEL_KEYS, self.names, f"--images {path}", "--label_column")
+            label_key = self._choose_column(label_key, LABEL_KEYS, self.names, "--label_column")
             labels = _load_array(path, label_key)
             if labels.shape != shape[:1]:
                 raise InputError(f"{path}: {shape[0]} images, but {label_key!r} has shape {labels.shape}")
-            self.labels, self.class_names = number_labels(labels, self)
+            self._number_labels(labels)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def place(self, i: int) -> str:
-        return f"{self.path}:{i}"
-
-    def name(self, i: int) -> str:
-        return f"{self.path.name}:{i}"
-
     def load(self, start: int, stop: int) -> LazyImages:
-        def read(image: np.ndarray) -> Image.Image | BadImage:
-            return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
-
-        return LazyImages(read, self.images[start:stop])
+        grey = self.images.shape[3:] == (1,)
+        return LazyImages(Image.fromarray, self.images[start:stop, ..., 0] if grey else self.images[start:stop])
 
     def extra(self, name: str) -> np.ndarray | None:
         return _load_array(self.path, name) if name in self.names else None
 
 
-def _array_names(path: Path) -> list[str]:
-    """The names of an NPZ file's arrays; no array is read."""
-    with _npz_errors(path), np.load(path, allow_pickle=False) as archive:
-        return list(archive.files)
-
-
 def _load_array(path: Path, name: str, on_disk: bool = False) -> np.ndarray:
     """One array of an NPZ file; the others are never opened.
 
-    Args:
-        path: The file.
-        name: Of the array.
-        on_disk: Unpack it to a temporary file that is read as the array is used, and is deleted with the array.
+    With `on_disk` it is unpacked to a temporary file, which is read as the array is used and deleted with the array.
     """
     with _npz_errors(path):
-        check_archive_size(path, name, on_disk)
+        _check_size(path, name, on_disk)
         if on_disk:
             with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
                 return np.load(archive.extract(f"{name}.npy", folder), mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name]
+
+
+def _check_size(path: Path, name: str, on_disk: bool) -> None:
+    """Refuses an array that is too large for this machine, without unpacking it."""
+    with zipfile.ZipFile(path) as archive:
+        size = max((entry.file_size for entry in archive.infolist() if entry.filename == f"{name}.npy"), default=0)
+    if on_disk:
+        room, where = shutil.disk_usage(tempfile.gettempdir()).free, f"{tempfile.gettempdir()} has room for"
+    else:
+        room, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine's memory is"
+    if size > room:
+        raise InputError(f"--images {path}: array {name!r} unpacks to {size:,} bytes, {where} {room:,}; split it up")
 
 
 @contextmanager
@@ -186,13 +166,9 @@ def _shown(paths: Sequence[Path], root: Path) -> str:
 
 
 def _image_files(folder: Path, root: Path) -> tuple[list[Path], list[Path]]:
-    """All files of a class in natural order, and links to folders, which could lead to another class or in a circle.
+    """All files of a class in natural order, and links to folders, which could lead to another class or in a circle."""
 
-    Raises:
-        InputError: A folder can't be listed: its images would be missing silently.
-    """
-
-    def refuse(error: OSError) -> None:
+    def refuse(error: OSError) -> None:  # the images of a folder that can't be listed would be missing silently
         raise InputError(f"--images {root}: {printable(error.filename)} can't be read: {error.strerror}") from error
 
     files: list[Path] = []

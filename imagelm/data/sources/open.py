@@ -200,15 +200,14 @@ def _may_be_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)) and Path(name).suffix.lower() not in NO_HUB_IDS
 
 
-class _JoinedSource:
+class _JoinedSource(ImageSource):
     """Several sources, one after the other; labels are joined by class name."""
 
     def __init__(self, sources: list[ImageSource]) -> None:
+        super().__init__(", ".join(source.origin for source in sources))
         self.sources = sources
         self.starts = np.cumsum([0, *map(len, sources)])
         self.notes = [note for source in sources for note in source.notes]
-        self.class_names: list[str] | None = None
-        self.labels: np.ndarray | None = None
         named = [source.class_names for source in sources if source.class_names is not None]
         if len(named) == len(sources):
             names = list(dict.fromkeys(name for own in named for name in own))
