@@ -19,9 +19,6 @@ BLOCK = 1 << 15  # tokens decoded at once, so that the words stay in a core's ca
 class BodyDecoder:
     """Decodes texts of codebook tokens, each followed by one space.
 
-    Args:
-        vocabulary: Of the rows.
-
     Attributes:
         stride: Bytes of a token with its space; 0 if the vocabulary's tokens differ in width or are too wide.
     """
@@ -36,7 +33,8 @@ class BodyDecoder:
         self.dtype = vocabulary.id_dtype
         self.table = np.full(16**self.digits, -1, dtype=np.int32)
         for token, i in zip(tokens, vocabulary.code_ids, strict=True):
-            self.table[self._index(token[FIRST : FIRST + self.digits])] = i
+            digits = token[FIRST : FIRST + self.digits]
+            self.table[sum(int(digit) << (4 * place) for place, digit in enumerate(digits))] = i
         zero = (code_token(0, self.digits) + " ").encode()
         self.template = np.frombuffer(zero[:8], dtype="<u8")[0]
         # Bits that must be the template's: all but the lower halves of the digits.
@@ -45,11 +43,7 @@ class BodyDecoder:
         self.rest = np.frombuffer(zero[8:], dtype=np.uint8)
 
     def decode(self, text: str) -> np.ndarray | None:
-        """The ids of a text, shape (tokens,); None if it isn't only codebook tokens.
-
-        Args:
-            text: Tokens of the vocabulary's width, each followed by one space.
-        """
+        """The ids of a text, shape (tokens,); None if it isn't only codebook tokens of the vocabulary's width."""
         if not self.stride or not text.isascii() or len(text) % self.stride:
             return None
         content = np.frombuffer(text.encode(), dtype=np.uint8)
@@ -73,7 +67,3 @@ class BodyDecoder:
         found = self.table.take(index.view(np.int64))
         ids[:] = found
         return bool((found >= 0).all())
-
-    @staticmethod
-    def _index(digits: str) -> int:
-        return sum(int(digit) << (4 * i) for i, digit in enumerate(digits))

@@ -82,7 +82,12 @@ def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]
             if lines:
                 yield number, _tidy(lines, number)
                 number += len(lines)
-        _check_unchanged(file, before, os.fstat(raw.fileno()))
+        after = os.fstat(raw.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise InputError(
+                f"{file} changed while it was read (from {before.st_size:,} to {after.st_size:,} bytes), so rows may "
+                "be cut or missing; wait until it is complete, then try again"
+            )
         if rest:
             yield number, _tidy([rest], number)
 
@@ -102,14 +107,6 @@ def _check_ordinary(name: str) -> None:
         raise InputError(f"--data_files {name} is a folder; name its files, such as '{name}/*.jsonl'")
     if not stat.S_ISREG(mode):
         raise InputError(f"--data_files {name} is a pipe or a device, which may never end; write it to a file first")
-
-
-def _check_unchanged(file: Path, before: os.stat_result, after: os.stat_result) -> None:
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise InputError(
-            f"{file} changed while it was read (from {before.st_size:,} to {after.st_size:,} bytes), so rows may be "
-            "cut or missing; wait until it is complete, then try again"
-        )
 
 
 @contextmanager

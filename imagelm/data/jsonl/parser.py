@@ -34,13 +34,7 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
 
     A row is a JSON object with `tokens` (one string with spaces, or a list of strings) and `label` (int). Optional:
     `split` ("train" or "test") and `source` (str or int, the image that this row is a variant of). Blank lines are
-    skipped.
-
-    Args:
-        files: Files to read.
-        grammar: The grammar of the rows.
-        problems: Collects the bad rows; the batches don't contain them.
-        need_split: Whether a row without `split` is a problem.
+    skipped. Bad rows go to `problems`; with `need_split` a row without `split` is one.
 
     Raises:
         InputError: A file can't be read or decompressed.
@@ -54,18 +48,10 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
 
 
 class RowChecker:
-    """Compares chunks of lines with the grammar; holds the look-up tables.
-
-    Args:
-        grammar: The grammar of the rows.
-        problems: Collects the bad rows.
-        need_split: Whether a row without `split` is a problem.
-    """
+    """Compares chunks of lines with the grammar; holds the look-up tables. The arguments are those of `read_rows`."""
 
     def __init__(self, grammar: Grammar, problems: ProblemLog, need_split: bool) -> None:
-        self.grammar = grammar
-        self.problems = problems
-        self.need_split = need_split
+        self.grammar, self.problems, self.need_split = grammar, problems, need_split
         self.token_set = pa.array(grammar.tokens)
         self.decoder = BodyDecoder(grammar)
         self.tail_texts = [grammar.tail_text(label) for label in range(grammar.num_classes)]
@@ -131,7 +117,7 @@ class RowChecker:
             try:
                 rows.append(self._parse(line, number))
             except _BadRow as error:
-                bad[number] = error.kind, error.reason
+                bad[number] = error.args
         labels = np.array([row.label for row in rows], dtype=np.int64)
         counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
         texts = pa.array([row.text for row in rows], type=pa.large_string())
@@ -201,8 +187,7 @@ class RowChecker:
         if any(tokens) and row.num_tokens not in (-1, len(tokens)):
             return "wrong_type", "an entry of tokens is empty or contains a space, expected one token an entry"
         found = self.grammar.explain(tokens, row.label)
-        if found is None:
-            raise AssertionError(f"the fast and the slow check disagree on {tokens} with label {row.label}")
+        assert found is not None, f"the fast and the slow check disagree on {tokens} with label {row.label}"
         return found
 
 
@@ -218,9 +203,9 @@ class _RawRow(NamedTuple):
 
 
 class _BadRow(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind, self.reason = kind, reason
+    """A row that can't be used: the kind of its problem, and the reason in words."""
+
+    args: tuple[str, str]
 
 
 def _check_unique(line: bytes, row: dict) -> None:

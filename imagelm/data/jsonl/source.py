@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
@@ -17,7 +16,7 @@ from imagelm.codecs.open import open_codec
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.lines import expand_files
 from imagelm.data.jsonl.parser import read_rows
-from imagelm.data.rows import SPLITS, ProblemLog, RowBatch
+from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource
 from imagelm.data.splits import split_in_words
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import load_vocabulary
@@ -25,18 +24,9 @@ from imagelm.utils.artifacts import CLASS_NAMES_FILE, CODEC_FOLDER, RAW_ROWS_FIL
 from imagelm.utils.atomic_io import read_input, write_json
 from imagelm.utils.errors import InputError
 
-if TYPE_CHECKING:
-    from imagelm.data.rows import RowSource
-    from imagelm.remote_code.codec_imagelm import Codec
-
 
 class JsonlRows:
-    """Raw JSONL files as a source of rows; made for `imagelm.data.prepare.prepare`.
-
-    Args:
-        options: With `data_files` and `vocab_file`.
-        staging: The output folder that is being written.
-        problems: Collects the bad rows.
+    """Raw JSONL files as a source of rows; a codec that is given is saved in the output folder `staging`.
 
     Raises:
         InputError: A file can't be read, or vocabulary, class names and codec don't fit each other.
@@ -51,8 +41,13 @@ class JsonlRows:
         self.paths = expand_files(options.data_files)
         self.files = [str(path) for path in self.paths]
         self.class_names = _class_names(options.class_names, self.grammar.num_classes)
-        self.codec = _codec(options.codec, len(self.grammar.code_ids))
+        self.codec = open_codec(options.codec) if options.codec else None
         if self.codec:
+            if self.codec.codebook_size != self.grammar.codebook_size:
+                raise InputError(
+                    f"--codec {options.codec} has {self.codec.codebook_size} entries, but --vocab_file has "
+                    f"{self.grammar.codebook_size} codebook tokens"
+                )
             self.codec.save(staging / CODEC_FOLDER)
 
     def place(self, file: str, line: int) -> str:
@@ -82,12 +77,7 @@ class JsonlRows:
 
 
 class RawWriter:
-    """Writes rows as JSONL, with vocabulary and class names: what `--data_files` reads.
-
-    Args:
-        folder: Folder to make.
-        source: Where the rows come from.
-    """
+    """Writes rows as JSONL into a new folder, with vocabulary and class names: what `--data_files` reads."""
 
     def __init__(self, folder: Path, source: RowSource) -> None:
         folder.mkdir()
@@ -108,25 +98,13 @@ class RawWriter:
         self.file.close()
 
 
-def _codec(folder: str | None, codebook_size: int) -> Codec | None:
-    if folder is None:
-        return None
-    codec = open_codec(folder)
-    if codec.codebook_size != codebook_size:
-        raise InputError(
-            f"--codec {folder} has {codec.codebook_size} entries, but --vocab_file has {codebook_size} codebook tokens"
-        )
-    return codec
-
-
 def _class_names(file: str | None, num_classes: int) -> list[str]:
     """The names in a JSON list; the labels themselves without one."""
     if file is None:
         return [str(label) for label in range(num_classes)]
+    text = read_input(file, "--class_names")
     try:
-        names = json.loads(read_input(file, "--class_names"))
-    except InputError:
-        raise
+        names = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"--class_names {file} isn't JSON: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
