@@ -186,21 +186,15 @@ class PrepareArguments:
 
     def _check_effect(self, entry: Option) -> None:
         """Refuses an option that isn't at its default and would have no effect."""
-        needed = entry.field.metadata.get("input")
+        flag, needed = entry.flag, entry.field.metadata.get("input")
         if needed == "images" and self.images is None:
-            raise InputError(f"{entry.flag} goes with --images")
+            raise InputError(f"{flag} goes with --images")
         if needed == "data_files" and self.data_files is None:
-            raise InputError(
-                f"{entry.flag} goes with --data_files; with --images the codebook and the images decide it"
-            )
+            raise InputError(f"{flag} goes with --data_files; with --images the codebook and the images decide it")
         if self.codec and "in_codec" in entry.field.metadata:
-            raise InputError(
-                f"{entry.flag} and --codec contradict each other: the codec decides it; remove one of them"
-            )
+            raise InputError(f"{flag} and --codec contradict each other: the codec decides it; remove one of them")
         if self.centroids and entry.name in ("features", "feature_scaling", "codebook_size"):
-            raise InputError(
-                f"{entry.flag} and --centroids contradict each other: the file decides it; remove one of them"
-            )
+            raise InputError(f"{flag} and --centroids contradict each other: the file decides it; remove one of them")
 
     def _check_codebook(self) -> None:
         names = self.features.split(",")

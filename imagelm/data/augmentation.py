@@ -42,14 +42,9 @@ class Augmentation:
     vflip: bool = False
 
     def draw(self, count: int, seed: tuple[int, ...]) -> np.ndarray:
-        """Random maps from a variant's coordinates to its image's.
+        """Random maps from a variant's coordinates to its image's; float64, shape (count, 2, 3).
 
-        Args:
-            count: Number of maps.
-            seed: Seed of the generator.
-
-        Returns:
-            float64, shape (count, 2, 3): angle, scale and flips as a matrix, and the shift in pixels.
+        Each is angle, scale and flips as a matrix, and the shift in pixels.
         """
         rng = np.random.default_rng(seed)
         angle = np.radians(rng.uniform(-self.rotate, self.rotate, count))
@@ -93,18 +88,12 @@ def parse_augmentation(text: str | None) -> Augmentation | None:
 def add_variants(
     images: np.ndarray, numbers: np.ndarray, count: np.ndarray, recipe: Augmentation, seed: int, background: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image, followed by its variants.
+    """Each image, followed by its variants; and the index of the image that each row was made from, shape (rows,).
 
     Args:
-        images: uint8, shape (images, height, width, channels).
+        images: uint8, shape (images, height, width, channels), as the result.
         numbers: The images' numbers, which their maps are drawn from; shape (images,).
         count: How many variants each image gets; shape (images,).
-        recipe: How much a variant may differ.
-        seed: Of the maps.
-        background: 0 to 255.
-
-    Returns:
-        uint8, as `images`; and the index of the image that each row was made from, shape (rows,).
     """
     repeats = 1 + count
     origin = np.repeat(np.arange(len(images)), repeats)
@@ -121,12 +110,8 @@ def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.nda
     """Variants of images, by bilinear interpolation; pixels from outside the image have the background's value.
 
     Args:
-        images: uint8, shape (images, height, width, channels).
+        images: uint8, shape (images, height, width, channels), as the result.
         maps: As `Augmentation.draw` gives them, one per image.
-        background: 0 to 255.
-
-    Returns:
-        uint8, the shape of `images`.
     """
     if images.size > MAX_VALUES and len(images) > 1:
         parts = np.array_split(np.arange(len(images)), min(len(images), -(-images.size // MAX_VALUES)))
@@ -146,12 +131,7 @@ def augment(images: np.ndarray, maps: np.ndarray, background: int = 0) -> np.nda
 class AugmentedRows(torch.utils.data.Dataset):
     """Training rows whose images are augmented and encoded again in each epoch, as the rows are read.
 
-    Args:
-        rows: Training rows with the columns `input_ids` and `image`.
-        codec: Encodes the images.
-        grammar: The rows' vocabulary.
-        recipe: How much a row's image may differ from the kept one.
-        seed: Of the augmentation.
+    `rows` has the columns `input_ids` and `image`.
     """
 
     def __init__(self, rows: Dataset, codec: Codec, grammar: Grammar, recipe: Augmentation, seed: int) -> None:

@@ -31,14 +31,8 @@ ROWS_FILE = "rows.arrow"  # temporary
 def prepare(arguments: PrepareArguments, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `arguments.output_dir`.
 
-    Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row.
-
-    Args:
-        arguments: What to do.
-        command: The command line, kept in the statistics.
-
-    Returns:
-        The statistics, as in `stats.json`.
+    Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row. The
+    statistics, which hold the command line, are returned too.
 
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
@@ -96,11 +90,7 @@ def _read_rows(arguments: PrepareArguments, source: RowSource, problems: Problem
 
 
 def _cut(batch: RowBatch, max_length: int | None, side: str) -> tuple[RowBatch, np.ndarray]:
-    """Cuts rows to `max_length` tokens; side "left" drops an image body's first tokens, "right" its last.
-
-    Returns:
-        The batch, and how many tokens each row lost; shape (rows,).
-    """
+    """A batch cut to `max_length` tokens at the left or right of the bodies, and each row's loss; shape (rows,)."""
     max_body = batch.lengths.max(initial=0) if max_length is None else max_length - NUM_FRAME_TOKENS
     lost = np.maximum(batch.lengths - max_body, 0)
     if not lost.any():

@@ -54,11 +54,7 @@ def find_duplicates(table: RowTable) -> Duplicates:
 
 
 def split_rows(table: RowTable, duplicates: Duplicates, test_size: float, seed: int) -> np.ndarray:
-    """The side of each row that stays, `DROPPED` for duplicates; int8, shape (rows,).
-
-    Raises:
-        InputError: See `assign_splits`.
-    """
+    """The side of each row that stays, by `assign_splits`, and `DROPPED` for duplicates; int8, shape (rows,)."""
     keep, split_by = duplicates.keep, table.source.split_by
     if split_by == "field":
         for side, name in enumerate(SPLITS):
@@ -87,11 +83,10 @@ def assign_splits(
         split_by: "stratified" draws at random within each class; "hash" derives the side from the group's digest, so
             that it never changes as the data grow; "field" takes the split that the file names.
         test_size: Share of test groups, between 0 and 1.
-        seed: Seed of the draw; used by "stratified" alone.
-        labels: Class of each row; shape (rows,).
+        seed: Of the draw; used by "stratified" alone.
+        labels, file_splits: Class of each row, and the split that the file names; shape (rows,).
         groups: Digest of each row's source image (of its own image if none is named); `DIGEST_DTYPE`, shape (rows,).
-        file_splits: The splits that the file names; shape (rows,).
-        class_names: Names for error messages, indexed by label.
+        class_names: For error messages, indexed by label.
 
     Returns:
         Index into `SPLITS`; int8, shape (rows,).

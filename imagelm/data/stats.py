@@ -25,16 +25,7 @@ LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "tran
 def describe(
     options: dict, command: str, table: RowTable, problems: ProblemLog, duplicates: Duplicates, sides: np.ndarray
 ) -> dict:
-    """The statistics of a prepared dataset, ready for JSON.
-
-    Args:
-        options: The options it was prepared with.
-        command: The command line.
-        table: The rows read.
-        problems: The bad rows.
-        duplicates: Which rows repeat an image.
-        sides: Index into `SPLITS` of each row, `DROPPED` for duplicates; shape (rows,).
-    """
+    """The statistics of a prepared dataset, ready for JSON; `sides` is the result of `split_rows`."""
     source = table.source
     conflicts = np.flatnonzero(duplicates.conflicting)
     kept, grammar = sides >= 0, source.grammar
@@ -62,7 +53,7 @@ def describe(
             "share_of_image_tokens_cut": table.num_cut_tokens / max(table.num_read_tokens, 1),
         },
         "max_length": int(table.lengths[kept].max()) + NUM_FRAME_TOKENS,
-        "lengths": _lengths(table.lengths[kept] + NUM_FRAME_TOKENS),
+        "lengths": _distribution(table.lengths[kept] + NUM_FRAME_TOKENS),
         "classes": {
             name: np.bincount(table.labels[sides == side], minlength=grammar.num_classes).tolist()
             for side, name in enumerate(SPLITS)
@@ -85,8 +76,7 @@ def summary(stats: dict) -> list[str]:
         *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
         *_codec_in_words(stats),
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, "
-        f"{stats['repaired_tails']} tails repaired, "
-        f"{stats['duplicates_dropped']} duplicates dropped",
+        f"{stats['repaired_tails']} tails repaired, {stats['duplicates_dropped']} duplicates dropped",
         f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
         f"{cut['share_of_image_tokens_cut']:.2%} of image tokens",
@@ -112,13 +102,7 @@ def summary(stats: dict) -> list[str]:
 
 
 def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None = None) -> str:
-    """The dataset card (README.md) with its metadata.
-
-    Args:
-        stats: The statistics.
-        repo_id: The dataset's repository on the Hub; the card then shows how to load it.
-        model_id: The repository of the model that was trained on it.
-    """
+    """The dataset card (README.md) with its metadata; with ids on the Hub it shows how to load the data."""
     import jinja2  # late: only the card needs it
 
     counts = zip(stats["class_names"], *(stats["classes"][name] for name in SPLITS), strict=True)
@@ -165,23 +149,14 @@ def _codec_in_words(stats: dict) -> list[str]:
     return lines
 
 
-def _lengths(lengths: np.ndarray) -> dict[str, float]:
-    p50, p95 = np.percentile(lengths, [50, 95])
-    return {
-        "min": int(lengths.min()),
-        "mean": float(lengths.mean()),
-        "p50": float(p50),
-        "p95": float(p95),
-        "max": int(lengths.max()),
-    }
+def _distribution(values: np.ndarray) -> dict[str, float]:
+    p50, p95 = np.percentile(values, [50, 95]).tolist()
+    return {"min": int(values.min()), "mean": float(values.mean()), "p50": p50, "p95": p95, "max": int(values.max())}
 
 
 def _codebook_use(counts: np.ndarray) -> dict[str, float]:
     """Entries in use, and the perplexity exp(−Σ p ln p) of their use (all entries equally often: the size)."""
+    used = int((counts > 0).sum())
     share = counts[counts > 0] / counts.sum()
-    return {
-        "size": len(counts),
-        "used": int((counts > 0).sum()),
-        "dead": int((counts == 0).sum()),
-        "usage_perplexity": float(np.exp(-(share * np.log(share)).sum())),
-    }
+    perplexity = float(np.exp(-(share * np.log(share)).sum()))
+    return {"size": len(counts), "used": used, "dead": len(counts) - used, "usage_perplexity": perplexity}

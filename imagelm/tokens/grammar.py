@@ -85,15 +85,12 @@ class Grammar(names.Vocabulary):
     # Writing
 
     def compose(self, bodies: np.ndarray, lengths: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whole rows around image bodies.
+        """Whole rows around image bodies: all ids one after the other, and the rows' offsets, shape (rows + 1,).
 
         Args:
             bodies: Codebook ids of all rows, one after the other; shape (sum of lengths,).
             lengths: Number of body tokens of each row; shape (rows,).
             labels: Class of each row; shape (rows,).
-
-        Returns:
-            The ids of all rows one after the other, and the rows' offsets; shapes (sum of row lengths,), (rows + 1,).
         """
         offsets = np.concatenate([[0], np.cumsum(lengths + NUM_FRAME_TOKENS)]).astype(np.int64)
         ids = np.empty(offsets[-1], dtype=self.id_dtype)
@@ -117,13 +114,7 @@ class Grammar(names.Vocabulary):
         return " ".join(self.tokens[self.class_ids[label]] if r is Role.CLASS else TOKENS[r] for r in TAIL)
 
     def prefix(self, body: np.ndarray, num_tail: int = 0, label: int | None = None) -> np.ndarray:
-        """The ids of a row up to the first `num_tail` tokens after its image; int64.
-
-        Args:
-            body: Ids of the image's tokens, as many as are known; shape (tokens,).
-            num_tail: How many tokens of the tail to add.
-            label: The class; needed where the tail includes its token.
-        """
+        """The ids of a row up to the first `num_tail` tokens after its image, of which `body` may be a part; int64."""
         assert label is not None or num_tail <= TAIL.index(Role.CLASS), "the answer needs a label"
         answer = self.class_ids[[] if label is None else [label]]
         frame = [answer if role is Role.CLASS else self.ids_of(role) for role in (*HEAD, *TAIL[:num_tail])]
@@ -138,12 +129,8 @@ class Grammar(names.Vocabulary):
     def parse(self, tokens: Sequence[str], label: int | None, place: str) -> Row:
         """Reads a row, whole or cut anywhere; the leading `<IMG>` may be missing.
 
-        The predecessor's tail `</IMG> <CLS> <CLS> <EOS>` is accepted.
-
-        Args:
-            tokens: The row.
-            label: Its class where it's known apart from the tokens.
-            place: Where the row comes from.
+        The predecessor's tail `</IMG> <CLS> <CLS> <EOS>` is accepted. `label` is the class where it's known apart from
+        the tokens.
 
         Raises:
             BadRow: It isn't in the grammar; says what was found and what was expected.
@@ -168,15 +155,12 @@ class Grammar(names.Vocabulary):
         return Row(body, int(np.isin(roles, TAIL).sum()), answer if answer >= 0 else label, place)
 
     def check(self, ids: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which whole rows are in the grammar, and which have the predecessor's tail.
+        """Which whole rows are in the grammar, and which have the predecessor's tail; bool, shape (rows,).
 
         Args:
             ids: Of all rows, one after the other; -1 for unknown tokens.
             offsets: Where each row begins, and the end; shape (rows + 1,). No row is empty.
             labels: Shape (rows,).
-
-        Returns:
-            Two bool arrays of shape (rows,).
         """
         if not len(labels):
             return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
@@ -271,13 +255,7 @@ def _explain_body(tokens: list[str], roles: list[int]) -> tuple[str, str] | None
 
 
 def _breaks(roles: np.ndarray, starts: Sequence[int] | np.ndarray, first: Role = Role.START) -> np.ndarray:
-    """Whether each token may not follow the one before it; bool.
-
-    Args:
-        roles: Of all rows, one after the other.
-        starts: Where the rows begin.
-        first: What the rows' first tokens follow.
-    """
+    """Whether each token may not follow the one before it; the first token of a row follows `first`; bool."""
     before = np.empty_like(roles)
     before[1:] = roles[:-1]
     before[starts] = first

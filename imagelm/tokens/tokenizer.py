@@ -29,11 +29,7 @@ def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFas
     """A word-level tokenizer over the grammar's vocabulary.
 
     Text is split at white space. Each token is also an added token, with the same id, so that slow and byte-level
-    tokenizers keep it whole.
-
-    Args:
-        grammar: The vocabulary with its roles.
-        max_length: Longest row, in tokens; becomes `model_max_length`.
+    tokenizers keep it whole. `max_length`, the longest row in tokens, becomes `model_max_length`.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -41,19 +37,11 @@ def build_tokenizer(grammar: Grammar, max_length: int) -> PreTrainedTokenizerFas
 
 
 def write_tokenizer(grammar: Grammar, max_length: int, folder: Path) -> None:
-    """Writes the same files as `save_tokenizer(build_tokenizer(…))`, without loading transformers.
-
-    Args:
-        grammar: The vocabulary with its roles.
-        max_length: Longest row, in tokens.
-        folder: Folder to create.
-    """
+    """Writes the same files as `save_tokenizer(build_tokenizer(…), folder)`, without loading transformers."""
     folder.mkdir(parents=True, exist_ok=True)
     _backend(grammar).save(str(folder / "tokenizer.json"))
-    settings = dict(
-        sorted({"backend": "tokenizers", "tokenizer_class": PORTABLE_CLASS, **_settings(max_length)}.items())
-    )
-    _write_files(settings, grammar.tokens, folder)
+    settings = {"backend": "tokenizers", "tokenizer_class": PORTABLE_CLASS, **_settings(max_length)}
+    _write_files(dict(sorted(settings.items())), grammar.tokens, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -136,25 +136,18 @@ def load_vocabulary(path: str | Path) -> dict[str, int]:
     text = read_input(path, "--vocab_file")
     try:
         content = json.loads(text, object_pairs_hook=_unique_keys)
+        if isinstance(content, dict):
+            check_vocabulary(content)
+            return content
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of thousands of digits
         raise InputError(f'{path} isn\'t JSON: {error}; expected an object like {{"<PAD>": 0, …}}') from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} holds a JSON {type(content).__name__}; expected an object like {{"<PAD>": 0, …}}')
-    try:
-        check_vocabulary(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return content
+    raise InputError(f'{path} holds a JSON {type(content).__name__}; expected an object like {{"<PAD>": 0, …}}')
 
 
 def check_vocabulary(vocabulary: dict[str, int]) -> None:
-    """Checks that ids run from 0 without a gap, and that rows can be written with the tokens.
-
-    Raises:
-        InputError: Names the first token or id that is wrong.
-    """
+    """Raises an InputError unless ids run from 0 without a gap, and rows can be written with the tokens."""
     _check_ids(vocabulary)
     missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
     if missing:
