@@ -60,7 +60,7 @@ class LoadArguments:
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("--model is empty; name a trained folder, such as outputs/mine/best_model, or a Hub id")
-        _at_least("batch_size", self.batch_size, 1)
+        _at_least(self, batch_size=1)
 
 
 @dataclass
@@ -104,8 +104,7 @@ class InputArguments:
         for name in ("image_column", "label_column"):
             if getattr(self, name) and not self.images:
                 raise InputError(f"--{name} needs --images")
-        if self.num_rows is not None:
-            _at_least("num_rows", self.num_rows, 1)
+        _at_least(self, num_rows=1)
 
 
 @dataclass
@@ -126,7 +125,7 @@ class AnswerArguments:
     )
 
     def __post_init__(self) -> None:
-        _at_least("top", self.top, 1)
+        _at_least(self, top=1)
 
 
 @dataclass
@@ -177,11 +176,7 @@ class GenerationArguments:
             raise InputError(f"--repetition_penalty {self.repetition_penalty}: give a positive number, such as 1.2")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p} isn't a share; give one above 0 and up to 1, such as 0.95")
-        for name, least in (("top_k", 0), ("no_repeat_ngram_size", 0), ("num_beams", 1), ("num_return_sequences", 1)):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), least)
-        if self.num_image_tokens is not None:
-            _at_least("num_image_tokens", self.num_image_tokens, 1)
+        _at_least(self, top_k=0, no_repeat_ngram_size=0, num_beams=1, num_return_sequences=1, num_image_tokens=1)
         if not 0 <= self.seed < 2**32:
             raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
         if self.keep_percent is not None and not 0 < self.keep_percent <= 100:
@@ -219,8 +214,7 @@ class ClassArguments:
     num_candidates: int = option("samples per image for likelihood", 8, **SAMPLES)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "max_draws", "num_candidates"):
-            _at_least(name, getattr(self, name), 1)
+        _at_least(self, num_samples=1, max_draws=1, num_candidates=1)
 
 
 @dataclass
@@ -246,7 +240,7 @@ class OutputArguments:
     )
 
     def __post_init__(self) -> None:
-        _at_least("num_pictures", self.num_pictures, 1)
+        _at_least(self, num_pictures=1)
         for name in ("output", "output_image"):
             if (file := getattr(self, name)) is not None:
                 check_output_file(file, f"--{name}", self.overwrite)
@@ -261,11 +255,7 @@ GROUPS = (LoadArguments, InputArguments, AnswerArguments, GenerationArguments, C
 
 @dataclass
 class InferenceArguments:
-    """All options of `imagelm infer`.
-
-    Raises:
-        InputError: An option has no effect in this mode.
-    """
+    """All options of `imagelm infer`; raises an InputError if one has no effect in this mode."""
 
     mode: str
     model: LoadArguments
@@ -283,22 +273,18 @@ class InferenceArguments:
                     raise InputError(
                         f"{entry.flag} has no effect in --mode {self.mode}; it works in {', '.join(modes)}"
                     )
-        self.check_drawing(self.mode, self.draw, self.classes)
+        self.check_drawing()
 
-    @staticmethod
-    def check_drawing(mode: str, draw: GenerationArguments, classes: ClassArguments) -> None:
-        """Refuses to generate the same image several times.
-
-        Raises:
-            InputError: With what to do instead.
-        """
-        if mode == "continue" and draw.greedy and draw.num_beams == 1 < draw.num_return_sequences:
+    def check_drawing(self) -> None:
+        """Raises an InputError if the same image would be generated several times."""
+        draw = self.draw
+        if self.mode == "continue" and draw.greedy and draw.num_beams == 1 < draw.num_return_sequences:
             raise InputError("--greedy gives one continuation; remove --num_return_sequences, or give --num_beams")
-        if mode != "generate" or draw.samples(mode):
+        if self.mode != "generate" or draw.samples(self.mode):
             return
-        if classes.class_name is not None:
+        if self.classes.class_name is not None:
             raise InputError("--class needs many different images to choose from; sample them (--do_sample)")
-        if classes.num_samples > draw.num_beams:
+        if self.classes.num_samples > draw.num_beams:
             raise InputError(
                 f"without sampling --num_beams {draw.num_beams} gives at most {draw.num_beams} different images; "
                 f"sample (--do_sample), or give --num_samples {draw.num_beams}"
@@ -310,17 +296,8 @@ def modes_of(entry: Option) -> tuple[str, ...]:
     return entry.field.metadata.get("modes", tuple(MODES))
 
 
-def settings_of(group: object) -> dict[str, Option]:
-    """The options of a group that the interactive prompt can set, by name."""
-    return {entry.name: entry for entry in options_of(type(group)) if "interactive" in modes_of(entry)}
-
-
 def check_output_file(name: str, flag: str, overwrite: bool) -> None:
-    """Refuses a file that can't be written, or that exists and may not be replaced.
-
-    Raises:
-        InputError: With what to do.
-    """
+    """Raises an InputError if a file can't be written, or exists and may not be replaced."""
     file = Path(name)
     try:
         is_there = file.exists()
@@ -336,6 +313,9 @@ def check_output_file(name: str, flag: str, overwrite: bool) -> None:
         raise InputError(f"{flag} {name} exists; add --overwrite to replace it, or choose another name")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"--{name} {value}: give {least} or more")
+def _at_least(group: object, **limits: int) -> None:
+    """Refuses options of a group that are given and lie below their limits."""
+    for name, least in limits.items():
+        value = getattr(group, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name} {value}: give {least} or more")

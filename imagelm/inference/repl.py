@@ -14,21 +14,18 @@ import io
 import shlex
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 
 import numpy as np
 
-from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, settings_of
+from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, modes_of
 from imagelm.inference.inputs import require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
 from imagelm.inference.tasks import run_task
-from imagelm.utils.command_line import Option
+from imagelm.utils.command_line import Option, options_of
 from imagelm.utils.errors import DivergedError, InputError
 from imagelm.utils.image_grid import save_png
-
-NOTHING = ("none", "off", "default")
 
 
 def run_repl(loaded: LoadedModel, arguments: InferenceArguments) -> None:
@@ -43,19 +40,6 @@ def run_repl(loaded: LoadedModel, arguments: InferenceArguments) -> None:
         except KeyboardInterrupt:
             print("^C (Ctrl-D or quit ends)")
             repl.intro = None
-
-
-def _prints_errors(command: Callable[[Repl, str], None]) -> Callable[[Repl, str], None]:
-    """Prints the command's errors instead of ending the prompt."""
-
-    @wraps(command)
-    def run(self: Repl, line: str) -> None:
-        try:
-            command(self, line.strip())
-        except (InputError, DivergedError, OSError, UnicodeError) as error:
-            print(f"error: {error}")
-
-    return run
 
 
 class Repl(cmd.Cmd):
@@ -73,22 +57,26 @@ class Repl(cmd.Cmd):
         codec = "with its codec" if loaded.codec is not None else "without codec: tokens only"
         self.intro = f"{loaded.name}, {loaded.grammar.num_classes} classes, {codec}. help lists the commands."
 
-    @_prints_errors
+    def onecmd(self, line: str) -> bool:
+        """Runs a command; its errors are printed and don't end the prompt."""
+        try:
+            return super().onecmd(line)
+        except (InputError, DivergedError, OSError, UnicodeError) as error:
+            print(f"error: {error}")
+            return False
+
     def do_classify(self, line: str) -> None:
         """classify TOKENS | FILE: the class of a row or an image, with probabilities"""
         self._run("classify", input=self._input(line))
 
-    @_prints_errors
     def do_next(self, line: str) -> None:
         """next TOKENS | FILE: the most probable next tokens"""
         self._run("next_token", input=self._input(line))
 
-    @_prints_errors
     def do_continue(self, line: str) -> None:
         """continue TOKENS | FILE: complete a row; of a complete image only the top (keep_percent) is kept"""
         self._run("continue", input=self._input(line))
 
-    @_prints_errors
     def do_generate(self, line: str) -> None:
         """generate [N] [CLASS]: generate N images (default 1), of this class if one is named"""
         words = _split(line)
@@ -97,7 +85,6 @@ class Repl(cmd.Cmd):
         classes = dataclasses.replace(self.arguments.classes, num_samples=count, class_name=name)
         self._run("generate", classes=classes)
 
-    @_prints_errors
     def do_image(self, line: str) -> None:
         """image F.png: write the images of the last generate or continue as a PNG grid"""
         require_codec(self.loaded, "image")
@@ -113,12 +100,16 @@ class Repl(cmd.Cmd):
 
     do_picture = do_image  # the name of the first release
 
-    @_prints_errors
     def do_set(self, line: str) -> None:
         """set [NAME VALUE]: change an option, such as set temperature 0.8; without NAME: show the options"""
         words = _split(line)
         groups = {name: getattr(self.arguments, name) for name in ("answer", "draw", "classes")}
-        settings = {name: (holder, entry) for holder in groups for name, entry in settings_of(groups[holder]).items()}
+        settings = {
+            entry.name: (holder, entry)
+            for holder, group in groups.items()
+            for entry in options_of(type(group))
+            if "interactive" in modes_of(entry)
+        }
         if not words:
             for name, (holder, _) in settings.items():
                 print(f"{name:22} {getattr(groups[holder], name)}")
@@ -158,9 +149,8 @@ class Repl(cmd.Cmd):
     def _input(self, line: str) -> InputArguments:
         """A row of tokens, or an image file."""
         if not line:
-            raise InputError(
-                f"give a row of tokens{' or an image file' if self.loaded.codec else ''} after the command"
-            )
+            also = " or an image file" if self.loaded.codec else ""
+            raise InputError(f"give a row of tokens{also} after the command")
         if line.startswith("<"):
             return InputArguments(tokens=[line])
         file = line if Path(line).exists() else " ".join(_split(line))
@@ -172,11 +162,9 @@ class Repl(cmd.Cmd):
         """Runs a task and prints its result; after generating it changes the seed, so that the next images differ."""
         arguments = copy.copy(self.arguments)  # unchecked: a setting without effect in this mode is kept for another
         vars(arguments).update(mode=mode, **groups)
-        arguments.check_drawing(mode, arguments.draw, arguments.classes)
+        arguments.check_drawing()
         result = run_task(arguments, self.loaded)
-        print(table(result.columns, result.cells))
-        for text in result.summary:
-            print(text)
+        print("\n".join([table(result.columns, result.cells), *result.summary]))
         if mode not in ("generate", "continue"):
             return
         self.make_grid = result.make_grid
@@ -195,7 +183,7 @@ def _split(line: str) -> list[str]:
 
 def _value(entry: Option, word: str) -> object:
     """A word as the value of an option."""
-    if entry.default is None and word.lower() in NOTHING:
+    if entry.default is None and word.lower() in ("none", "off", "default"):
         return None
     try:
         value = entry.parse(word)
