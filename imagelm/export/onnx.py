@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 
 from imagelm.accel.last_block import at_positions, only_at
 from imagelm.inference.arguments import LoadArguments
-from imagelm.inference.loading import load_for_inference
-from imagelm.inference.onnx_session import OnnxSession, require_library
+from imagelm.inference.loading import OnnxSession, load_for_inference, require_library
 from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
 from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json
 from imagelm.utils.errors import InputError

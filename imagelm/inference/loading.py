@@ -6,10 +6,12 @@ even if someone pushes at the same time.
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,12 +32,13 @@ from transformers.utils import logging
 from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
 from imagelm.inference.arguments import LoadArguments
-from imagelm.inference.onnx_session import OnnxSession
 from imagelm.models.build import load_model
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.tokens.vocabulary import class_number, class_token
+from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
+from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import NUM_LISTED, first_line
@@ -109,16 +112,11 @@ class LoadedModel:
         return names.index(name) if names.count(name) == 1 else None
 
     def require_label(self, name: str) -> int:
-        """The label of a class by name, by number or as a token.
-
-        Raises:
-            InputError: There is no such class.
-        """
+        """The label of a class by name, by number or as a token; raises an InputError if there is no such class."""
         label = self.label_named(name)
         if label is None:
-            number = int(name) if name.isdecimal() else class_number(name)
-            label = number if number is not None and number < self.grammar.num_classes else None
-        if label is None:
+            label = int(name) if name.isdecimal() else class_number(name)
+        if label is None or label >= self.grammar.num_classes:
             known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, NUM_LISTED))))
             more = ", …" if self.grammar.num_classes > NUM_LISTED else ""
             raise InputError(f"class {name!r} is unknown to the model; it knows {known}{more}")
@@ -157,6 +155,39 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         keep_memory()
     onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
     return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar), onnx)
+
+
+class OnnxSession:
+    """The model that `export_onnx` wrote into a folder, with its `vocabulary` (token to id).
+
+    With 0 `num_threads` onnxruntime decides. Raises an InputError if the folder or onnxruntime can't be loaded.
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int = 0) -> None:
+        onnxruntime = require_library("onnxruntime")
+        file = Path(folder) / ONNX_FILE
+        if not file.is_file():
+            raise InputError(f"--onnx {folder} holds no {ONNX_FILE}; write it with imagelm export")
+        self.vocabulary: dict[str, int] = read_json(Path(folder) / ONNX_CONFIG)["vocabulary"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions share no base class
+            raise InputError(f"--onnx {folder} can't be loaded: {error}") from error
+
+    def __call__(self, input_ids: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Logits at one position of each row; int64 (rows, length) and (rows,) → float32 (rows, vocabulary)."""
+        return self.session.run(None, {"input_ids": input_ids, "last": last})[0]
+
+
+def require_library(name: str) -> ModuleType:
+    """Imports a library that ONNX needs; raises an InputError with the command that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"ONNX needs {name}, which isn't installed: pip install -r requirements-onnx.txt") from error
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -230,8 +261,7 @@ def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec
 
 def _class_names(model: PreTrainedModel, grammar: Grammar) -> list[str] | None:
     names = {int(label): str(name) for label, name in (model.config.id2label or {}).items()}
-    if sorted(names) != list(range(grammar.num_classes)):
-        return None
-    if all(name == f"LABEL_{label}" for label, name in names.items()):
+    placeholders = {label: f"LABEL_{label}" for label in names}
+    if sorted(names) != list(range(grammar.num_classes)) or names == placeholders:
         return None
     return [names[label] for label in range(grammar.num_classes)]

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from imagelm.inference.arguments import LoadArguments
-from imagelm.inference.loading import load_for_inference
-from imagelm.inference.onnx_session import OnnxSession
+from imagelm.inference.loading import OnnxSession, load_for_inference
 from imagelm.utils.artifacts import ONNX_CONFIG
 from tests.conftest import run
 
