@@ -101,11 +101,7 @@ class Codec(ABC):
         )
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """An image of any mode and size as this codec reads it; uint8, shape (height, width, channels).
-
-        Raises:
-            ValueError: The pixels have no known range (32-bit modes).
-        """
+        """An image as `read_pixels` gives it in this codec's format; uint8, shape (height, width, channels)."""
         return read_pixels(image, self.image_size, self.channels, self.config["fit"], self.config["background"])
 
     def encode(self, images: np.ndarray, device: str | torch.device = "cpu", t: np.ndarray | None = None) -> np.ndarray:
@@ -233,11 +229,7 @@ class UnifiedCodec(Codec):
         return pixels.reshape(len(entries), *self.image_size, self.channels)
 
     def entry_pixels(self) -> np.ndarray:
-        """The colour of each entry; uint8, shape (entries, 1, 1, channels).
-
-        Raises:
-            ValueError: Not all of R, G and B are among the features.
-        """
+        """The colour of each entry; uint8, shape (entries, 1, 1, channels); a ValueError if `can_decode` is false."""
         names = self.config["features"]
         if not self.can_decode:
             raise ValueError(f"a codebook of the features {', '.join(names)} has no colours to decode to")
@@ -298,16 +290,10 @@ class LearnedCodec(Codec):
 
 
 class Autoencoder(nn.Module):
-    """One vector per patch, and back: a linear map of the patch plus a correction by strided convolutions around it.
+    """One vector of `code_size` per patch, and back: a linear map plus a correction by strided convolutions around it.
 
-    The linear maps can start as the principal components of patches; the corrections start at zero.
-
-    Args:
-        channels: Of the images.
-        patch_size: Pixels a vector and side, a power of 2.
-        hidden: Channels inside.
-        num_blocks: Residual blocks a stage.
-        code_size: Length of a vector.
+    The linear maps can start as the principal components of patches; the corrections start at zero. The arguments are
+    those of `LearnedCodec`; `channels` are the images'.
     """
 
     def __init__(self, channels: int, patch_size: int, hidden: int, num_blocks: int, code_size: int) -> None:
@@ -353,16 +339,11 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-CODECS: tuple[type[Codec], ...] = (PatchCodec, UnifiedCodec, LearnedCodec)
-KINDS = {codec.kind: codec for codec in CODECS}
+KINDS: dict[str, type[Codec]] = {codec.kind: codec for codec in (PatchCodec, UnifiedCodec, LearnedCodec)}
 
 
 def load_codec(name: str | Path, **hub: Any) -> Codec:
-    """Loads the codec of a model.
-
-    Args:
-        name: Folder, or model id on the Hub.
-        hub: `revision`, `token`, `cache_dir`, … of a Hub download.
+    """Loads the codec of a folder or of a model on the Hub, with the options `hub` of its download (`revision`, …).
 
     Raises:
         FileNotFoundError: The folder or repository holds none.
@@ -383,11 +364,7 @@ def load_codec(name: str | Path, **hub: Any) -> Codec:
 
 
 def flatten(image: Image.Image, background: int) -> Image.Image:
-    """An image of any mode as mode L or RGB, 8 bits a channel, upright, over an opaque background.
-
-    Raises:
-        ValueError: The pixels have no known range (32-bit modes).
-    """
+    """An image of any mode as 8-bit L or RGB, upright, on an opaque background; a ValueError for 32-bit modes."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion would cut off everything above 255.
@@ -403,15 +380,10 @@ def flatten(image: Image.Image, background: int) -> Image.Image:
 def read_pixels(
     image: Image.Image, image_size: tuple[int, int], channels: int, fit: str, background: int
 ) -> np.ndarray:
-    """An image of any mode and size in a codec's format; uint8, shape (height, width, channels).
+    """An image of any mode and size in a codec's format (see `Codec`); uint8, shape (height, width, channels).
 
-    Args:
-        image: The image.
-        image_size: Height and width of the result.
-        channels: 1 for grey, 3 for RGB.
-        fit: How other sizes are handled. "resize" may change the aspect ratio; "pad" keeps it: larger images are
-            shrunk, and all are centred on the background.
-        background: 0 to 255, under transparent and padded pixels.
+    `fit` "resize" may change the aspect ratio; "pad" keeps it: larger images are shrunk, and all are centred on the
+    background.
 
     Raises:
         ValueError: The pixels have no known range (32-bit modes).
@@ -431,16 +403,10 @@ def read_pixels(
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The entry with the smallest squared distance to each vector, the first of equal ones.
+    """The entry with the smallest squared distance to each vector, the first of equal ones; int64, shape (n,).
 
-    |v − c|² = |v|² − 2 (v·c − ½|c|²); |v|² is the same for all entries, so the largest v·c − ½|c|² wins.
-
-    Args:
-        vectors: Shape (n, dimensions).
-        codebook: Shape (entries, dimensions), of the same type.
-
-    Returns:
-        int64, shape (n,).
+    |v − c|² = |v|² − 2 (v·c − ½|c|²); |v|² is the same for all entries, so the largest v·c − ½|c|² wins. Vectors have
+    the shape (n, dimensions), the codebook (entries, dimensions) and the same type.
     """
     offset, transposed = -0.5 * (codebook**2).sum(1), codebook.T.contiguous()
     chunks = vectors.split(max(1, SCORE_ELEMENTS // len(codebook)))
@@ -451,17 +417,10 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest_patches(patches: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """`nearest` for patches of whole numbers on a CPU, where every sum is exact in float32.
+    """`nearest` for uint8 patches and a codebook shifted by −128, on a CPU, where every sum is exact in float32.
 
     The offset is an additional row of the product. Patches of one value, such as an empty background, are looked up in
     a table of 256 entries: in drawings most patches are of this kind.
-
-    Args:
-        patches: uint8, shape (n, dimensions).
-        codebook: Entries shifted by −128; shape (entries, dimensions).
-
-    Returns:
-        int64, shape (n,).
     """
     dimensions = patches.shape[1]
     table = np.concatenate([codebook.T, -0.5 * (codebook**2).sum(1)[None]]).astype(np.float32)
@@ -499,18 +458,10 @@ def cut_patches(images: Tensor, size: int) -> Tensor:
 
 
 def unified_features(images: Tensor, names: list[str], t: np.ndarray | None = None) -> Tensor:
-    """Features of every pixel (see `UnifiedCodec`).
+    """Features of every pixel (see `UnifiedCodec`), in the order of `names`.
 
-    Args:
-        images: uint8, shape (images, height, width, channels).
-        names: Which features, in which order.
-        t: The images' numbers, where `t` is among the features; shape (images,).
-
-    Returns:
-        float64, shape (images, height × width, features).
-
-    Raises:
-        ValueError: `t` is a feature, but isn't given.
+    uint8 (images, height, width, channels) and, where `t` is a feature, the images' numbers (images,) → float64
+    (images, height × width, features).
     """
     count, height, width, _ = images.shape
     colours = (images.to(torch.float64) / 255).expand(-1, -1, -1, 3)
@@ -545,11 +496,7 @@ def to_signal(images: Tensor) -> Tensor:
 
 
 def check_entries(codec: Codec, entries: np.ndarray) -> np.ndarray:
-    """Refuses entries that aren't whole images of this codec.
-
-    Raises:
-        ValueError: The shape isn't (images, num_tokens), or an entry is out of range.
-    """
+    """Raises a ValueError if the shape isn't (images, num_tokens), or an entry is out of range."""
     entries = np.asarray(entries)
     if entries.ndim != 2 or entries.shape[1] != codec.num_tokens:
         raise ValueError(f"entries have shape {entries.shape}, expected (n, {codec.num_tokens})")
