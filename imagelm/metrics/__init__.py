@@ -36,7 +36,6 @@ COLUMNS = (
     "confidence",  # probability of the prediction among the class tokens
 )
 
-
 # The figures of `ComputeMetrics`, any of which may choose the best model, and whether more is better.
 GREATER_IS_BETTER = {
     "cls_accuracy": True,
@@ -51,11 +50,9 @@ GREATER_IS_BETTER = {
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target in nats, 0 where it isn't scored; float32, the shape of `targets`.
+    """Negative log-likelihood of each target in nats, 0 where it isn't scored (−100).
 
-    Args:
-        logits: Shape (rows, length, vocabulary).
-        targets: Shape (rows, length); −100 isn't scored.
+    (rows, length, vocabulary) and (rows, length) → float32 (rows, length).
     """
     flat = logits.reshape(-1, logits.shape[-1]).float()
     nll = functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction="none")
@@ -84,21 +81,16 @@ class RowReduction:
         self.is_code = torch.from_numpy(grammar.is_code)
 
     def __call__(self, logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> Tensor:
-        """The sums of each row.
+        """(rows, length, vocabulary) and (rows, length) → float32 (rows, len(COLUMNS)), exact up to 2²⁴ tokens a row.
 
-        Args:
-            logits: Shape (rows, length, vocabulary).
-            labels: Shape (rows, length).
-            nll: What `token_nll` gave for the same rows, where the loss has computed it already; it may lack
-                padding that was added on the right since.
-
-        Returns:
-            float32, shape (rows, len(COLUMNS)). Counts are exact up to 2²⁴ tokens a row.
+        `nll` is what `token_nll` gave for the same rows, where the loss has computed it already; it may lack padding
+        that was added on the right since.
         """
         if isinstance(logits, tuple):  # models that return more than logits put them first
             logits = logits[0]
         logits, targets = logits[:, :-1].float(), labels[:, 1:]
-        self._move_to(logits.device)
+        for name in ("class_ids", "label_of_id", "is_code"):
+            setattr(self, name, getattr(self, name).to(logits.device))
         scored = targets != IGNORE_INDEX
         if nll is None:
             nll = token_nll(logits, targets)
@@ -123,20 +115,13 @@ class RowReduction:
         )
         return torch.stack([column.float() for column in columns], dim=1)
 
-    def _move_to(self, device: torch.device) -> None:
-        for name in ("class_ids", "label_of_id", "is_code"):
-            setattr(self, name, getattr(self, name).to(device))
-
 
 class ComputeMetrics:
-    """All figures of a split from the reduced rows; for Trainer's `compute_metrics`.
-
-    Attributes:
-        details: The figures of the last call that aren't single numbers (confusion matrix, per-class accuracy).
-    """
+    """All figures of a split from the reduced rows; for Trainer's `compute_metrics`."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
+        # The figures of the last call that aren't single numbers (confusion matrix, per-class accuracy).
         self.details: dict[str, list] = {}
         modules = (Perplexity, NextTokenAccuracy, ClsAccuracy, ClsMacroF1, ClsCalibrationError)
         self._scalars = evaluate.combine([module(keep_in_memory=True) for module in modules])
@@ -150,17 +135,9 @@ class ComputeMetrics:
     def from_rows(self, rows: np.ndarray) -> dict[str, float]:
         """The figures of reduced rows; shape (rows, len(COLUMNS))."""
         column = {name: rows[:, i].astype(np.float64) for i, name in enumerate(COLUMNS)}
-        classes = {
-            "predictions": column["prediction"].astype(np.int64),
-            "references": column["reference"].astype(np.int64),
-        }
-        self._scalars.add_batch(
-            nll=column["nll"],
-            num_tokens=column["num_tokens"].astype(np.int64),
-            num_correct=column["num_correct"].astype(np.int64),
-            confidences=column["confidence"],
-            **classes,
-        )
+        counts = {name: column[name].astype(np.int64) for name in ("num_tokens", "num_correct")}
+        classes = {f"{name}s": column[name].astype(np.int64) for name in ("prediction", "reference")}
+        self._scalars.add_batch(nll=column["nll"], confidences=column["confidence"], **counts, **classes)
         metrics = self._scalars.compute()
         for name, nll, count in (
             ("image_perplexity", column["image_nll"], column["num_image_tokens"]),

@@ -1,11 +1,9 @@
-"""Share of rows whose class token is predicted at the CLS slot."""
+"""Accuracy at the CLS slot: the arg max over the class tokens alone, at the position after <CLS>, against
+the row's label."""
 
 import datasets
 import evaluate
 import numpy as np
-
-DESCRIPTION = """Accuracy at the CLS slot: the arg max over the class tokens alone, at the position after <CLS>, against
-the row's label."""
 
 INPUTS = """
 Args:
@@ -23,7 +21,7 @@ Examples:
 class ClsAccuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"cls_accuracy": float(np.mean(np.array(predictions) == np.array(references)))}

@@ -1,11 +1,9 @@
-"""Expected calibration error of the class probabilities at the CLS slot."""
+"""Mean over rows of |accuracy − confidence| of the row's bin, with 15 bins of equal width over the
+confidence (the largest class probability, of a softmax over the class tokens alone)."""
 
 import datasets
 import evaluate
 import numpy as np
-
-DESCRIPTION = """Mean over rows of |accuracy − confidence| of the row's bin, with 15 bins of equal width over the
-confidence (the largest class probability, of a softmax over the class tokens alone)."""
 
 CITATION = """Guo, Pleiss, Sun and Weinberger: On Calibration of Modern Neural Networks. ICML 2017."""
 
@@ -28,16 +26,9 @@ NUM_BINS = 15
 
 class ClsCalibrationError(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features(
-            {
-                "predictions": datasets.Value("int64"),
-                "references": datasets.Value("int64"),
-                "confidences": datasets.Value("float64"),
-            }
-        )
-        return evaluate.MetricInfo(
-            description=DESCRIPTION, citation=CITATION, inputs_description=INPUTS, features=features
-        )
+        classes = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        features = datasets.Features({**classes, "confidences": datasets.Value("float64")})
+        return evaluate.MetricInfo(description=__doc__, citation=CITATION, inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions: list[int], references: list[int], confidences: list[float]) -> dict[str, float]:
         correct = np.array(predictions) == np.array(references)

@@ -1,11 +1,9 @@
-"""Confusion matrix and per-class accuracy at the CLS slot."""
+"""Counts of (true class, predicted class), and for each class the share of its rows predicted right."""
 
 import datasets
 import evaluate
 import numpy as np
 from sklearn.metrics import confusion_matrix
-
-DESCRIPTION = """Counts of (true class, predicted class), and for each class the share of its rows predicted right."""
 
 INPUTS = """
 Args:
@@ -25,7 +23,7 @@ Examples:
 class ClsConfusionMatrix(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions: list[int], references: list[int], num_classes: int) -> dict[str, list]:
         matrix = confusion_matrix(references, predictions, labels=np.arange(num_classes))

@@ -1,11 +1,9 @@
-"""Mean over the classes of the F1 score at the CLS slot."""
+"""Unweighted mean of the F1 scores of the classes that occur among references or predictions
+(scikit-learn's f1_score with average="macro"): small classes count as much as large ones."""
 
 import datasets
 import evaluate
 from sklearn.metrics import f1_score
-
-DESCRIPTION = """Unweighted mean of the F1 scores of the classes that occur among references or predictions
-(scikit-learn's f1_score with average="macro"): small classes count as much as large ones."""
 
 INPUTS = """
 Args:
@@ -23,7 +21,7 @@ Examples:
 class ClsMacroF1(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"cls_macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}

@@ -1,10 +1,8 @@
-"""Share of scored tokens that the model ranks first."""
+"""Correct next-token predictions (arg max over the whole vocabulary) / scored tokens, over all rows."""
 
 import datasets
 import evaluate
 import numpy as np
-
-DESCRIPTION = """Correct next-token predictions (arg max over the whole vocabulary) / scored tokens, over all rows."""
 
 INPUTS = """
 Args:
@@ -22,7 +20,7 @@ Examples:
 class NextTokenAccuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"num_correct": datasets.Value("int64"), "num_tokens": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, num_correct: list[int], num_tokens: list[int]) -> dict[str, float]:
         total = np.sum(num_tokens)

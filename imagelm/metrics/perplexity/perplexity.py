@@ -1,11 +1,9 @@
-"""Token-weighted perplexity from the summed negative log-likelihood of each row."""
+"""PPL = exp(total negative log-likelihood / number of scored tokens) over all rows. Rows are weighted by
+their tokens, so that neither batch size nor padding nor the number of processes changes the result."""
 
 import datasets
 import evaluate
 import numpy as np
-
-DESCRIPTION = """PPL = exp(total negative log-likelihood / number of scored tokens) over all rows. Rows are weighted by
-their tokens, so that neither batch size nor padding nor the number of processes changes the result."""
 
 INPUTS = """
 Args:
@@ -23,7 +21,7 @@ Examples:
 class Perplexity(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"nll": datasets.Value("float64"), "num_tokens": datasets.Value("int64")})
-        return evaluate.MetricInfo(description=DESCRIPTION, citation="", inputs_description=INPUTS, features=features)
+        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, nll: list[float], num_tokens: list[int]) -> dict[str, float]:
         total = np.sum(num_tokens)
