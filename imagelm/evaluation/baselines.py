@@ -15,9 +15,6 @@ from sklearn.preprocessing import MaxAbsScaler
 
 from imagelm.tokens.grammar import Grammar
 
-BATCH_ROWS = 10_000
-MAX_ITERATIONS = 1_000
-
 
 def baseline_accuracies(train: Dataset, test: Dataset, grammar: Grammar) -> dict[str, float]:
     """Accuracy on the test rows of both baselines.
@@ -48,18 +45,14 @@ def _regression_accuracy(
 ) -> float:
     if len(np.unique(train_labels)) < 2:
         return float((labels == train_labels[0]).mean())
-    regression = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
+    regression = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=1_000))
     return float((regression.fit(train_counts, train_labels).predict(counts) == labels).mean())
 
 
 def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_array, np.ndarray]:
-    """How often each codebook token occurs in each image, and the labels.
-
-    Returns:
-        Counts of shape (rows, codebook_size), labels of shape (rows,).
-    """
+    """How often each codebook token occurs in each image (rows, codebook_size), and the labels (rows,)."""
     blocks, labels = [], []
-    for batch in dataset.with_format("arrow").iter(BATCH_ROWS):
+    for batch in dataset.with_format("arrow").iter(10_000):
         rows = batch["input_ids"].combine_chunks()
         entries = grammar.entry_of_id[rows.flatten().to_numpy()]
         lengths = np.diff(rows.offsets.to_numpy())

@@ -16,13 +16,8 @@ LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, abo
 def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
     """Proves on real rows that nothing after `<CLS>` changes the logits of the class slot.
 
-    Each row is run as it is, and again with every token after `<CLS>` replaced by a random codebook or class token.
-
-    Args:
-        model: The model; keeps its mode (training or evaluation).
-        grammar: That of its vocabulary.
-        rows: Whole rows of ids, each of shape (length,).
-        seed: Seed of the random tokens.
+    Each row (ids of a whole row, shape (length,)) is run as it is, and again with every token after `<CLS>` replaced by
+    a random codebook or class token. The model keeps its mode (training or evaluation).
 
     Returns:
         The largest difference between the slot's logits.

@@ -38,15 +38,10 @@ def accuracy_interval(accuracy: float, num_rows: int) -> list[float]:
 
 
 def write_report(folder: Path, results: dict, final: dict, history: list[dict], run: dict, stats: dict) -> None:
-    """Writes `training_report.md` and the plots.
+    """Writes `training_report.md` and the plots into a folder, which is complete or absent.
 
-    Args:
-        folder: Where to.
-        results: `eval_results.json` of the best model.
-        final: That of the final model.
-        history: Trainer's log history.
-        run: `run.json`.
-        stats: The dataset's `stats.json`.
+    Takes `eval_results.json` of the best and the final model, Trainer's log history, `run.json`, and the dataset's
+    `stats.json`.
     """
     with atomic_folder(folder) as staging:
         write_plots(staging, results, history)
@@ -54,15 +49,9 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
 
 
 def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, str]:
-    """Draws all plots into a folder.
+    """Draws all plots of `eval_results.json` and Trainer's log history; gives figure → file name.
 
-    Args:
-        folder: Where to.
-        results: `eval_results.json` of the model.
-        history: Trainer's log history; without it only the confusion matrix is drawn.
-
-    Returns:
-        Figure → file name.
+    Without a history only the confusion matrix is drawn.
     """
     curves = _curves(history)
     plots = {
