@@ -31,11 +31,8 @@ class GrammarMask(LogitsProcessor):
     It depends on the rows alone, so it works with sampling and with beams. If options against repetition have excluded
     every token that may follow, the grammar takes precedence, and all of these tokens are equally probable.
 
-    Args:
-        grammar: The model's grammar.
-        vocab_size: Width of the logits.
-        num_image_tokens: Tokens of an image; with None the model ends the image after one token or more.
-        max_length: Maximum length of a row; the image ends early enough for its tail to fit.
+    `vocab_size` is the width of the logits. With `num_image_tokens` None the model ends the image after one token or
+    more, early enough for its tail to fit into `max_length` tokens.
     """
 
     def __init__(self, grammar: Grammar, vocab_size: int, num_image_tokens: int | None, max_length: int) -> None:
@@ -71,19 +68,12 @@ class GrammarMask(LogitsProcessor):
 
 @dataclass
 class GeneratedRow:
-    """A generated row.
+    """A generated row, and the model's class of its image if the image is complete."""
 
-    Attributes:
-        ids: The whole row, up to `<EOS>` if it has one.
-        row: The same as a parsed row; None if it isn't in the grammar (only possible without the grammar mask).
-        label: The model's class of the image; None if the image isn't complete.
-        probabilities: Of all classes; None if the image isn't complete.
-    """
-
-    ids: np.ndarray
-    row: Row | None = None
+    ids: np.ndarray  # the whole row, up to `<EOS>` if it has one
+    row: Row | None = None  # the same, parsed; None if it isn't in the grammar, which the mask rules out
     label: int | None = None
-    probabilities: np.ndarray | None = None
+    probabilities: np.ndarray | None = None  # of all classes
 
     @property
     def probability(self) -> float | None:
@@ -94,17 +84,9 @@ class GeneratedRow:
 def generate_images(
     loaded: LoadedModel, options: GenerationArguments, classes: ClassArguments, label: int | None, batch_size: int
 ) -> tuple[list[GeneratedRow], int]:
-    """New images.
+    """New images, of the class `label` or of any, and how many were generated to get them.
 
-    Args:
-        loaded: The model.
-        options: How to generate.
-        classes: How many images, and how to get those of a class.
-        label: The class to generate; None for any.
-        batch_size: Images generated at once.
-
-    Returns:
-        The images, and how many were generated to get them. With rejection there may be fewer than asked for.
+    With rejection there may be fewer than asked for.
     """
     set_seed(options.seed)
     sampling, wanted = options.samples("generate"), classes.num_samples
@@ -133,16 +115,9 @@ def generate_images(
 def complete_rows(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], options: GenerationArguments, batch_size: int
 ) -> list[list[GeneratedRow]]:
-    """Completions of prompts of any lengths; prompts of equal length form a batch, so nothing is padded.
+    """`num_return_sequences` completions of each prompt: ids from `<IMG>` on, of shape (length,) and any length.
 
-    Args:
-        loaded: The model.
-        prompts: Ids that begin with `<IMG>`; each of shape (length,).
-        options: How to generate.
-        batch_size: Sequences generated at once.
-
-    Returns:
-        `num_return_sequences` completions of each prompt.
+    Prompts of equal length form a batch of at most `batch_size` sequences, so nothing is padded.
     """
     set_seed(options.seed)
     sampling, several = options.samples("continue"), options.num_return_sequences
@@ -163,17 +138,10 @@ def complete_rows(
 def generate_rows(
     loaded: LoadedModel, prompts: Tensor, options: GenerationArguments, sampling: bool, num_sequences: int = 1
 ) -> list[GeneratedRow]:
-    """Continues prompts of one length until their rows end.
+    """Continues prompts, ids of shape (prompts, length), until their rows end.
 
-    Args:
-        loaded: The model.
-        prompts: Ids, shape (prompts, length).
-        options: How to generate.
-        sampling: Whether to sample.
-        num_sequences: Continuations of each prompt.
-
-    Returns:
-        The continuations of the first prompt, then those of the second, and so on, with the classes of complete images.
+    Gives `num_sequences` rows of the first prompt, then those of the second, and so on, with the classes of complete
+    images.
     """
     max_length, grammar = longest_row(loaded, options), loaded.grammar
     processors = LogitsProcessorList()
@@ -194,16 +162,15 @@ def generate_rows(
         # Such as beams for an architecture whose state can't be reordered, or probabilities that aren't finite.
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{loaded.name} can't generate with these options: {error}") from error
-    return _classified(loaded, [GeneratedRow(_until_end(ids, grammar)) for ids in generated.cpu().numpy()])
+    rows = [GeneratedRow(ids[: grammar.find(ids, Role.EOS) + 1]) for ids in generated.cpu().numpy()]
+    _classify(loaded, rows)
+    return rows
 
 
 def kept_tokens(num_image_tokens: int, keep_percent: float, grid: tuple[int, int] | None) -> int:
-    """Number of tokens in the top `keep_percent` of an image: whole rows of its grid, at least one token.
+    """Number of tokens in the top `keep_percent` of an image: whole rows of its grid if it has one, at least one token.
 
-    Args:
-        num_image_tokens: Tokens of the complete image.
-        keep_percent: Above 0, up to 100.
-        grid: Rows and columns of tokens; with None any number of tokens is possible.
+    The grid is (rows, columns).
     """
     if grid is not None and grid[0] * grid[1] == num_image_tokens and (rows := int(grid[0] * keep_percent / 100)):
         return rows * grid[1]
@@ -213,8 +180,7 @@ def kept_tokens(num_image_tokens: int, keep_percent: float, grid: tuple[int, int
 def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | None:
     """Tokens of a generated image; None if the model ends the image itself.
 
-    Raises:
-        InputError: The option contradicts the codec, or such an image doesn't fit into the model.
+    Raises an InputError if the option contradicts the codec, or such an image doesn't fit into the model.
     """
     length = options.num_image_tokens or loaded.num_image_tokens
     if loaded.num_image_tokens not in (None, length):
@@ -232,15 +198,9 @@ def image_length(loaded: LoadedModel, options: GenerationArguments) -> int | Non
 
 
 def longest_row(loaded: LoadedModel, options: GenerationArguments) -> int:
-    """Maximum number of tokens of a generated row.
-
-    Raises:
-        InputError: Neither the model nor the options limit it.
-    """
+    """Maximum number of tokens of a generated row; raises an InputError if nothing limits it."""
     length = image_length(loaded, options)
-    if length is not None and not options.no_grammar:
-        return length + NUM_FRAME_TOKENS
-    if loaded.num_positions is not None:
+    if loaded.num_positions is not None and (length is None or options.no_grammar):
         return loaded.num_positions
     if length is None:
         raise InputError("this architecture does not limit the length of a row; give --num_image_tokens")
@@ -284,12 +244,8 @@ def _sample_images(
         yield from generate_rows(loaded, prompts, options, sampling=True)
 
 
-def _until_end(ids: np.ndarray, grammar: Grammar) -> np.ndarray:
-    return ids[: grammar.find(ids, Role.EOS) + 1]
-
-
-def _classified(loaded: LoadedModel, generated: list[GeneratedRow]) -> list[GeneratedRow]:
-    """The generated rows with their parsed rows and, if the images are complete, their classes."""
+def _classify(loaded: LoadedModel, generated: list[GeneratedRow]) -> None:
+    """Adds the parsed rows and, if the images are complete, their classes."""
     most, complete = loaded.num_positions or np.inf, []
     for one in generated:
         tokens = [loaded.grammar.tokens[i] if i < loaded.grammar.size else "" for i in one.ids]
@@ -305,4 +261,3 @@ def _classified(loaded: LoadedModel, generated: list[GeneratedRow]) -> list[Gene
         one.probabilities = probabilities
         # The row's own answer; without the mask it may differ from the most probable one, or be missing.
         one.label = int(probabilities.argmax()) if row.label is None else row.label
-    return generated

@@ -39,24 +39,14 @@ STANDARD_INPUT = "-"
 
 @dataclass
 class InputRows:
-    """All rows of an input.
-
-    Attributes:
-        rows: In the order of the input.
-        source: The image source, if the input is images.
-        notes: Lines that tell the user what is special about the input.
-    """
+    """All rows of an input, in its order."""
 
     rows: list[Row]
-    source: ImageSource | None = None
-    notes: list[str] = field(default_factory=list)
+    source: ImageSource | None = None  # if the input is images
+    notes: list[str] = field(default_factory=list)  # lines that tell the user what is special about the input
 
     def image(self, number: int) -> Image.Image:
-        """An image of the source, by its number.
-
-        Raises:
-            InputError: The file has changed since it was read.
-        """
+        """An image of the source, by its number; raises an InputError if it has changed since it was read."""
         assert self.source is not None
         image = self.source.load(number, number + 1)[0]
         if not isinstance(image, Image.Image):
@@ -65,17 +55,9 @@ class InputRows:
 
 
 def read_inputs(options: InputArguments, mode: str, loaded: LoadedModel, cut: bool = False) -> InputRows:
-    """Reads and checks the input.
+    """Reads the input of a task, and checks it; `cut` says that complete images will be cut before they are used.
 
-    Args:
-        options: What to read.
-        mode: The task; each has its own requirements.
-        loaded: The model that will answer.
-        cut: Whether complete images will be cut before they are used.
-
-    Raises:
-        InputError: There is no input, it can't be read, or rows are wrong; the message lists the first ones with their
-            places.
+    Raises an InputError if it can't be read, holds no rows, or holds wrong ones: the message lists the first of them.
     """
     try:
         if options.images:
@@ -88,12 +70,12 @@ def read_inputs(options: InputArguments, mode: str, loaded: LoadedModel, cut: bo
         raise InputError(f"{_name_of(options)} can't be read: {error.strerror or error}") from error
     if not inputs.rows:
         raise InputError(f"{_name_of(options)} holds no rows; give at least one")
-    raise_problems([(row.place, reason) for row in inputs.rows if (reason := row_problem(row, mode, loaded, cut))])
+    _raise_problems([(row.place, reason) for row in inputs.rows if (reason := _row_problem(row, mode, loaded, cut))])
     return inputs
 
 
-def row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool = False) -> str | None:
-    """Why a task can't use a row; None if it can. The arguments are those of `read_inputs`."""
+def _row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool) -> str | None:
+    """Why a task can't use a row; None if it can."""
     expected, found = loaded.num_image_tokens, len(row.body)
     if mode == "classify" and not found:
         return f"there is no codebook token after {IMG}, so there is nothing to classify"
@@ -112,8 +94,8 @@ def row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool = False) -> 
     return None
 
 
-def raise_problems(problems: list[tuple[str, str]]) -> None:
-    """Raises an InputError that lists the first problems, if there are any; each is a place and a reason."""
+def _raise_problems(problems: list[tuple[str, str]]) -> None:
+    """Lists the first problems, if there are any; each is a place and a reason."""
     if len(problems) == 1:
         raise InputError(": ".join(problems[0]))
     if problems:
@@ -123,13 +105,7 @@ def raise_problems(problems: list[tuple[str, str]]) -> None:
 def require_codec(loaded: LoadedModel, flag: str, decodes: bool = False) -> Codec:
     """The model's codec.
 
-    Args:
-        loaded: The model.
-        flag: The option that needs the codec.
-        decodes: Whether the codec must also turn tokens into images.
-
-    Raises:
-        InputError: The model has no codec, or one that can't decode.
+    Raises an InputError that names the option `flag` if there is none, or, where needed, one that can't decode tokens.
     """
     if loaded.codec is None:
         raise InputError(
@@ -152,7 +128,7 @@ def _token_rows(lines: Iterable[tuple[str, bytes]], loaded: LoadedModel) -> list
             rows.append(loaded.grammar.parse(tokens, label, place))
         except BadRow as error:
             problems.append((place, str(error)))
-    raise_problems(problems)
+    _raise_problems(problems)
     return rows
 
 
@@ -162,25 +138,16 @@ def _lines(options: InputArguments) -> Iterator[tuple[str, bytes]]:
         for i, row in enumerate(options.tokens, start=1):
             yield (f"row {i}", row.encode("utf-8", "surrogateescape"))  # bytes that aren't UTF-8 are rejected later
         return
-    names = options.data_files or [STANDARD_INPUT]
     if not options.data_files and sys.stdin.isatty():
         raise InputError(
             "no input: give --tokens, --data_files, --dataset_dir or --images, or pipe rows into standard input"
         )
-    for name in names:
+    for name in options.data_files or [STANDARD_INPUT]:
         files: Sequence[Path | None] = [None] if name == STANDARD_INPUT else expand_files([name])
         for file in files:
-            for number, line in _numbered_lines(file):
-                if line.strip():
-                    yield f"{'stdin' if file is None else printable(file)}:{number}", line
-
-
-def _numbered_lines(file: Path | None) -> Iterator[tuple[int, bytes]]:
-    if file is None:
-        yield from enumerate(sys.stdin.buffer, start=1)
-        return
-    for first, lines in line_chunks(file, tqdm(disable=True)):
-        yield from enumerate(lines, start=first)
+            place = "stdin" if file is None else printable(file)
+            for first, lines in [(1, sys.stdin.buffer)] if file is None else line_chunks(file, tqdm(disable=True)):
+                yield from ((f"{place}:{n}", line) for n, line in enumerate(lines, start=first) if line.strip())
 
 
 def _parse_line(line: bytes, loaded: LoadedModel) -> tuple[list[str], int | None]:
@@ -228,8 +195,7 @@ def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -
         raise InputError(f"--split {split}: {folder} has {' and '.join(dataset)}; name one of them")
     theirs = grammar_of(load_tokenizer(Path(folder) / TOKENIZER_FOLDER)).vocabulary
     if theirs != grammar.vocabulary:
-        either = {token for token, _ in theirs.items() ^ grammar.vocabulary.items()}
-        first = min(either)
+        first = min(token for token, _ in theirs.items() ^ grammar.vocabulary.items())
         raise InputError(
             f"--dataset_dir {folder} has another vocabulary than the model: {first} has id "
             f"{theirs.get(first)} there, {grammar.vocabulary.get(first)} in the model; prepare the rows with the "
@@ -240,8 +206,7 @@ def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -
     rows = dataset[split].select_columns(["input_ids", "label"])
     labels = _labels(rows.features["label"].names, loaded, inputs.notes)
     for i, row in enumerate(islice(rows.with_format("numpy"), options.num_rows)):
-        body = row["input_ids"][BODY]
-        inputs.rows.append(Row(body, NUM_TAIL_TOKENS, labels[row["label"]], f"{place}:{i}"))
+        inputs.rows.append(Row(row["input_ids"][BODY], NUM_TAIL_TOKENS, labels[row["label"]], f"{place}:{i}"))
     return inputs
 
 
@@ -250,24 +215,19 @@ def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
     theirs, ours = load_codec_of(folder), loaded.codec
     if theirs is None or ours is None:
         return
-    differences = [
-        f"{name} is {theirs.config.get(name)} there, {ours.config.get(name)} in the model"
-        for name in sorted(theirs.config.keys() | ours.config.keys())
-        if theirs.config.get(name) != ours.config.get(name)
-    ]
+    names = sorted(theirs.config.keys() | ours.config.keys())
+    entries = ((name, theirs.config.get(name), ours.config.get(name)) for name in names)
+    differences = [f"{name} is {there} there, {here} in the model" for name, there, here in entries if there != here]
     if not differences:
-        differences = [f"its {name} has other values" for name in sorted(_different_tensors(theirs, ours))]
+        both = theirs.tensors.keys() & ours.tensors.keys()
+        changed = {name for name in both if not torch.equal(theirs.tensors[name], ours.tensors[name])}
+        changed |= theirs.tensors.keys() ^ ours.tensors.keys()
+        differences = [f"its {name} has other values" for name in sorted(changed)]
     if differences:
         raise InputError(
             f"--dataset_dir {folder}: these rows were made with another codec: {'; '.join(differences[:5])}; "
             f"prepare them with --codec {loaded.name}"
         )
-
-
-def _different_tensors(first: Codec, second: Codec) -> set[str]:
-    both = first.tensors.keys() & second.tensors.keys()
-    differ = {name for name in both if not torch.equal(first.tensors[name], second.tensors[name])}
-    return differ | (first.tensors.keys() ^ second.tensors.keys())
 
 
 def _image_inputs(options: InputArguments, images: Sequence[str], loaded: LoadedModel) -> InputRows:
@@ -277,8 +237,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
     inputs = InputRows([], source, list(source.notes))
     classes = [] if source.labels is None else _labels(source.class_names or [], loaded, inputs.notes)
     count, num_animated = min(len(source), options.num_rows or len(source)), 0
-    problems: list[tuple[str, str]] = []
-    sizes: list[tuple[int, int]] = []
+    problems, sizes = [], []
     for start, batch in batches(source):
         if start >= count:
             break
@@ -291,16 +250,16 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
                 pixels[i] = codec.pixels(image)
             except ValueError as error:
                 problems.append((source.place(i), str(error)))
-                continue
-            sizes.append(upright_size(image))
-            num_animated += NUM_FRAMES in image.info
+            else:
+                sizes.append(upright_size(image))
+                num_animated += NUM_FRAMES in image.info
         if not pixels:
             continue
         for i, body in zip(pixels, _encode(list(pixels.values()), codec, loaded), strict=True):
             label = None if source.labels is None else classes[source.labels[i]]
             inputs.rows.append(Row(body, 0, label, printable(source.place(i)), i))
-    if problems and not inputs.rows:
-        raise_problems(problems)
+    if not inputs.rows:
+        _raise_problems(problems)
     inputs.notes += notes_on_format(codec.image_size, codec.config["fit"], np.array(sizes), num_animated)
     # A few damaged files among many images are normal: they are named, and the other images are answered.
     inputs.notes += [f"skipped: {place}: {reason}" for place, reason in problems]

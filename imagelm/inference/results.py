@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,21 +29,13 @@ CUT_COLUMNS = ("tokens", "completion")  # the table shortens long cells of these
 
 @dataclass
 class TaskResult:
-    """The result of a task.
+    """The result of a task: a record per row for programs and the JSONL file, a table and lines to print below it."""
 
-    Attributes:
-        records: One per row, complete, for programs and the JSONL file; the task's docstring lists the keys.
-        columns: Titles of the table.
-        cells: Rows of the table.
-        summary: Lines to print below the table.
-        make_grid: Draws the generated images; gives None if none of them is complete. None if there is nothing to draw
-            or the model has no codec.
-    """
-
-    records: list[dict[str, Any]]
+    records: list[dict[str, Any]]  # complete; the task's docstring lists the keys
     columns: list[str]
     cells: list[list[str]]
     summary: list[str] = field(default_factory=list)
+    # Draws the generated images, or gives None if none is complete. None if there are none, or no codec.
     make_grid: Callable[[], np.ndarray | None] | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +56,9 @@ def write_results(result: TaskResult, options: OutputArguments) -> None:
     elif result.make_grid and result.cells:
         result.summary.append("to see the images, add --output_image F.png")
     if options.output:
-        write_jsonl(options.output, result.records)
+        with atomic_file(options.output) as partial, open(partial, "wb") as stream:
+            for record in result.records:
+                stream.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
     if options.output_image and grid is not None:
         save_png(grid, options.output_image)
     shown = result.cells[:NUM_LISTED] if options.output else result.cells
@@ -86,29 +79,19 @@ def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     cuts = [name in CUT_COLUMNS for name in columns]
     rows = [[shorten(cell) if cut else cell for cell, cut in zip(row, cuts, strict=True)] for row in [columns, *cells]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    right = [all(_is_number(row[i]) for row in cells) and bool(cells) for i in range(len(columns))]
-    lines = []
-    for row in rows:
-        padded = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(row, widths, right, strict=True)
-        ]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    is_right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
 
+    def line(row: Sequence[str]) -> str:
+        padded = zip(row, widths, is_right, strict=True)
+        return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in padded).rstrip()
 
-def write_jsonl(file: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Writes one JSON object per line; the file is complete or absent."""
-    with atomic_file(file) as partial, open(partial, "wb") as stream:
-        for record in records:
-            stream.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+    return "\n".join(map(line, [rows[0], ["-" * width for width in widths], *rows[1:]]))
 
 
 def generated_grid(loaded: LoadedModel, generated: Sequence[GeneratedRow]) -> np.ndarray | None:
     """All complete images in a near square, with their classes; None if no image is complete.
 
-    Raises:
-        InputError: The model has no codec, or its codec can't decode.
+    Raises an InputError if the model has no codec, or one that can't decode.
     """
     codec = require_codec(loaded, "an image grid")
     bodies, captions = [], []
@@ -118,28 +101,16 @@ def generated_grid(loaded: LoadedModel, generated: Sequence[GeneratedRow]) -> np
             captions.append(_class_caption(loaded, image, "\n"))
     if not bodies:
         return None
-    return image_grid(list(decode(loaded, bodies)), max(1, round(len(bodies) ** 0.5 * 1.4)), captions=captions)
+    return image_grid(list(_decode(loaded, codec, bodies)), max(1, round(len(bodies) ** 0.5 * 1.4)), captions=captions)
 
 
 def completion_grid(
-    loaded: LoadedModel,
-    inputs: InputRows,
-    given: Sequence[tuple[Row, int]],
-    completions: Sequence[Sequence[GeneratedRow]],
+    loaded: LoadedModel, inputs: InputRows, given: list[tuple[Row, int]], completions: list[list[GeneratedRow]]
 ) -> np.ndarray | None:
     """One line per row: the given part, its completions, and the original if it is known.
 
-    Args:
-        loaded: The model.
-        inputs: Where the rows come from.
-        given: Rows, and how many image tokens of each were given.
-        completions: The completions of each of them; of all rows equally many.
-
-    Returns:
-        uint8, shape (height, width, 3); None if no row has only complete images.
-
-    Raises:
-        InputError: The model has no codec, or its codec can't decode.
+    Takes rows with the number of image tokens that were given, and the completions of each, of all rows equally many.
+    Gives uint8, shape (height, width, 3), or None if no row has only complete images. Raises as `generated_grid`.
     """
     codec = require_codec(loaded, "an image grid")
     images: list[np.ndarray] = []
@@ -148,13 +119,13 @@ def completion_grid(
         bodies = [body for one in several if (body := _decodable_body(codec, one.row)) is not None]
         if len(bodies) < len(several):
             continue
-        completed = decode(loaded, bodies)
+        completed = _decode(loaded, codec, bodies)
         images += [hide_unknown(completed[0], num_given, codec.grid), *completed]
         captions += ["", *(_class_caption(loaded, one, " ") for one in several)]
         if row.image_index is not None:
             images.append(codec.pixels(inputs.image(row.image_index)))
         elif (body := _decodable_body(codec, row)) is not None:
-            images += list(decode(loaded, [body]))
+            images += list(_decode(loaded, codec, [body]))
         else:
             images.append(hide_unknown(completed[0], 0, codec.grid))
         captions.append("" if row.label is None else loaded.class_name(row.label))
@@ -166,13 +137,8 @@ def completion_grid(
     return image_grid(images, several_count + 2, ["given", *names, original], captions)
 
 
-def decode(loaded: LoadedModel, bodies: Sequence[np.ndarray]) -> np.ndarray:
-    """Pixels of image bodies; uint8, shape (images, height, width, channels).
-
-    Raises:
-        InputError: The model has no codec, or its codec can't decode.
-    """
-    codec = require_codec(loaded, "an image grid")
+def _decode(loaded: LoadedModel, codec: Codec, bodies: Sequence[np.ndarray]) -> np.ndarray:
+    """Pixels of image bodies; uint8, shape (images, height, width, channels)."""
     try:
         return codec.decode(loaded.grammar.entry_of_id[np.stack(bodies).astype(np.int64)])
     except ValueError as error:

@@ -23,15 +23,9 @@ SCORE_ELEMENTS = 2**26
 
 
 def class_probabilities(loaded: LoadedModel, questions: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Probabilities of the classes among the class tokens alone.
+    """Probabilities of the classes among the class tokens alone; float32, shape (rows, classes).
 
-    Args:
-        loaded: The model.
-        questions: Ids of rows up to `<CLS>`, without the answer; each of shape (length,).
-        batch_size: Rows computed at once.
-
-    Returns:
-        float32, shape (rows, classes), in the order of `questions`.
+    Each question holds the ids of a row up to `<CLS>`, without the answer; shape (length,).
     """
     class_ids = torch.from_numpy(loaded.grammar.class_ids).to(loaded.device)
     probabilities = np.empty((len(questions), len(class_ids)), dtype=np.float32)
@@ -43,18 +37,10 @@ def class_probabilities(loaded: LoadedModel, questions: Sequence[np.ndarray], ba
 def next_tokens(
     loaded: LoadedModel, prompts: Sequence[np.ndarray], truths: Sequence[int], top: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The most probable next tokens among all tokens.
+    """The `top` most probable next tokens among all tokens.
 
-    Args:
-        loaded: The model.
-        prompts: Ids; each of shape (length,).
-        truths: Ids of the true next tokens, -1 where unknown.
-        top: How many.
-        batch_size: Rows computed at once.
-
-    Returns:
-        Their ids and probabilities, best first, each of shape (rows, top); and how many tokens are more probable than
-        the true one, shape (rows,).
+    Gives their ids and probabilities, best first, each of shape (rows, top); and how many tokens are more probable than
+    the true one, shape (rows,). `truths` holds the ids of the true ones, -1 where unknown.
     """
     size = loaded.grammar.size
     ids = np.empty((len(prompts), min(top, size)), dtype=np.int64)
@@ -69,15 +55,10 @@ def next_tokens(
 
 
 def log_likelihoods(loaded: LoadedModel, bodies: Sequence[np.ndarray], batch_size: int) -> np.ndarray:
-    """Log-likelihood of whole images: of all tokens after `<IMG>` up to and with `</IMG>`, among all tokens.
+    """Log-likelihood in nats of whole images: of all tokens after `<IMG>` up to and with `</IMG>`, among all tokens.
 
-    Args:
-        loaded: The model.
-        bodies: Ids of the images' tokens; each of shape (tokens,).
-        batch_size: Rows computed at once, fewer where their logits would take too much memory.
-
-    Returns:
-        Natural logarithms, float64, shape (images,).
+    Each body holds the ids of an image's tokens, shape (tokens,); the result is float64, shape (images,). Fewer than
+    `batch_size` rows are computed at once where their logits would take too much memory.
     """
     longest = max(map(len, bodies), default=0) + 1
     batch_size = max(1, min(batch_size, SCORE_ELEMENTS // (longest * loaded.model.config.vocab_size)))

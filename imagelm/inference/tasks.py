@@ -24,11 +24,7 @@ DEFAULT_KEEP_PERCENT = 50.0
 
 
 def run_task(arguments: InferenceArguments, loaded: LoadedModel) -> TaskResult:
-    """Reads the input and runs the task that `--mode` names.
-
-    Raises:
-        InputError: The input is wrong; nothing was computed.
-    """
+    """Reads the input and runs the task that `--mode` names; raises an InputError before anything is computed."""
     mode, options, batch_size = arguments.mode, arguments.draw, arguments.model.batch_size
     if arguments.output.output_image:
         require_codec(loaded, "--output_image", decodes=True)
@@ -52,12 +48,7 @@ def classify(
 ) -> TaskResult:
     """The class of each row, with probabilities, and the accuracy if labels are known.
 
-    Args:
-        loaded: The model.
-        rows: Rows; their own class tokens are not read.
-        top: Number of classes to list, best first.
-        score: Add the log-likelihood of each image.
-        batch_size: Rows computed at once; changes no answer.
+    The rows' own class tokens are not read. `batch_size` changes no answer.
 
     Returns:
         Records of `place`, `tokens`, `label`, `prediction`, `class`, `probability`, `top` (a list of `label`, `class`,
@@ -72,28 +63,14 @@ def classify(
             {"label": int(label), "class": loaded.class_name(int(label)), "probability": float(shares[label])}
             for label in best
         ]
-        records.append(
-            {
-                "place": row.place,
-                "tokens": loaded.text(row.question(loaded.grammar)),
-                "label": row.label,
-                "prediction": entries[0]["label"],
-                "class": entries[0]["class"],
-                "probability": entries[0]["probability"],
-                "top": entries,
-                **figures,
-            }
-        )
-        cells.append(
-            [
-                row.place,
-                loaded.class_text(int(best[0])),
-                f"{shares[best[0]]:.4f}",
-                "  ".join(f"{entry['class']} {entry['probability']:.4f}" for entry in entries[1:]),
-                "" if row.label is None else loaded.class_text(row.label),
-                *(f"{value:.4f}" for value in figures.values()),
-            ]
-        )
+        given = {"place": row.place, "tokens": loaded.text(row.question(loaded.grammar)), "label": row.label}
+        name, probability = entries[0]["class"], entries[0]["probability"]
+        answer = {"prediction": entries[0]["label"], "class": name, "probability": probability, "top": entries}
+        records.append({**given, **answer, **figures})
+        then = "  ".join(f"{entry['class']} {entry['probability']:.4f}" for entry in entries[1:])
+        label = "" if row.label is None else loaded.class_text(row.label)
+        numbers = (f"{value:.4f}" for value in figures.values())
+        cells.append([row.place, loaded.class_text(int(best[0])), f"{shares[best[0]]:.4f}", then, label, *numbers])
     columns = ["row", "class", "probability", "then", "label", *(scores[0] if scores else ())]
     return TaskResult(records, columns, cells, _accuracy(rows, order[:, 0]))
 
@@ -103,12 +80,8 @@ def next_token(
 ) -> TaskResult:
     """The most probable next tokens of each row, among all tokens.
 
-    Args:
-        loaded: The model.
-        rows: Rows, cut anywhere.
-        top: Number of tokens to list, best first.
-        keep_percent: Cut complete images to their top share first; the true next token is then known.
-        batch_size: Rows computed at once; changes no answer.
+    Rows may be cut anywhere. With `keep_percent` complete images are cut to their top share first; the true next token
+    is then known. `batch_size` changes no answer.
 
     Returns:
         Records of `place`, `tokens`, `next` (a list of `token`, `id`, `probability`) and `true`.
@@ -142,11 +115,7 @@ def generate(
 ) -> TaskResult:
     """New images, each with the class that the model itself gives it.
 
-    Args:
-        loaded: The model.
-        options: How to generate.
-        classes: How many images, and of which class.
-        batch_size: Images generated at once; another one samples other images.
+    Another `batch_size` samples other images.
 
     Returns:
         Records of `sample`, `tokens`, `label`, `class` and `probability`.
@@ -184,12 +153,7 @@ def complete(
 ) -> TaskResult:
     """Completes rows, and compares the completion with the true remainder of complete rows.
 
-    Args:
-        loaded: The model.
-        inputs: Rows, complete or cut anywhere.
-        options: How to generate, and how much to keep of a complete image.
-        batch_size: Sequences generated at once; with sampling another one gives other completions.
-        num_shown: Rows in the grid of images.
+    The grid of images shows the first `num_shown` rows. With sampling another `batch_size` gives other completions.
 
     Returns:
         Records of `place`, `sample`, `prompt`, `completion`, `tokens`, `label`, `class`, `probability`, `true_label`
@@ -199,16 +163,15 @@ def complete(
     keep = DEFAULT_KEEP_PERCENT if options.keep_percent is None else options.keep_percent
     kept = [_keep(loaded, row, keep) for row in rows]
     completions = complete_rows(loaded, [prompt for prompt, _ in kept], options, batch_size)
-    records, cells = [], []
-    predicted: list[list[str]] = []
-    true: list[list[str]] = []
+    records, cells, predicted, true = [], [], [], []
     for row, (prompt, remainder), images in zip(rows, kept, completions, strict=True):
         for i, image in enumerate(images, start=1):
             record: dict[str, Any] = {"place": row.place, "sample": i, "prompt": loaded.text(prompt)}
             figures: dict[str, float] = {}
-            completion = loaded.text(image.ids[len(prompt) :])
+            added = image.ids[len(prompt) :]
+            completion = loaded.text(added)
             if remainder is not None and len(remainder):
-                predicted.append(_image_tokens(loaded, image.ids[len(prompt) :]))
+                predicted.append(loaded.text(added[: loaded.grammar.find(added, Role.IMG_END)]).split())
                 true.append(loaded.text(remainder).split())
                 figures = {"token_accuracy": token_accuracy(predicted[-1], true[-1]), **rouge(predicted[-1], true[-1])}
                 record["true_remainder"] = loaded.text(remainder)
@@ -240,11 +203,6 @@ def _keep(loaded: LoadedModel, row: Row, keep_percent: float) -> tuple[np.ndarra
     return prompt, row.body[count:]
 
 
-def _image_tokens(loaded: LoadedModel, ids: np.ndarray) -> list[str]:
-    """The tokens up to the end of the image."""
-    return loaded.text(ids[: loaded.grammar.find(ids, Role.IMG_END)]).split()
-
-
 def _scores(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[dict[str, float]]:
     sums = log_likelihoods(loaded, [row.body for row in rows], batch_size)
     scores = []
@@ -271,17 +229,14 @@ def _class_cells(loaded: LoadedModel, image: GeneratedRow) -> list[str]:
 
 
 def _accuracy(rows: Sequence[Row], predictions: np.ndarray) -> list[str]:
-    known = [
-        (row.label, prediction) for row, prediction in zip(rows, predictions, strict=True) if row.label is not None
-    ]
-    if not known:
+    is_right = [row.label == answer for row, answer in zip(rows, predictions, strict=True) if row.label is not None]
+    if not is_right:
         return []
     from imagelm.evaluation.report import accuracy_interval  # imports matplotlib
 
-    hits = sum(label == prediction for label, prediction in known)
-    low, high = accuracy_interval(hits / len(known), len(known))
-    interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return [f"accuracy {hits / len(known):.4f} ({hits} of {len(known)} labelled rows, {interval})"]
+    hits, n = sum(is_right), len(is_right)
+    low, high = accuracy_interval(hits / n, n)
+    return [f"accuracy {hits / n:.4f} ({hits} of {n} labelled rows, 95 % interval {low:.3f} to {high:.3f})"]
 
 
 def _similarity_lines(
