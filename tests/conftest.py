@@ -37,7 +37,7 @@ from tests.images import class_folder, prepare_images, smooth_images
 pytest_plugins = ["tests.inference.fixtures"]
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
+SHARED = Path(os.environ.get("IMAGELM_TEST_DATA", ROOT.parent / "shared/data"))  # what no clone has: CONTRIBUTING.md
 NUM_CODES, NUM_CLASSES = 30, 3
 CLASSES = ["cat", "dog", "snow owl"]  # of `pictured`
 

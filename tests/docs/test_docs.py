@@ -188,7 +188,8 @@ def known_options() -> set[str]:
     groups = (group for name in COMMANDS for group in command_module(name).COMMAND.groups)
     own = {option.flag for option in options_of(*groups)}
     theirs = {f"--{entry.name}" for entry in fields(TrainingArguments)}
-    measured = {flag for file in ROOT.glob("benchmarks/*.py") for flag in re.findall(r'"(--[a-z_]+)"', file.read_text())}
+    benchmarks = "".join(file.read_text() for file in ROOT.glob("benchmarks/*.py"))
+    measured = set(re.findall(r'"(--[a-z_]+)"', benchmarks))
     launcher = {"--multi_gpu", "--num_processes", "--mixed_precision", "--config_file"}
     return own | theirs | measured | launcher | {"--help", "--help_all", "--config", "--no-deps"}
 
