@@ -6,17 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 
 def install(folder: Path, *requirements: str, dependencies: bool) -> Path:
-    """Installs packages into a folder; skips the test where no package index can be reached."""
+    """Installs packages into a folder; without a package index the test is skipped, or fails in CI."""
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *requirements]
     done = subprocess.run(words + ([] if dependencies else ["--no-deps"]), capture_output=True, text=True, timeout=600)
     if done.returncode:
-        pytest.skip(f"pip can't install {' '.join(requirements)} here: {done.stderr.strip().splitlines()[-1]}")
+        not_installed(" ".join(requirements), done.stderr)
     return folder
+
+
+def not_installed(requirements: str, error: str) -> NoReturn:
+    """Skips the test, or fails it in CI, where a package index can be reached."""
+    end = pytest.fail if os.environ.get("CI") else pytest.skip
+    end(f"pip can't install {requirements} here: {error.strip().splitlines()[-1]}")
 
 
 def environment(packages: Path, home: Path, **more: str) -> dict[str, str]:
