@@ -32,6 +32,7 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import make_vocabulary
+from tests.forks import run_in_fork
 from tests.images import class_folder, prepare_images, smooth_images
 
 pytest_plugins = ["tests.inference.fixtures"]
@@ -103,8 +104,13 @@ TINY = [
 ]
 
 
-def run(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command of this environment's Python as a user would."""
+def run(*words: object, cwd: Path = ROOT, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of this environment's Python as a user would, in a fork of a process that waits for it."""
+    return run_in_fork(list(map(str, words)), cwd, os.environ | environment, given)
+
+
+def run_anew(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a new process, where starting Python is what is tested."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=cwd,
@@ -115,16 +121,16 @@ def run(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
     )
 
 
-def train(prepared: Path, output: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def train(prepared: Path, output: Path, *words: object, runner=run) -> subprocess.CompletedProcess[str]:
     """Runs `train.py` on a tiny model."""
-    return run("train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words)
+    return runner("train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words)
 
 
 @pytest.fixture(scope="session")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder of a short finished run."""
     output = tmp_path_factory.mktemp("trained") / "out"
-    done = train(prepared, output, "--num_train_epochs", "6")
+    done = train(prepared, output, "--num_train_epochs", "6", runner=run_anew)
     assert done.returncode == 0, done.stderr
     return output
 

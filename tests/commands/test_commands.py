@@ -23,7 +23,7 @@ from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
 from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError
-from tests.conftest import ROOT, SHARED, TINY, run, train
+from tests.conftest import ROOT, SHARED, TINY, run, run_anew, train
 
 HELP_SECONDS = 5  # on a busy machine; about 0.1 s otherwise, while importing torch alone takes longer
 
@@ -248,7 +248,7 @@ def test_best_model_gives_its_reported_accuracy_in_a_bare_script_without_this_pr
     shutil.copytree(trained / "best_model", tmp_path / "model")
     (tmp_path / "script.py").write_text(BARE_SCRIPT)
     (tmp_path / "rows.txt").write_text("\n".join(tokenizer.decode(row) for row in test["input_ids"]))
-    done = run("-I", "script.py", cwd=tmp_path)
+    done = run_anew("-I", "script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     reported = json.loads((trained / "best_model/eval_results.json").read_text())["eval_cls_accuracy"]

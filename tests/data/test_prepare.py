@@ -18,7 +18,7 @@ from imagelm.data.prepare import prepare
 from imagelm.data.rows import DIGEST_DTYPE, NO_SPLIT
 from imagelm.data.splits import TEST, assign_splits
 from imagelm.utils.errors import InputError
-from tests.conftest import ROOT, SHARED, random_rows, run, sentence, write_jsonl
+from tests.conftest import ROOT, SHARED, random_rows, run, run_anew, sentence, write_jsonl
 
 
 def prepare_rows(folder: Path, rows: list[dict], vocab_file: Path, **options) -> tuple[datasets.DatasetDict, dict]:
@@ -73,7 +73,7 @@ def test_preparing_rows_loads_no_torch(vocab_file, tmp_path):
     )
     code = f"import runpy, sys; sys.argv = ['prepare_dataset.py', {words}]; "
     code += "runpy.run_path('prepare_dataset.py', run_name='__main__')"
-    done = run("-X", "importtime", "-c", code)
+    done = run_anew("-X", "importtime", "-c", code)
     assert "written" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "datasets" in loaded and not {"torch", "transformers", "sklearn"} & loaded

@@ -29,7 +29,7 @@ from imagelm.inference.arguments import GROUPS, InferenceArguments
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.command_line import options_of
-from tests.conftest import CLASSES, ROOT, run
+from tests.conftest import CLASSES, ROOT, run, run_anew
 from tests.docs.documents import DOCUMENTS, all_commands, all_snippets, read
 
 SCRIPTS = {"prepare_dataset.py": "prepare", "train.py": "train", "inference.py": "infer", "push_to_hub.py": "push"}
@@ -168,7 +168,7 @@ def test_every_python_snippet_runs(workplace, snippet):
 def test_loading_needs_no_code_of_this_project(workplace, start):
     snippet = next(snippet for snippet in all_snippets() if snippet.startswith(start))
     (workplace / "imagelm").unlink()
-    done = run("-I", "-c", snippet, cwd=workplace)
+    done = run_anew("-I", "-c", snippet, cwd=workplace)
     assert done.returncode == 0, done.stderr
     expected = {*CLASSES} if "pipeline" in start else {"<CLS_0>", "<CLS_1>", "<CLS_2>"}
     assert any(name in done.stdout for name in expected)

@@ -36,7 +36,7 @@ from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.tokens.vocabulary import load_vocabulary
 from imagelm.utils.errors import InputError
-from tests.conftest import random_rows, run, sentence, train, write_jsonl
+from tests.conftest import random_rows, run, run_anew, sentence, train, write_jsonl
 from tests.data.jsonl.test_parser import read
 from tests.data.sources.test_sources import png
 from tests.faults.common import mounted
@@ -139,7 +139,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_stays_within_its_m
         "rows = sum(len(b.labels) for b in read_rows([Path(sys.argv[1])], grammar, log, False)); "
         "print(rows, dict(log.counts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = run("-c", code, file, tmp_path / "vocab.json")
+    done = run_anew("-c", code, file, tmp_path / "vocab.json")
     assert done.returncode == 0, done.stderr
     found, grown = done.stdout.rsplit(" ", 1)
     assert found == "2 {'line_too_long': 1}"
@@ -455,11 +455,11 @@ def test_a_line_of_two_gigabytes_is_reported_in_bounded_memory(tmp_path, vocab_f
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     words = ("--data_files", file, "--vocab_file", vocab_file, "--output_dir", tmp_path / "out")
-    done = run("-c", code, "prepare_dataset.py", *words)
+    done = run_anew("-c", code, "prepare_dataset.py", *words)
     assert done.returncode == 2, done.stderr
     assert f"{file}:16: longer than 67,108,864 bytes" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run("-c", code, "prepare_dataset.py", *words, "--on_bad_rows", "skip")
+    done = run_anew("-c", code, "prepare_dataset.py", *words, "--on_bad_rows", "skip")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/stats.json").read_text())["num_rows_read"] == 31
     kept = json.loads((tmp_path / "out/bad_rows.jsonl").read_text())

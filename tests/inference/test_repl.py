@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import builtins
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import run
 from tests.inference.fixtures import NAMES
 
 
@@ -89,16 +86,11 @@ def test_the_prompt_generates_other_images_each_time_and_the_same_for_the_same_s
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_the_prompt_survives_bytes_that_arent_utf_8(best, errors):
-    done = subprocess.run(
-        [sys.executable, "inference.py", "--mode", "interactive", "--model", str(best)],
-        input=b"classify <IMG> <Z_000> \xc3\nfoo\xff\nclassify <IMG> <Z_000>\n",
-        cwd=ROOT,
-        env=os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"},
-        capture_output=True,
-        timeout=100,
-    )
-    answers = done.stdout.decode().split("imagelm> ")[1:]
-    assert (done.returncode, done.stderr) == (0, b"")
+    words = ("inference.py", "--mode", "interactive", "--model", best)
+    given = b"classify <IMG> <Z_000> \xc3\nfoo\xff\nclassify <IMG> <Z_000>\n"
+    done = run(*words, given=given, PYTHONIOENCODING=f"utf-8:{errors}")
+    answers = done.stdout.split("imagelm> ")[1:]
+    assert (done.returncode, done.stderr) == (0, "")
     assert answers[0].startswith("error: row 1: token 3 is '\ufffd', which isn't among the model's 39 tokens")
     assert answers[1] == "error: there is no command 'foo\ufffd'; help lists them\n"
     assert "row 1" in answers[2]
@@ -125,15 +117,7 @@ def test_a_setting_without_effect_in_a_mode_waits_for_another(artist, photos, tm
 
 
 def test_a_piped_prompt_ends_with_code_0(best):
-    done = subprocess.run(
-        [sys.executable, "inference.py", "--mode", "interactive", "--model", str(best)],
-        input="next <IMG>\nnonsense\n",
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = run("inference.py", "--mode", "interactive", "--model", best, given=b"next <IMG>\nnonsense\n")
     assert (done.returncode, done.stderr) == (0, "")
     assert "<Z_" in done.stdout
     assert "error: there is no command 'nonsense'" in done.stdout

@@ -20,7 +20,7 @@ from imagelm.data.prepare import prepare
 from imagelm.models.processor import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import load_tokenizer
-from tests.conftest import CLASSES, ROOT, run
+from tests.conftest import CLASSES, ROOT, run_anew
 from tests.images import class_folder, prepare_images, random_images, smooth_images, to_image
 
 WITHOUT = (
@@ -244,7 +244,7 @@ def test_the_folder_works_where_imagelm_cannot_be_imported(folder, processor, pi
         "names = tokenizer.convert_ids_to_tokens(batch['input_ids'][0].tolist())\n"
         "print(json.dumps([text, batch['input_ids'].tolist(), names, scores, list(drawn.tobytes())]))\n"
     )
-    done = run("-I", "-c", code, folder, picture, cwd=tmp_path)
+    done = run_anew("-I", "-c", code, folder, picture, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     text, ids, names, scores, drawn = json.loads(done.stdout.splitlines()[-1])
     assert ids == processor(images=picture)["input_ids"].tolist()

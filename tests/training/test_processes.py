@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, run
+from tests.conftest import ROOT, TINY, run, run_anew
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml")
 
@@ -81,11 +81,11 @@ def test_the_launcher_s_single_openmp_thread_is_undone():
         "from imagelm.utils.device import set_num_threads; import torch, os; set_num_threads(0); "
         "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
     )
-    threads, cores = run("-c", code, OMP_NUM_THREADS="1").stdout.split()
+    threads, cores = run_anew("-c", code, OMP_NUM_THREADS="1").stdout.split()
     assert threads == cores
-    shared = run("-c", code, OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE=cores).stdout.split()[0]
+    shared = run_anew("-c", code, OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE=cores).stdout.split()[0]
     assert shared == "1"
-    assert run("-c", code, OMP_NUM_THREADS="3").stdout.split()[0] == "3"
+    assert run_anew("-c", code, OMP_NUM_THREADS="3").stdout.split()[0] == "3"
 
 
 def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):

@@ -1,0 +1,111 @@
+"""Commands in forks of a process that has imported their libraries, which takes a new process 10 s of computing.
+
+A fork has what a new process has: memory, environment, signals, standard streams and an exit code of its own. Python's
+own options, and variables that libraries read when they are loaded, need a new process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 500
+# Those that read no variable of a Hub at import, and the rest, by which everything that a command needs is loaded.
+LIBRARIES = (
+    *("torch", "torch._dynamo", "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "aiohttp", "httpx2", "fsspec"),
+    *("sklearn.linear_model", "sklearn.metrics", "scipy.stats", "skimage.metrics", "PIL.Image", "tokenizers", "yaml"),
+    *("matplotlib.backends.backend_agg", "matplotlib.pyplot", "orjson", "jinja2"),
+)
+OF_THE_HUB = (
+    *("huggingface_hub", "datasets", "evaluate", "accelerate", "transformers.trainer", "transformers.generation"),
+    *("transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt2.tokenization_gpt2"),
+    *("imagelm.commands.train", "imagelm.commands.infer", "imagelm.commands.prepare", "imagelm.commands.push"),
+    *("imagelm.training.trainer", "imagelm.training.evaluate", "imagelm.training.inputs", "imagelm.training.callbacks"),
+    *("imagelm.training.checkpoint", "imagelm.training.launch", "imagelm.training.resume", "imagelm.data.prepare"),
+    *("imagelm.evaluation.report", "imagelm.evaluation.baselines", "imagelm.hub.callback", "imagelm.hub.push"),
+    *("imagelm.inference.loading", "imagelm.inference.tasks", "imagelm.inference.generation", "imagelm.accel.compile"),
+    *("imagelm.models.save", "imagelm.data.image_rows"),
+)
+
+
+@functools.cache
+def server(modules: tuple[str, ...]) -> subprocess.Popen[str]:
+    """A process that has imported the modules and forks for each request."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.forks", *modules],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(process.communicate)  # closes its input, at which it ends
+    return process
+
+
+def run_in_fork(
+    words: list[str], cwd: Path, environment: dict[str, str], given: bytes = b""
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these words (a script, or `-m` or `-c`, first), its whole environment, and standard input."""
+    differs = {name for name in environment.keys() | os.environ.keys() if environment.get(name) != os.environ.get(name)}
+    at_home = not any(name.startswith(("HF_", "TRANSFORMERS_")) for name in differs)
+    process = server(LIBRARIES + OF_THE_HUB if at_home else LIBRARIES)
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_bytes(given)
+        request = {"words": words, "cwd": str(cwd), "environment": environment, "streams": list(map(str, streams))}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        code = int(process.stdout.readline())
+        texts = [file.read_text("utf-8") for file in streams[1:]]
+    return subprocess.CompletedProcess(words, code, *texts)
+
+
+def become(words: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
+    """Does in this process what a new Python would do; what it raises ends the process as it would end that one."""
+    signal.alarm(SECONDS)
+    for number, file in enumerate(streams):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin = os.fdopen(0, closefd=False)
+    if coding := environment.get("PYTHONIOENCODING"):
+        encoding, _, errors = coding.partition(":")
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=encoding, errors=errors or "strict")
+    kind, *rest = words
+    if kind == "-m":
+        sys.argv, sys.path[0] = rest, cwd
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = words, str(Path(kind).resolve().parent)
+        runpy.run_path(kind, run_name="__main__")
+
+
+def serve() -> None:
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    gc.freeze()  # so that no fork looks through what was imported
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            return become(**json.loads(line))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    serve()
