@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	  --dataset_dir data/digits/prepared --output_dir outputs/digits --seed $(SEED) --overwrite
 
 test: $(VENV)/installed-dev
-	python -m pytest -n 2 -m "not slow"
+	python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/installed-dev
 	python -m pytest -m slow

@@ -32,7 +32,7 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import make_vocabulary
-from tests.forks import run_in_fork
+from tests.forks import Fork
 from tests.images import class_folder, prepare_images, smooth_images
 
 pytest_plugins = ["tests.inference.fixtures"]
@@ -106,7 +106,9 @@ TINY = [
 
 def run(*words: object, cwd: Path = ROOT, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command of this environment's Python as a user would, in a fork of a process that waits for it."""
-    return run_in_fork(list(map(str, words)), cwd, os.environ | environment, given)
+    fork = Fork(list(map(str, words)), cwd, os.environ | environment, given)
+    out, err = fork.communicate()
+    return subprocess.CompletedProcess(fork.args, fork.returncode, out, err)
 
 
 def run_anew(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -121,16 +123,16 @@ def run_anew(*words: object, cwd: Path = ROOT, **environment: str) -> subprocess
     )
 
 
-def train(prepared: Path, output: Path, *words: object, runner=run) -> subprocess.CompletedProcess[str]:
+def train(prepared: Path, output: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """Runs `train.py` on a tiny model."""
-    return runner("train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words)
+    return run("train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words)
 
 
 @pytest.fixture(scope="session")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder of a short finished run."""
     output = tmp_path_factory.mktemp("trained") / "out"
-    done = train(prepared, output, "--num_train_epochs", "6", runner=run_anew)
+    done = train(prepared, output, "--num_train_epochs", "6")
     assert done.returncode == 0, done.stderr
     return output
 

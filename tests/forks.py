@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SECONDS = 500
-# Those that read no variable of a Hub at import, and the rest, by which everything that a command needs is loaded.
+SECONDS = 500  # a command takes at most
+# What reads no variable of a Hub when it is loaded, and the rest of what commands load.
 LIBRARIES = (
     *("torch", "torch._dynamo", "numpy", "pandas", "pyarrow.dataset", "pyarrow.parquet", "aiohttp", "httpx2", "fsspec"),
     *("sklearn.linear_model", "sklearn.metrics", "scipy.stats", "skimage.metrics", "PIL.Image", "tokenizers", "yaml"),
@@ -39,36 +39,70 @@ OF_THE_HUB = (
 )
 
 
+class Fork:
+    """A command that runs, much like `subprocess.Popen`; a new one runs Python with these words.
+
+    Args:
+        words: A script, or `-m` or `-c`, and what follows.
+        cwd: Where it runs.
+        environment: All of its variables.
+        given: Its standard input.
+    """
+
+    def __init__(self, words: list[str], cwd: Path, environment: dict[str, str], given: bytes = b"") -> None:
+        self.args, self.returncode = words, None
+        self.folder = tempfile.TemporaryDirectory()
+        streams = [Path(self.folder.name, name) for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_bytes(given)
+        names = environment.keys() | os.environ.keys()
+        differing = [name for name in names if environment.get(name) != os.environ.get(name)]
+        at_home = not any(name.startswith(("HF_", "TRANSFORMERS_")) for name in differing)
+        self.server = server(LIBRARIES + OF_THE_HUB if at_home else LIBRARIES)
+        self.streams = list(map(str, streams))
+        self.pid = self.ask(words=words, cwd=str(cwd), environment=environment, streams=self.streams)
+
+    def ask(self, **request: object) -> int | None:
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def poll(self, options: int = os.WNOHANG) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.ask(pid=self.pid, options=options)
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Waits; returns standard output and standard error."""
+        self.poll(options=0)
+        out, err = (Path(file).read_text("utf-8") for file in self.streams[1:])
+        return out, err
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+
 @functools.cache
 def server(modules: tuple[str, ...]) -> subprocess.Popen[str]:
-    """A process that has imported the modules and forks for each request."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.forks", *modules],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    """A process that imports the modules and then forks at each request."""
+    command = [sys.executable, "-m", "tests.forks", *modules]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(process.communicate)  # closes its input, at which it ends
     return process
 
 
-def run_in_fork(
-    words: list[str], cwd: Path, environment: dict[str, str], given: bytes = b""
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these words (a script, or `-m` or `-c`, first), its whole environment, and standard input."""
-    differs = {name for name in environment.keys() | os.environ.keys() if environment.get(name) != os.environ.get(name)}
-    at_home = not any(name.startswith(("HF_", "TRANSFORMERS_")) for name in differs)
-    process = server(LIBRARIES + OF_THE_HUB if at_home else LIBRARIES)
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        streams[0].write_bytes(given)
-        request = {"words": words, "cwd": str(cwd), "environment": environment, "streams": list(map(str, streams))}
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        code = int(process.stdout.readline())
-        texts = [file.read_text("utf-8") for file in streams[1:]]
-    return subprocess.CompletedProcess(words, code, *texts)
+def serve() -> None:
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    gc.freeze()  # so that no fork looks through what was imported
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "pid" in request:
+            pid, status = os.waitpid(request["pid"], request["options"])
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif not (answer := os.fork()):
+            return become(**request)
+        print(json.dumps(answer), flush=True)
+    return None
 
 
 def become(words: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
@@ -94,17 +128,6 @@ def become(words: list[str], cwd: str, environment: dict[str, str], streams: lis
     else:
         sys.argv, sys.path[0] = words, str(Path(kind).resolve().parent)
         runpy.run_path(kind, run_name="__main__")
-
-
-def serve() -> None:
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    gc.freeze()  # so that no fork looks through what was imported
-    for line in sys.stdin:
-        if not (child := os.fork()):
-            return become(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    return None
 
 
 if __name__ == "__main__":

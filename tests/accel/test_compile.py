@@ -62,7 +62,10 @@ def test_the_training_form_has_the_loss_and_gradient_of_the_stock_model(referenc
     torch.testing.assert_close(ours_gradient, gradient, atol=2e-7, rtol=1e-4)
 
 
-def test_a_compiled_block_has_the_gradient_of_the_stock_model(ids):
+@pytest.mark.parametrize("length", [54, pytest.param(LENGTH, marks=pytest.mark.slow)])
+def test_a_compiled_block_has_the_gradient_of_the_stock_model(ids, length):
+    """In one chunk of the product, and in several, which take the compiler of C++ twice as long."""
+    ids = ids[:, :length]
     stock, ours = gpt2("sdpa", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), None
     ours = gpt2(CAUSAL_PRODUCT, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     plan = accelerate_training(ours, CPU, "on", 0.0, tuple(ids.shape))

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY
+from tests.forks import Fork
 
 DROPOUT = "num_hidden_layers=2,hidden_size=32,num_attention_heads=2,resid_pdrop=0.1,attn_pdrop=0.1"
 
@@ -35,7 +36,13 @@ def start(
     )
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def start_fork(prepared: Path, output: Path, *words: object) -> Fork:
+    """The same, in a fork."""
+    command = ["train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words]
+    return Fork(list(map(str, command)), ROOT, dict(os.environ))
+
+
+def wait_for(condition, process: subprocess.Popen | Fork, seconds: float = 120) -> None:
     """Waits until something is the case while a process runs."""
     end = time.monotonic() + seconds
     while not condition():

@@ -27,7 +27,7 @@ from imagelm.training.run_record import earlier_launches, read_record
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError, StorageError, describe
 from tests.conftest import ROOT, TINY, train
-from tests.faults.common import DROPOUT, mounted, remount, same_weights, start, steps, wait_for
+from tests.faults.common import DROPOUT, mounted, remount, same_weights, start_fork, steps, wait_for
 from tests.training.test_trainer import make_trainer
 
 RUN = ("--max_steps", 120, "--save_strategy", "steps", "--save_steps", 10, "--eval_strategy", "steps")
@@ -227,10 +227,10 @@ def test_a_manifest_that_leads_out_of_its_folder_is_invalid(cut):
 
 
 def stopped(prepared, output: Path, number: signal.Signals, at: int) -> subprocess.CompletedProcess:
-    process = start(prepared, output, *RUN)
+    process = start_fork(prepared, output, *RUN)
     wait_for((output / f"checkpoint-{at}").is_dir, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -277,10 +277,10 @@ def test_two_runs_cannot_write_into_one_folder(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_command_in_the_folder_of_a_run_is_refused(prepared, tmp_path):
-    process = start(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
+    process = start_fork(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
     wait_for((tmp_path / "out/checkpoint-10").is_dir, process)
     done = train(prepared, tmp_path / "out", *RUN, "--max_steps", 100_000)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.communicate()
     assert done.returncode == 2, done.stderr
     assert "another run is writing into it" in done.stderr
@@ -293,12 +293,12 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepa
     with mounted(tmp_path / "small", "size=2m") as small:
         output = small / "out"
         ballast = small / "ballast"
-        process = start(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
+        process = start_fork(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
         wait_for((output / "checkpoint-10").is_dir, process)
         with open(ballast, "wb") as file, pytest.raises(OSError, match="No space left"):
             while True:
                 os.write(file.fileno(), bytes(4096))
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate()
         assert process.returncode == 1
         assert "Traceback" not in err
         assert "can't be written: No space left on device" in err
@@ -310,10 +310,10 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepa
         assert not list(output.glob(".*"))
         assert json.loads((output / "run.json").read_text())["identity"]
         ballast.unlink()
-        process = start(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
+        process = start_fork(prepared, output, *RUN, "--max_steps", 100_000, "--eval_strategy", "no")
         wait_for((output / f"checkpoint-{kept[-1] + 10}").is_dir, process)
-        process.terminate()
-        out, err = process.communicate(timeout=60)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
         assert process.returncode == 143, err
         assert f"resuming from {output}/checkpoint-{kept[-1]}" in out
 
@@ -321,11 +321,11 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_what_was_there(prepa
 def test_a_folder_that_becomes_read_only_ends_the_run(prepared, tmp_path):
     with mounted(tmp_path / "small", "size=8m") as small:
         output = small / "out"
-        process = start(prepared, output, *RUN, "--max_steps", 100_000)
+        process = start_fork(prepared, output, *RUN, "--max_steps", 100_000)
         wait_for((output / "checkpoint-10").is_dir, process)
         while subprocess.run(["mount", "-o", "remount,ro", small], capture_output=True).returncode:
             pass  # busy as long as a file is open for writing
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
         assert process.returncode == 1
         assert "Read-only file system" in err
         assert "choose a writable folder" in err

@@ -258,8 +258,9 @@ def test_an_invalid_vocabulary_is_refused(tmp_path, grammar):
             load_vocabulary(text)
 
 
-def test_a_vocabulary_of_a_million_tokens_is_read_in_seconds(tmp_path, grammar):
-    many = {**grammar.vocabulary, **{f"<Z_{i + 1000}>": len(grammar.vocabulary) + i for i in range(10**6)}}
+@pytest.mark.parametrize("number", [10**5, pytest.param(10**6, marks=pytest.mark.slow)])
+def test_a_vocabulary_of_many_tokens_is_read_in_seconds(tmp_path, grammar, number):
+    many = {**grammar.vocabulary, **{f"<Z_{i + 1000}>": len(grammar.vocabulary) + i for i in range(number)}}
     many |= {"<Z_01000>": len(many)}
     (tmp_path / "vocab.json").write_text(json.dumps(many))
     with pytest.raises(InputError, match="two codebook tokens have the number 1000"):

@@ -81,9 +81,9 @@ def test_the_launcher_s_single_openmp_thread_is_undone():
         "from imagelm.utils.device import set_num_threads; import torch, os; set_num_threads(0); "
         "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
     )
-    threads, cores = run_anew("-c", code, OMP_NUM_THREADS="1").stdout.split()
+    threads, cores = run("-c", code, OMP_NUM_THREADS="1").stdout.split()
     assert threads == cores
-    shared = run_anew("-c", code, OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE=cores).stdout.split()[0]
+    shared = run("-c", code, OMP_NUM_THREADS="1", LOCAL_WORLD_SIZE=cores).stdout.split()[0]
     assert shared == "1"
     assert run_anew("-c", code, OMP_NUM_THREADS="3").stdout.split()[0] == "3"
 
