@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -30,12 +31,7 @@ LIBRARIES = (
 OF_THE_HUB = (
     *("huggingface_hub", "datasets", "evaluate", "accelerate", "transformers.trainer", "transformers.generation"),
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.gpt2.tokenization_gpt2"),
-    *("imagelm.commands.train", "imagelm.commands.infer", "imagelm.commands.prepare", "imagelm.commands.push"),
-    *("imagelm.training.trainer", "imagelm.training.evaluate", "imagelm.training.inputs", "imagelm.training.callbacks"),
-    *("imagelm.training.checkpoint", "imagelm.training.launch", "imagelm.training.resume", "imagelm.data.prepare"),
-    *("imagelm.evaluation.report", "imagelm.evaluation.baselines", "imagelm.hub.callback", "imagelm.hub.push"),
-    *("imagelm.inference.loading", "imagelm.inference.tasks", "imagelm.inference.generation", "imagelm.accel.compile"),
-    *("imagelm.models.save", "imagelm.data.image_rows"),
+    "imagelm",  # with all of its modules
 )
 
 
@@ -92,7 +88,10 @@ def server(modules: tuple[str, ...]) -> subprocess.Popen[str]:
 
 def serve() -> None:
     for name in sys.argv[1:]:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
+        for found in pkgutil.walk_packages(module.__path__, "imagelm.") if name == "imagelm" else ():
+            if not found.name.endswith("__main__"):
+                importlib.import_module(found.name)
     gc.freeze()  # so that no fork looks through what was imported
     for line in sys.stdin:
         request = json.loads(line)
