@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,8 +105,14 @@ def published(pictured: Path, tmp_path_factory: pytest.TempPathFactory):
         done = run(*words, "--tag", "v1", **online_environment(hub, home / "home"))
         assert done.returncode == 0, done.stderr
         Image.new("RGB", (40, 30), (200, 30, 90)).save(home / "picture.png")
-        client_words = ("-c", CLIENT, MODEL, ROWS, "v1", "picture.png")
-        client = run(*client_words, cwd=home, **online_environment(hub, home / "cold"), PYTHONPATH=str(ROOT))
+        client = subprocess.run(
+            [sys.executable, "-c", CLIENT, MODEL, ROWS, "v1", "picture.png"],
+            env=hub.environment(home / "cold") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
         assert client.returncode == 0, client.stderr
         yield Published(hub, home, done.stdout, words, json.loads(client.stdout.splitlines()[-1]))
 
