@@ -120,6 +120,9 @@ def become(words: list[str], cwd: str, environment: dict[str, str], streams: lis
     kind, *rest = words
     if kind == "-m":
         sys.argv, sys.path[0] = rest, cwd
+        sys.modules.pop(f"{rest[0]}.__main__", None)  # runpy would warn
+        if not hasattr(sys.modules.get(rest[0]), "__path__"):
+            sys.modules.pop(rest[0], None)
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.argv, sys.path[0] = ["-c", *rest[1:]], ""
