@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.utils.command_line import Option, option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, check_values, option, options_of
 from imagelm.utils.errors import InputError
 
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
@@ -56,7 +56,11 @@ class PrepareArguments:
         **CODEC,
     )
     background: int = option(
-        "brightness under transparent and padded pixels, from 0 (black) to 255 (white)", 0, **CODEC
+        "brightness under transparent and padded pixels, from 0 (black) to 255 (white)",
+        0,
+        minimum=0,
+        maximum=255,
+        **CODEC,
     )
     channels: str = option(
         "colour channels; auto: grey if no image is coloured", "auto", choices=("auto", "grey", "rgb"), **CODEC
@@ -75,7 +79,7 @@ class PrepareArguments:
         metavar="CHANGES",
         **IMAGES,
     )
-    variants: int = option("number of variants of each training image", 0, **IMAGES)
+    variants: int = option("number of variants of each training image", 0, minimum=0, **IMAGES)
     keep_images: bool = option("keep the images in the dataset; imagelm train --augment needs them", False, **IMAGES)
     write_jsonl: bool = option("also write the rows as raw JSONL, to the subfolder raw", False, **IMAGES)
 
@@ -87,8 +91,8 @@ class PrepareArguments:
         choices=("patch", "unified", "learned"),
         **CODEC,
     )
-    patch_size: int = option("side of the patch of a token, in pixels (patch, learned)", 4, **CODEC)
-    codebook_size: int = option("number of codebook entries", 500, **CODEC)
+    patch_size: int = option("side of the patch of a token, in pixels (patch, learned)", 4, minimum=1, **CODEC)
+    codebook_size: int = option("number of codebook entries", 500, minimum=2, **CODEC)
     codec: str | None = option(
         "use this codec instead of fitting one: the codec folder of another dataset, or a model", None, metavar="FOLDER"
     )
@@ -111,7 +115,7 @@ class PrepareArguments:
         metavar="FILE",
         **CODEC,
     )
-    codec_steps: int = option("learned: number of training steps", 2000, **CODEC)
+    codec_steps: int = option("learned: number of training steps", 2000, minimum=1, **CODEC)
     device: str = option("device to fit the codec on: auto, cpu, cuda or cuda:N", "auto", metavar="DEVICE", **IMAGES)
 
     on_bad_rows: str | None = option(
@@ -134,7 +138,7 @@ class PrepareArguments:
         choices=("stratified", "hash", "field"),
     )
     test_size: float = option("share of test rows", 0.2)
-    seed: int = option("seed of the stratified split, the codebook and the variants", 42)
+    seed: int = option("seed of the stratified split, the codebook and the variants", 42, minimum=0, maximum=MAX_SEED)
 
     def __post_init__(self) -> None:
         from imagelm.utils.atomic_io import check_folder_name  # imported late, so that --help answers at once
@@ -161,19 +165,9 @@ class PrepareArguments:
         return {name: getattr(self, name) for name in names}
 
     def _check_values(self) -> None:
-        for entry in options_of(PrepareArguments):
-            value = getattr(self, entry.name)
-            if entry.choices and value not in entry.choices:
-                raise InputError(f"{entry.flag} {value} is unknown; choose one of {', '.join(entry.choices)}")
-        for name, low in (("patch_size", 1), ("codebook_size", 2), ("codec_steps", 1), ("variants", 0)):
-            if getattr(self, name) < low:
-                raise InputError(f"--{name} {getattr(self, name)}: give {low} or more")
-        if not 0 <= self.background <= 255:
-            raise InputError(f"--background {self.background}: give a brightness from 0 (black) to 255 (white)")
+        check_values(self)
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
         parse_size(self.image_size)
         if self.max_length is not None:
             from imagelm.tokens.grammar import NUM_FRAME_TOKENS  # needs numpy

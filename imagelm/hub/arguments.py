@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagelm.utils.command_line import option
+from imagelm.utils.command_line import check_values, option
 from imagelm.utils.errors import InputError
 
 KINDS = ("dataset", "model", "space")  # in the order of the uploads: each may link to those before it
@@ -70,7 +70,7 @@ class PushArguments:
     )
     space_repo_id: str | None = option("also create a demo Space in this repository", None, metavar="REPOSITORY")
     license: str | None = option("license of model and data, such as apache-2.0, mit or cc-by-4.0", None, metavar="ID")
-    num_drawings: int = option("sample images for the card, if the model has its codec; 0: none", 28)
+    num_drawings: int = option("sample images for the card, if the model has its codec; 0: none", 28, minimum=0)
 
     dry_run: str | None = option(
         f"upload nothing; write exactly what would be uploaded to FOLDER ({PREVIEW_FOLDER} beside --model_dir if not "
@@ -106,8 +106,7 @@ class PushArguments:
         for flag, ref in (("--revision", self.revision), ("--tag", self.tag)):
             if ref is not None and not REF_NAME.fullmatch(ref):
                 raise InputError(f"{flag} {ref!r} isn't a valid name in git; give one such as main or v1.0")
-        if self.num_drawings < 0:
-            raise InputError(f"--num_drawings {self.num_drawings}: give 0 or more")
+        check_values(self)
         if self.commit_message is not None and not self.commit_message.strip():
             raise InputError("--commit_message is empty; remove it or describe the change")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.utils.command_line import Option, option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, check_values, option, options_of
 from imagelm.utils.errors import InputError
 
 MODES = {
@@ -23,7 +23,7 @@ MODES = {
 }
 # Metadata: the modes that an option works in; all of them if it has no such entry.
 READING = {"modes": ("classify", "continue", "next_token")}
-DRAWING = {"modes": ("generate", "continue", "interactive")}
+SAMPLING = {"modes": ("generate", "continue", "interactive")}
 SAMPLES = {"modes": ("generate", "interactive")}
 MIN_TEMPERATURE = 1e-3  # far below it, logits divided by it are no longer finite
 
@@ -55,12 +55,12 @@ class LoadArguments:
         metavar="FOLDER",
         modes=("classify", "next_token"),
     )
-    batch_size: int = option("sequences computed at once; changes no result of classify", 64)
+    batch_size: int = option("sequences computed at once; changes no result of classify", 64, minimum=1)
 
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("--model is empty; name a trained folder, such as outputs/mine/best_model, or a Hub id")
-        _at_least(self, batch_size=1)
+        check_values(self)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class InputArguments:
     )
     image_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     label_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
-    num_rows: int | None = option("read only the first N rows", None, **READING)
+    num_rows: int | None = option("read only the first N rows", None, minimum=1, **READING)
 
     def __post_init__(self) -> None:
         given = [f"--{name}" for name in ("tokens", "data_files", "dataset_dir", "images") if getattr(self, name)]
@@ -104,7 +104,7 @@ class InputArguments:
         for name in ("image_column", "label_column"):
             if getattr(self, name) and not self.images:
                 raise InputError(f"--{name} needs --images")
-        _at_least(self, num_rows=1)
+        check_values(self)
 
 
 @dataclass
@@ -114,6 +114,7 @@ class AnswerArguments:
     top: int = option(
         "number of classes or tokens to show, best first",
         5,
+        minimum=1,
         group="Answers of classify and next_token",
         modes=("classify", "next_token", "interactive"),
     )
@@ -125,7 +126,7 @@ class AnswerArguments:
     )
 
     def __post_init__(self) -> None:
-        _at_least(self, top=1)
+        check_values(self)
 
 
 @dataclass
@@ -136,22 +137,29 @@ class GenerationArguments:
         "sample; generate does so unless told otherwise",
         False,
         group="Generation (generate, continue), as in transformers' GenerationConfig",
-        **DRAWING,
+        **SAMPLING,
     )
     greedy: bool = option(
-        "always take the most probable token; continue does so unless another option samples", False, **DRAWING
+        "always take the most probable token; continue does so unless another option samples", False, **SAMPLING
     )
-    temperature: float | None = option("temperature of sampling; 1 if not given", None, **DRAWING)
-    top_k: int | None = option("sample from the k most probable tokens; 0 or not given: all", None, **DRAWING)
-    top_p: float | None = option("sample from the smallest set of tokens with this probability", None, **DRAWING)
-    num_beams: int = option("beam search with this many beams; 1: off", 1, **DRAWING)
-    repetition_penalty: float = option("above 1, tokens repeat less; 1: off", 1.0, **DRAWING)
-    no_repeat_ngram_size: int = option("no n-gram of this size occurs twice; 0: off", 0, **DRAWING)
-    num_return_sequences: int = option("continuations of each row", 1, modes=("continue", "interactive"))
-    seed: int = option("seed of sampling; another --batch_size gives other samples", 42, **DRAWING)
-    no_grammar: bool = option("let the model write any token, even if no valid image results", False, **DRAWING)
+    temperature: float | None = option("temperature of sampling; 1 if not given", None, **SAMPLING)
+    top_k: int | None = option(
+        "sample from the k most probable tokens; 0 or not given: all", None, minimum=0, **SAMPLING
+    )
+    top_p: float | None = option("sample from the smallest set of tokens with this probability", None, **SAMPLING)
+    num_beams: int = option("beam search with this many beams; 1: off", 1, minimum=1, **SAMPLING)
+    repetition_penalty: float = option("above 1, tokens repeat less; 1: off", 1.0, **SAMPLING)
+    no_repeat_ngram_size: int = option("no n-gram of this size occurs twice; 0: off", 0, minimum=0, **SAMPLING)
+    num_return_sequences: int = option("continuations of each row", 1, minimum=1, modes=("continue", "interactive"))
+    seed: int = option(
+        "seed of sampling; another --batch_size gives other samples", 42, minimum=0, maximum=MAX_SEED, **SAMPLING
+    )
+    no_grammar: bool = option("let the model write any token, even if no valid image results", False, **SAMPLING)
     num_image_tokens: int | None = option(
-        "tokens of an image, for a model without codec; otherwise the model ends the image itself", None, **DRAWING
+        "tokens of an image, for a model without codec; otherwise the model ends the image itself",
+        None,
+        minimum=1,
+        **SAMPLING,
     )
     keep_percent: float | None = option(
         "share of a complete image to keep: its top P %, in rows of the grid; continue keeps 50 if not given; cut rows "
@@ -176,9 +184,7 @@ class GenerationArguments:
             raise InputError(f"--repetition_penalty {self.repetition_penalty}: give a positive number, such as 1.2")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p} isn't a share; give one above 0 and up to 1, such as 0.95")
-        _at_least(self, top_k=0, no_repeat_ngram_size=0, num_beams=1, num_return_sequences=1, num_image_tokens=1)
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"--seed {self.seed} is out of range; give one from 0 to {2**32 - 1}")
+        check_values(self)
         if self.keep_percent is not None and not 0 < self.keep_percent <= 100:
             raise InputError(f"--keep_percent {self.keep_percent}: give a number above 0 and up to 100")
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
@@ -199,7 +205,7 @@ class GenerationArguments:
 class ClassArguments:
     """How many images to generate, and of which class."""
 
-    num_samples: int = option("number of images", 8, group="Samples of generate", modes=("generate",))
+    num_samples: int = option("number of images", 8, minimum=1, group="Samples of generate", modes=("generate",))
     class_name: str | None = option(
         "generate images of this class, by name or number", None, flag="--class", metavar="CLASS", modes=("generate",)
     )
@@ -210,11 +216,11 @@ class ClassArguments:
         choices=("rejection", "likelihood"),
         **SAMPLES,
     )
-    max_draws: int = option("rejection gives up after this many samples per image", 100, **SAMPLES)
-    num_candidates: int = option("samples per image for likelihood", 8, **SAMPLES)
+    max_draws: int = option("rejection gives up after this many samples per image", 100, minimum=1, **SAMPLES)
+    num_candidates: int = option("samples per image for likelihood", 8, minimum=1, **SAMPLES)
 
     def __post_init__(self) -> None:
-        _at_least(self, num_samples=1, max_draws=1, num_candidates=1)
+        check_values(self)
 
 
 @dataclass
@@ -234,13 +240,13 @@ class OutputArguments:
         metavar="FILE.png",
         modes=("generate", "continue"),
     )
-    num_pictures: int = option("rows of continue that the PNG shows", 16, modes=("continue",))
+    num_pictures: int = option("rows of continue that the PNG shows", 16, minimum=1, modes=("continue",))
     overwrite: bool = option(
         "replace existing files", False, modes=("classify", "continue", "next_token", "generate", "interactive")
     )
 
     def __post_init__(self) -> None:
-        _at_least(self, num_pictures=1)
+        check_values(self)
         for name in ("output", "output_image"):
             if (file := getattr(self, name)) is not None:
                 check_output_file(file, f"--{name}", self.overwrite)
@@ -311,11 +317,3 @@ def check_output_file(name: str, flag: str, overwrite: bool) -> None:
         raise InputError(f"{flag} {name}: there is no folder {file.parent}; create it first")
     if is_there and not overwrite:
         raise InputError(f"{flag} {name} exists; add --overwrite to replace it, or choose another name")
-
-
-def _at_least(group: object, **limits: int) -> None:
-    """Refuses options of a group that are given and lie below their limits."""
-    for name, least in limits.items():
-        value = getattr(group, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: give {least} or more")

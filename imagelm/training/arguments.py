@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagelm.utils.command_line import option
-from imagelm.utils.errors import InputError
+from imagelm.utils.command_line import check_values, option
 
 BEST_METRIC = "cls_accuracy"
 
@@ -31,6 +30,8 @@ class RunArguments:
     cls_loss_weight: float = option(
         "w in loss = (1-w) * mean over scored tokens + w * mean over CLS slots; 0: plain causal LM",
         0.0,
+        minimum=0,
+        maximum=1,
         group="Loss, optimizer, augmentation and threads",
         metavar="W",
     )
@@ -46,7 +47,9 @@ class RunArguments:
         None,
         metavar="CHANGES",
     )
-    early_stopping_patience: int = option("stop after this many evaluations without improvement; 0: never", 0)
+    early_stopping_patience: int = option(
+        "stop after this many evaluations without improvement; 0: never", 0, minimum=0
+    )
     attention: str = option(
         "how attention is computed; auto: causal_product (in chunks of rows) on a CPU, otherwise sdpa",
         "auto",
@@ -58,13 +61,10 @@ class RunArguments:
         "auto",
         choices=("auto", "on", "off"),
     )
-    num_threads: int = option("CPU threads per process; 0: share the cores", 0)
+    num_threads: int = option("CPU threads per process; 0: share the cores", 0, minimum=0)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cls_loss_weight <= 1:
-            raise InputError(f"--cls_loss_weight {self.cls_loss_weight} isn't a share; give one from 0 to 1")
-        if self.early_stopping_patience < 0 or self.num_threads < 0:
-            raise InputError("--early_stopping_patience and --num_threads can't be negative; give 0 or more")
+        check_values(self)
 
 
 @dataclass(kw_only=True)

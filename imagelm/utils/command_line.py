@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
+from imagelm.utils.errors import InputError
+
+MAX_SEED = 2**32 - 1  # of numpy
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 
 
@@ -22,8 +25,9 @@ def option(text: str, default: Any = MISSING, **metadata: object) -> Any:
     Args:
         text: The help.
         default: The default value; an option without one is required.
-        metadata: `choices`; `metavar`; `flag`, if it differs from the field's name; `group`, the title of the options
-            that start here; `bare`, the value of the option without a value; further keys for the room's own checks.
+        metadata: `choices`; `minimum` and `maximum`, inclusive; `metavar`; `flag`, if it differs from the field's name;
+            `group`, the title of the options that start here; `bare`, the value of the option without a value; further
+            keys for the room's own checks.
     """
     return field(default=default, metadata={"help": text, **metadata})
 
@@ -121,6 +125,19 @@ def options_of(*classes: type) -> Iterator[Option]:
                 hint = next(part for part in get_args(hint) if part is not type(None))
             is_list = get_origin(hint) is list
             yield Option(entry, get_args(hint)[0] if is_list else hint, is_list)
+
+
+def check_values(group: object) -> None:
+    """Raises an InputError if an option of a dataclass is given and is none of its choices, or out of its range."""
+    for entry in options_of(type(group)):
+        value, limits = getattr(group, entry.name), entry.field.metadata
+        if value is None:
+            continue
+        if entry.choices and value not in entry.choices:
+            raise InputError(f"{entry.flag} {value} is unknown; choose one of {', '.join(entry.choices)}")
+        if "minimum" in limits and not limits["minimum"] <= value <= limits.get("maximum", value):
+            needed = f"to {limits['maximum']}" if "maximum" in limits else "or more"
+            raise InputError(f"{entry.flag} {value}: give {limits['minimum']} {needed}")
 
 
 def invocation() -> list[str]:

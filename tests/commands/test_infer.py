@@ -75,7 +75,7 @@ from tests.inference.fixtures import records, rows_of_test
         ),
         (("--mode", "generate", "--model", "m", "--top_p", "1.5"), "--top_p 1.5 isn't a share"),
         (("--mode", "generate", "--model", "m", "--top_k", "-1"), "--top_k -1: give 0 or more"),
-        (("--mode", "generate", "--model", "m", "--seed", "-1"), "--seed -1 is out of range"),
+        (("--mode", "generate", "--model", "m", "--seed", "-1"), "--seed -1: give 0 to 4294967295"),
         (("--mode", "generate", "--model", "m", "--greedy", "--top_k", "2"), "--top_k without effect"),
         (("--mode", "generate", "--model", "m", "--greedy"), "gives at most 1 different images"),
         (("--mode", "generate", "--model", "m", "--greedy", "--class", "cat"), "--class needs many different images"),
