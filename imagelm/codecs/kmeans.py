@@ -22,8 +22,6 @@ from imagelm.utils.errors import InputError
 
 NUM_FIT_VECTORS = 200_000  # patches or pixels that k-means sees
 KMEANS_BATCH = 8192
-# An image holds no t, and A is constant in opaque images.
-DEFAULT_FEATURES = ("x", "y", "R", "G", "B", "Gx", "Gy")
 
 
 def fit_patch_codec(images: np.ndarray, patch_size: int, codebook_size: int, seed: int, **config: Any) -> PatchCodec:
@@ -62,17 +60,18 @@ def fit_unified_codec(
     images: np.ndarray,
     codebook_size: int,
     seed: int,
-    features: Sequence[str] = DEFAULT_FEATURES,
-    scaling: str = "standardize",
+    features: Sequence[str],
+    scaling: str,
     t: np.ndarray | None = None,
     **config: Any,
 ) -> UnifiedCodec:
     """A codebook of pixels by k-means over per-pixel features: the predecessor's idea.
 
-    The default omits `t`, the number of the image's file: a new image has none, and a codebook with it spends its
-    entries on distinguishing files. It omits `A`, which is constant in opaque images. And it standardizes (divides
-    each feature by its standard deviation in the sample): in their own units gradients reach ±127 and coordinates the
-    image's side, while colours end at 1, so that unscaled distances hardly depend on brightness.
+    The default of `imagelm prepare` omits `t`, the number of the image's file: a new image has none, and a codebook
+    with it spends its entries on distinguishing files. It omits `A`, which is constant in opaque images. And it
+    standardizes (divides each feature by its standard deviation in the sample): in their own units gradients reach
+    ±127 and coordinates the image's side, while colours end at 1, so that unscaled distances hardly depend on
+    brightness.
 
     Args:
         images: Training images; uint8, shape (images, height, width, channels).

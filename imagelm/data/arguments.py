@@ -190,6 +190,12 @@ class PrepareArguments:
         if self.centroids and entry.name in ("features", "feature_scaling", "codebook_size"):
             raise InputError(f"{flag} and --centroids contradict each other: the file decides it; remove one of them")
 
+    def check_no_split(self) -> None:
+        """Refuses options that make a split; called where the images come with one."""
+        for entry in options_of(PrepareArguments):
+            if entry.name in ("test_size", "split_by") and getattr(self, entry.name) != entry.default:
+                raise InputError(f"{entry.flag} has no effect where test images are given; remove it")
+
     def _check_codebook(self) -> None:
         names = self.features.split(",")
         if wrong := [name for name in names if name not in PIXEL_FEATURES]:

@@ -136,7 +136,7 @@ def _choose_size(arguments: PrepareArguments, sizes: np.ndarray, notes: list[str
         wrong = f"{height}×{width} pixels can't be cut into patches of {patch_size}×{patch_size}"
         if asked:
             raise InputError(f"--image_size: {wrong}; give {size[0]}x{size[1]}, or another --patch_size")
-        notes.append(f"{wrong}: images are made {size[0]}×{size[1]}")
+        notes.append(f"{wrong}: images are fitted to {size[0]}×{size[1]}")
     if size[0] * size[1] > MAX_PIXELS or rows * columns > MAX_TOKENS:
         # Refused here, before it fills the memory or makes rows that no transformer is trained on.
         raise InputError(

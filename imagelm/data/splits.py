@@ -60,7 +60,7 @@ def split_rows(table: RowTable, duplicates: Duplicates, test_size: float, seed: 
         for side, name in enumerate(SPLITS):
             if (table.file_splits == side).any() and not (table.file_splits[keep] == side).any():
                 raise InputError(
-                    f"as tokens, every {name} image repeats another one; the codebook keeps too little of the images"
+                    f"every {name} image has the same tokens as another image; use a larger codebook or smaller patches"
                 )
     labels, groups, file_splits = table.labels[keep], table.groups[keep], table.file_splits[keep]
     sides = np.full(len(keep), DROPPED, dtype=np.int8)

@@ -22,9 +22,8 @@ from imagelm.hub.staged import CARD_FILE, WEIGHTS_INDEX, Staged
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import first_line
+from imagelm.utils.text import NUM_LISTED, first_line, list_first
 
-MAX_SHOWN = 20
 CARDS = {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}
 
 
@@ -36,15 +35,13 @@ def check_staged(staged: list[Staged], own_token: str | None) -> None:
         own_token: The Hub token in use; no file may contain it.
 
     Raises:
-        InputError: With the problems found, up to `MAX_SHOWN`.
+        InputError: With the problems found.
     """
     problems = [f"{one.kind} {problem}" for one in staged for problem in _problems(one, own_token)]
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:MAX_SHOWN])
-        more = "\n  and more" if len(problems) > MAX_SHOWN else ""
+        shown = "\n".join(list_first(problems))
         raise InputError(
-            f"nothing was uploaded because of these problems:\n{shown}{more}\n"
-            "Fix the files, or remove them from the folder"
+            f"nothing was uploaded because of these problems:\n{shown}\nFix the files, or remove them from the folder"
         )
 
 
@@ -79,8 +76,10 @@ def file_problems(name: str, file: Path) -> Iterator[str]:
 def _problems(staged: Staged, own_token: str | None) -> Iterator[str]:
     for name, file in staged.files.items():
         yield from file_problems(name, file)
-        # A column may hold a million paths: one screen of them is enough.
-        yield from islice(find_private(name, file, own_token), MAX_SHOWN + 1)
+        private = list(islice(find_private(name, file, own_token), NUM_LISTED + 1))
+        yield from private[:NUM_LISTED]
+        if len(private) > NUM_LISTED:  # a column may hold a million paths
+            yield f"{name}: more of this kind"
     try:
         CARDS[staged.kind](staged.files[CARD_FILE].read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError) as error:

@@ -1,8 +1,8 @@
 """The options of `imagelm infer`.
 
-One idea: a dataclass a concern, each field with its help, its default and the modes that it works in. The command line
-and the interactive prompt are made from the fields, and an option that would have no effect is refused. Nothing heavy
-is imported here, so that `--help` answers at once.
+One idea: one dataclass per concern, each field with its help, its default and the modes that it works in. The command
+line and the interactive prompt are made from the fields, and an option that would have no effect is refused. Nothing
+heavy is imported here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ MODES = {
 READING = {"modes": ("classify", "continue", "next_token")}
 SAMPLING = {"modes": ("generate", "continue", "interactive")}
 SAMPLES = {"modes": ("generate", "interactive")}
+KEEP_PERCENT = 50  # of a complete image, in continue
 MIN_TEMPERATURE = 1e-3  # far below it, logits divided by it are no longer finite
 
 
@@ -75,7 +76,7 @@ class InputArguments:
         **READING,
     )
     data_files: list[str] | None = option(
-        "JSONL (objects with tokens and, if known, label) or text (a row a line), also .gz and .zst; - is standard "
+        "JSONL (objects with tokens and, if known, label) or text (one row per line), also .gz and .zst; - is standard "
         "input",
         None,
         metavar="FILE",
@@ -134,7 +135,7 @@ class GenerationArguments:
     """How tokens are generated; names and meaning as in transformers' GenerationConfig."""
 
     do_sample: bool = option(
-        "sample; generate does so unless told otherwise",
+        "sample tokens at random; the default of generate",
         False,
         group="Generation (generate, continue), as in transformers' GenerationConfig",
         **SAMPLING,
@@ -162,8 +163,8 @@ class GenerationArguments:
         **SAMPLING,
     )
     keep_percent: float | None = option(
-        "share of a complete image to keep: its top P %, in rows of the grid; continue keeps 50 if not given; cut rows "
-        "are used as they are",
+        "share of a complete image to keep: its top P %, in rows of the grid; continue keeps "
+        f"{KEEP_PERCENT} if not given; cut rows are used as they are",
         None,
         metavar="P",
         modes=("continue", "next_token", "interactive"),
@@ -210,7 +211,7 @@ class ClassArguments:
         "generate images of this class, by name or number", None, flag="--class", metavar="CLASS", modes=("generate",)
     )
     condition: str = option(
-        "rejection: sample until enough images are of the class; likelihood: of every --num_candidates samples keep "
+        "rejection: sample until enough samples have the class; likelihood: of every --num_candidates samples keep "
         "the one with the highest probability of the class",
         "rejection",
         choices=("rejection", "likelihood"),
@@ -267,33 +268,37 @@ class InferenceArguments:
     model: LoadArguments
     input: InputArguments
     answer: AnswerArguments
-    draw: GenerationArguments
+    generation: GenerationArguments
     classes: ClassArguments
     output: OutputArguments
 
     def __post_init__(self) -> None:
-        for group in (self.model, self.input, self.answer, self.draw, self.classes, self.output):
+        for group in (self.model, self.input, self.answer, self.generation, self.classes, self.output):
             for entry in options_of(type(group)):
                 modes = modes_of(entry)
                 if getattr(group, entry.name) != entry.default and self.mode not in modes:
                     raise InputError(
                         f"{entry.flag} has no effect in --mode {self.mode}; it works in {', '.join(modes)}"
                     )
-        self.check_drawing()
+        self.check_samples()
 
-    def check_drawing(self) -> None:
+    def check_samples(self) -> None:
         """Raises an InputError if the same image would be generated several times."""
-        draw = self.draw
-        if self.mode == "continue" and draw.greedy and draw.num_beams == 1 < draw.num_return_sequences:
+        generation = self.generation
+        if (
+            self.mode == "continue"
+            and generation.greedy
+            and generation.num_beams == 1 < generation.num_return_sequences
+        ):
             raise InputError("--greedy gives one continuation; remove --num_return_sequences, or give --num_beams")
-        if self.mode != "generate" or draw.samples(self.mode):
+        if self.mode != "generate" or generation.samples(self.mode):
             return
         if self.classes.class_name is not None:
             raise InputError("--class needs many different images to choose from; sample them (--do_sample)")
-        if self.classes.num_samples > draw.num_beams:
+        if self.classes.num_samples > generation.num_beams:
             raise InputError(
-                f"without sampling --num_beams {draw.num_beams} gives at most {draw.num_beams} different images; "
-                f"sample (--do_sample), or give --num_samples {draw.num_beams}"
+                f"without sampling --num_beams {generation.num_beams} gives at most {generation.num_beams} different "
+                f"images; sample (--do_sample), or give --num_samples {generation.num_beams}"
             )
 
 

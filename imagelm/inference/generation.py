@@ -95,21 +95,21 @@ def generate_images(
     if label is None:
         return list(_sample_images(loaded, options, wanted, batch_size)), wanted
     if classes.condition == "likelihood":
-        num_draws = wanted * classes.num_candidates
+        num_generated = wanted * classes.num_candidates
         candidates = [
             (float(image.probabilities[label]), image)
-            for image in _sample_images(loaded, options, num_draws, batch_size)
+            for image in _sample_images(loaded, options, num_generated, batch_size)
             if image.probabilities is not None
         ]
-        return [image for _, image in sorted(candidates, key=lambda pair: -pair[0])[:wanted]], num_draws
+        return [image for _, image in sorted(candidates, key=lambda pair: -pair[0])[:wanted]], num_generated
     found: list[GeneratedRow] = []
-    most, num_draws = wanted * classes.max_draws, 0
+    most, num_generated = wanted * classes.max_draws, 0
     for image in _sample_images(loaded, options, most, batch_size):
-        num_draws += 1
+        num_generated += 1
         found += [image] if image.label == label else []
         if len(found) == wanted:
             break
-    return found, num_draws
+    return found, num_generated
 
 
 def complete_rows(

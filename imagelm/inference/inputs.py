@@ -32,7 +32,7 @@ from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.tokens.vocabulary import EOS, IMG
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import list_first, printable, shorten
+from imagelm.utils.text import join_first, list_first, printable, shorten
 
 STANDARD_INPUT = "-"
 
@@ -225,7 +225,7 @@ def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
         differences = [f"its {name} has other values" for name in sorted(changed)]
     if differences:
         raise InputError(
-            f"--dataset_dir {folder}: these rows were made with another codec: {'; '.join(differences[:5])}; "
+            f"--dataset_dir {folder}: these rows were made with another codec: {join_first(differences, 5, '; ')}; "
             f"prepare them with --codec {loaded.name}"
         )
 
@@ -291,10 +291,9 @@ def _labels(class_names: Sequence[str], loaded: LoadedModel, notes: list[str]) -
     """The model's label of each class of the input, matched by name; None if the model doesn't know the class."""
     labels = [loaded.label_named(name) for name in class_names]
     if unknown := [name for name, label in zip(class_names, labels, strict=True) if label is None]:
-        shown = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         notes.append(
-            f"{len(unknown)} of {len(labels)} classes of the input are unknown to the model ({shown}); "
-            "their images don't count in the accuracy"
+            f"{len(unknown)} of {len(labels)} classes of the input are unknown to the model "
+            f"({join_first(unknown, 5)}); their images don't count in the accuracy"
         )
     return labels
 

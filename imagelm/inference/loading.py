@@ -41,7 +41,7 @@ from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import NUM_LISTED, first_line
+from imagelm.utils.text import first_line, join_first
 
 # What libraries raise if a folder's files are damaged or don't belong to a model.
 LOADING_ERRORS = (
@@ -117,9 +117,8 @@ class LoadedModel:
         if label is None:
             label = int(name) if name.isdecimal() else class_number(name)
         if label is None or label >= self.grammar.num_classes:
-            known = ", ".join(map(self.class_name, range(min(self.grammar.num_classes, NUM_LISTED))))
-            more = ", …" if self.grammar.num_classes > NUM_LISTED else ""
-            raise InputError(f"class {name!r} is unknown to the model; it knows {known}{more}")
+            known = join_first(map(self.class_name, range(self.grammar.num_classes)))
+            raise InputError(f"class {name!r} is unknown to the model; it knows {known}")
         return label
 
 

@@ -23,7 +23,7 @@ from imagelm.inference.inputs import require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
 from imagelm.inference.tasks import run_task
-from imagelm.utils.command_line import Option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, options_of
 from imagelm.utils.errors import DivergedError, InputError
 from imagelm.utils.image_grid import save_png
 
@@ -38,7 +38,7 @@ def run_repl(loaded: LoadedModel, arguments: InferenceArguments) -> None:
             repl.cmdloop()
             return
         except KeyboardInterrupt:
-            print("^C (Ctrl-D or quit ends)")
+            print("^C (type quit or press Ctrl-D to leave)")
             repl.intro = None
 
 
@@ -103,7 +103,7 @@ class Repl(cmd.Cmd):
     def do_set(self, line: str) -> None:
         """set [NAME VALUE]: change an option, such as set temperature 0.8; without NAME: show the options"""
         words = _split(line)
-        groups = {name: getattr(self.arguments, name) for name in ("answer", "draw", "classes")}
+        groups = {name: getattr(self.arguments, name) for name in ("answer", "generation", "classes")}
         settings = {
             entry.name: (holder, entry)
             for holder, group in groups.items()
@@ -162,7 +162,7 @@ class Repl(cmd.Cmd):
         """Runs a task and prints its result; after generating it changes the seed, so that the next images differ."""
         arguments = copy.copy(self.arguments)  # unchecked: a setting without effect in this mode is kept for another
         vars(arguments).update(mode=mode, **groups)
-        arguments.check_drawing()
+        arguments.check_samples()
         result = run_task(arguments, self.loaded)
         print("\n".join([table(result.columns, result.cells), *result.summary]))
         if mode not in ("generate", "continue"):
@@ -170,8 +170,8 @@ class Repl(cmd.Cmd):
         self.make_grid = result.make_grid
         if result.make_grid is not None:
             print("to see the images: image F.png")
-        draw = self.arguments.draw
-        self.arguments.draw = dataclasses.replace(draw, seed=(draw.seed + 1) % 2**32)
+        generation = self.arguments.generation
+        self.arguments.generation = dataclasses.replace(generation, seed=(generation.seed + 1) % (MAX_SEED + 1))
 
 
 def _split(line: str) -> list[str]:
@@ -186,9 +186,6 @@ def _value(entry: Option, word: str) -> object:
     if entry.default is None and word.lower() in ("none", "off", "default"):
         return None
     try:
-        value = entry.parse(word)
+        return entry.parse(word)
     except argparse.ArgumentTypeError as error:
         raise InputError(f"set {entry.name} {word}: {error}") from error
-    if entry.choices and value not in entry.choices:
-        raise InputError(f"set {entry.name} {word}: choose one of {', '.join(entry.choices)}")
-    return value

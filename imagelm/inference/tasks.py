@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from imagelm.evaluation.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
-from imagelm.inference.arguments import ClassArguments, GenerationArguments, InferenceArguments
+from imagelm.inference.arguments import KEEP_PERCENT, ClassArguments, GenerationArguments, InferenceArguments
 from imagelm.inference.generation import GeneratedRow, complete_rows, generate_images, kept_tokens, longest_row
 from imagelm.inference.inputs import InputRows, read_inputs, require_codec
 from imagelm.inference.loading import LoadedModel
@@ -20,12 +20,10 @@ from imagelm.inference.results import TaskResult, completion_grid, generated_gri
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.tokens.grammar import Role, Row
 
-DEFAULT_KEEP_PERCENT = 50.0
-
 
 def run_task(arguments: InferenceArguments, loaded: LoadedModel) -> TaskResult:
     """Reads the input and runs the task that `--mode` names; raises an InputError before anything is computed."""
-    mode, options, batch_size = arguments.mode, arguments.draw, arguments.model.batch_size
+    mode, options, batch_size = arguments.mode, arguments.generation, arguments.model.batch_size
     if arguments.output.output_image:
         require_codec(loaded, "--output_image", decodes=True)
     if mode == "generate":
@@ -43,9 +41,7 @@ def run_task(arguments: InferenceArguments, loaded: LoadedModel) -> TaskResult:
     return result
 
 
-def classify(
-    loaded: LoadedModel, rows: Sequence[Row], top: int = 5, score: bool = False, batch_size: int = 64
-) -> TaskResult:
+def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, batch_size: int) -> TaskResult:
     """The class of each row, with probabilities, and the accuracy if labels are known.
 
     The rows' own class tokens are not read. `batch_size` changes no answer.
@@ -76,7 +72,7 @@ def classify(
 
 
 def next_token(
-    loaded: LoadedModel, rows: Sequence[Row], top: int = 5, keep_percent: float | None = None, batch_size: int = 64
+    loaded: LoadedModel, rows: Sequence[Row], top: int, keep_percent: float | None, batch_size: int
 ) -> TaskResult:
     """The most probable next tokens of each row, among all tokens.
 
@@ -110,9 +106,7 @@ def next_token(
     return TaskResult(records, ["row", "next tokens, most probable first", "true"], cells, summary)
 
 
-def generate(
-    loaded: LoadedModel, options: GenerationArguments, classes: ClassArguments, batch_size: int = 64
-) -> TaskResult:
+def generate(loaded: LoadedModel, options: GenerationArguments, classes: ClassArguments, batch_size: int) -> TaskResult:
     """New images, each with the class that the model itself gives it.
 
     Another `batch_size` samples other images.
@@ -124,7 +118,7 @@ def generate(
         InputError: The class is unknown, or the model can't generate with these options.
     """
     label = None if classes.class_name is None else loaded.require_label(classes.class_name)
-    images, num_draws = generate_images(loaded, options, classes, label, batch_size)
+    images, num_generated = generate_images(loaded, options, classes, label, batch_size)
     records, cells = [], []
     for i, image in enumerate(images, start=1):
         records.append({"sample": i, **_record(loaded, image)})
@@ -136,7 +130,7 @@ def generate(
         hits = sum(image.label == label for image in images)
         kept = "the first of the class" if classes.condition == "rejection" else "the most probable"
         summary.append(
-            f"{num_draws} images generated, {len(images)} kept ({kept}); the model classifies {hits} of them as "
+            f"{num_generated} images generated, {len(images)} kept ({kept}); the model classifies {hits} of them as "
             f"{loaded.class_text(label)}"
         )
         if len(images) < classes.num_samples:
@@ -149,7 +143,7 @@ def generate(
 
 
 def complete(
-    loaded: LoadedModel, inputs: InputRows, options: GenerationArguments, batch_size: int = 64, num_shown: int = 16
+    loaded: LoadedModel, inputs: InputRows, options: GenerationArguments, batch_size: int, num_shown: int
 ) -> TaskResult:
     """Completes rows, and compares the completion with the true remainder of complete rows.
 
@@ -160,7 +154,7 @@ def complete(
         and, for complete rows, `true_remainder`, `token_accuracy`, `rouge1`, `rouge2` and `rougeL`.
     """
     rows, several = inputs.rows, options.num_return_sequences
-    keep = DEFAULT_KEEP_PERCENT if options.keep_percent is None else options.keep_percent
+    keep = KEEP_PERCENT if options.keep_percent is None else options.keep_percent
     kept = [_keep(loaded, row, keep) for row in rows]
     completions = complete_rows(loaded, [prompt for prompt, _ in kept], options, batch_size)
     records, cells, predicted, true = [], [], [], []

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from imagelm.tokens import vocabulary as names
-from imagelm.utils.text import shorten
+from imagelm.utils.text import join_first, shorten
 
 
 class Role(IntEnum):
@@ -200,7 +200,7 @@ class Grammar(names.Vocabulary):
         if roles == TAIL:
             found, needed = tokens[_ANSWER], expected[_ANSWER]
             return "label_mismatch", f"the class token is {found}, expected {needed} because the label is {label}"
-        shown = " ".join(map(shorten, tokens[1:7])) + (" …" if len(tokens) > 7 else "") or "nothing"
+        shown = join_first(map(shorten, tokens[1:]), 6, " ") or "nothing"
         return "tail", f"{shown} after {tokens[0]}, expected {' '.join(expected[1:])}"
 
     def find(self, ids: np.ndarray, role: Role) -> int:

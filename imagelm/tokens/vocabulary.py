@@ -17,7 +17,7 @@ import numpy as np
 
 from imagelm.utils.atomic_io import read_input
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import shorten
+from imagelm.utils.text import join_first, shorten
 
 PAD, UNK, IMG, IMG_END, CLS, EOS = "<PAD>", "<UNK>", "<IMG>", "</IMG>", "<CLS>", "<EOS>"
 SPECIAL_TOKENS = (PAD, UNK, IMG, IMG_END, CLS, EOS)
@@ -161,7 +161,8 @@ def check_vocabulary(vocabulary: dict[str, int]) -> None:
     labels = [number for number, _ in numbered(vocabulary, CLASS_PATTERN)]
     if len(labels) < 2 or labels != list(range(len(labels))):
         raise InputError(
-            f"the class tokens are numbered {labels[:12]}; they must be <CLS_0>, <CLS_1>, … without a gap, two at least"
+            f"the class tokens are numbered {join_first(labels)}; they must be <CLS_0>, <CLS_1>, … without a gap, "
+            "two at least"
         )
 
 

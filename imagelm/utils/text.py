@@ -34,6 +34,13 @@ def list_first(entries: Iterable[object], limit: int = NUM_LISTED, total: int | 
     return [*lines, f"  … and {total - len(lines)} more"] if total > len(lines) else lines
 
 
+def join_first(entries: Iterable[object], limit: int = NUM_LISTED, separator: str = ", ") -> str:
+    """The first entries on one line, and how many more there are."""
+    entries = list(entries)
+    more = f" and {len(entries) - limit} more" if len(entries) > limit else ""
+    return separator.join(map(str, entries[:limit])) + more
+
+
 def printable(name: str | Path) -> str:
     """A file's name as text that any stream can hold; bytes that aren't UTF-8 become `\\xff`."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

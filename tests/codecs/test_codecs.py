@@ -13,13 +13,15 @@ from scipy.ndimage import uniform_filter
 from skimage.metrics import structural_similarity
 from sklearn.cluster import KMeans
 
-from imagelm.codecs.kmeans import DEFAULT_FEATURES, fit_patch_codec, fit_unified_codec, read_unified_codebook
+from imagelm.codecs.kmeans import fit_patch_codec, fit_unified_codec, read_unified_codebook
 from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
+from imagelm.data.arguments import PrepareArguments
 from imagelm.remote_code.codec_imagelm import Codec, LearnedCodec, PatchCodec, UnifiedCodec, load_codec, nearest_patches
 from imagelm.utils.errors import InputError
 from tests.conftest import SHARED, run
 from tests.images import random_images, smooth_images
 
+FEATURES = ("x", "y", "R", "G", "B", "Gx", "Gy")  # the default of prepare
 PREDECESSOR = SHARED / "predecessor1000"
 
 
@@ -56,7 +58,7 @@ def fitted(kind: str, channels: int, seed: int = 0) -> Codec:
     if kind == "patch":
         return fit_patch_codec(images, 2, 12, seed)
     if kind == "unified":
-        return fit_unified_codec(images, 12, seed)
+        return fit_unified_codec(images, 12, seed, FEATURES, "standardize")
     from imagelm.codecs.vq_autoencoder import fit_learned_codec
 
     return fit_learned_codec(images, 4, 8, seed, steps=4)
@@ -174,7 +176,7 @@ def test_too_few_different_patches_are_named_with_their_number():
     assert codec.tensors["codebook"].tolist() == [[0] * 4, [90] * 4, [200] * 4]
     flat = np.zeros((3, 2, 2, 1), dtype=np.uint8)
     with pytest.raises(InputError, match=r"4 different pixels, fewer than --codebook_size 5"):
-        fit_unified_codec(flat, 5, seed=0)
+        fit_unified_codec(flat, 5, 0, FEATURES, "standardize")
 
 
 def test_centroids_that_rounding_makes_equal_are_replaced_so_that_all_entries_differ():
@@ -196,20 +198,20 @@ def test_entries_are_sorted_from_dark_to_bright_and_are_about_as_good_as_full_k_
 
 def test_a_unified_codec_is_fitted_without_t_and_a_on_features_of_equal_spread():
     images = smooth_images(10, (8, 12))
-    codec = fit_unified_codec(images, 12, seed=0)
-    assert tuple(codec.config["features"]) == DEFAULT_FEATURES == ("x", "y", "R", "G", "B", "Gx", "Gy")
+    codec = fit_unified_codec(images, 12, 0, FEATURES, "standardize")
+    assert tuple(codec.config["features"]) == FEATURES == tuple(PrepareArguments.features.split(","))
     planes = [np.broadcast_to(np.arange(12), images.shape[:3]), np.broadcast_to(np.arange(8)[:, None], (10, 8, 12))]
     planes += [images[..., 0] / 255] * 3
     planes += [np.gradient(images[..., 0].astype(float), axis=axis) for axis in (2, 1)]
     deviations = [plane.std() for plane in planes]
     assert codec.tensors["scale"].numpy() == pytest.approx(1 / np.array(deviations))
-    unscaled = fit_unified_codec(images, 12, seed=0, scaling="none")
+    unscaled = fit_unified_codec(images, 12, 0, FEATURES, "none")
     assert unscaled.tensors["scale"].tolist() == [1.0] * 7
 
 
 def test_a_codebook_with_t_refuses_a_bare_image():
     images = random_images(4)
-    codec = fit_unified_codec(images, 5, seed=0, features=("x", "t", "R", "G", "B"), t=np.arange(4))
+    codec = fit_unified_codec(images, 5, 0, ("x", "t", "R", "G", "B"), "standardize", t=np.arange(4))
     assert codec.encode(images, t=np.arange(4)).shape == (4, 64)
     with pytest.raises(ValueError, match="fitted with t, the number of an image's file, which an image alone doesn't"):
         codec.encode(images)

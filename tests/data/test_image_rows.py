@@ -311,7 +311,7 @@ def test_a_size_that_cant_be_cut_is_rounded_and_noted_or_refused_if_it_was_given
     class_folder(tmp_path / "in", {"cat": random_images(5, (10, 15)), "dog": random_images(5, (10, 15), seed=1)})
     _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=4)
     assert form_of(tmp_path / "out")["image_size"] == [8, 16]
-    assert stats["images"]["notes"][0] == "10×15 pixels can't be cut into patches of 4×4: images are made 8×16"
+    assert stats["images"]["notes"][0] == "10×15 pixels can't be cut into patches of 4×4: images are fitted to 8×16"
     said = "--image_size: 10×15 pixels can't be cut into patches of 4×4; give 8x16, or another --patch_size"
     with pytest.raises(InputError, match=said):
         prepare_images(tmp_path / "no", tmp_path / "in", codebook_size=4, image_size="10x15")

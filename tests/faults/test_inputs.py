@@ -117,7 +117,7 @@ def test_an_endless_line_is_reported_and_skipped_in_bounded_memory(tmp_path, gra
         assert len(given) == 4
         rows, problems = read(file, grammar)
         assert (len(rows), dict(problems.counts)) == (3, {"line_too_long": 1})
-        assert problems.shown == [f"{file}:2: longer than 1,000 bytes, expected a row a line"]
+        assert problems.shown == [f"{file}:2: longer than 1,000 bytes, expected one row per line"]
     file.write_bytes(GOOD + b"\n" + b"x" * 5000)  # without an end
     assert dict(read(file, grammar)[1].counts) == {"line_too_long": 1}
 
@@ -385,9 +385,9 @@ def test_a_saved_dataset_may_not_name_files_outside_of_it(prepared, tmp_path):
     content = json.loads(state.read_text())
     for name in ("../../outside.arrow", str(tmp_path / "outside.arrow")):
         state.write_text(json.dumps(content | {"_data_files": [{"filename": name}]}))
-        with pytest.raises(InputError, match="outside of it"):
+        with pytest.raises(InputError, match="outside the folder"):
             load_prepared(tmp_path / "data")
-        with pytest.raises(InputError, match="outside of it"):
+        with pytest.raises(InputError, match="outside the folder"):
             open_images([str(tmp_path / "data")])
     state.write_text("[" * 10_000)
     with pytest.raises(InputError, match="damaged"):

@@ -33,14 +33,14 @@ def changed(**changes: int | None) -> dict[str, int]:
     [
         (changed(**{"<Z_003>": 99}), "no token has id 9"),
         (changed(**{"<Z_003>": 6}), "'<Z_000>' and '<Z_003>' share id 6"),
-        (changed(**{"<CLS_1>": None}), "numbered [0]"),
+        (changed(**{"<CLS_1>": None}), "numbered 0;"),
         ({t: i for i, t in enumerate(t for t in GOOD if t != "<EOS>")}, "lacks <EOS>"),
         ({t: i for i, t in enumerate(t for t in GOOD if "Z_" not in t)}, "no codebook token"),
         (changed(**{"<Z_003>": -1}), "has id -1"),
         (changed(**{"<Z_003>": True}), "has id True"),
         (changed(**{"<Z 5>": 12}), "white space"),
         (changed(**{"<Z_3>": 12}), "have the number 3"),
-        (changed(**{"<CLS_01>": 12}), "numbered [0, 1, 1]"),
+        (changed(**{"<CLS_01>": 12}), "numbered 0, 1, 1;"),
         ([1, 2], "holds a JSON list"),
     ],
 )

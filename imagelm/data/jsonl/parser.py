@@ -146,7 +146,7 @@ class RowChecker:
 
     def _parse(self, line: bytes, number: int) -> _RawRow:
         if len(line) > lines.MAX_LINE_BYTES:
-            raise _BadRow("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected a row a line")
+            raise _BadRow("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected one row per line")
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -185,7 +185,7 @@ class RowChecker:
 
     def _explain(self, tokens: list[str], row: _RawRow) -> tuple[str, str]:
         if any(tokens) and row.num_tokens not in (-1, len(tokens)):
-            return "wrong_type", "an entry of tokens is empty or contains a space, expected one token an entry"
+            return "wrong_type", "an entry of tokens is empty or contains a space, expected one token per entry"
         found = self.grammar.explain(tokens, row.label)
         assert found is not None, f"the fast and the slow check disagree on {tokens} with label {row.label}"
         return found

@@ -103,7 +103,7 @@ def load_saved_dataset(folder: Path, option: str) -> datasets.Dataset | datasets
             raise InputError(f"{option} {folder}: {state.name} is damaged ({type(error).__name__}: {error})") from error
         if outside:
             raise InputError(
-                f"{option} {folder}: its {state.name} names {outside[0]!r}, outside of it; nothing is read"
+                f"{option} {folder}: its {state.name} names {outside[0]!r} outside the folder, so nothing was read"
             )
     return datasets.load_from_disk(str(folder))
 

@@ -99,8 +99,8 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     if test is None and (found := train_and_test(train)):
         notes.append(f"{train[0]} has a train and a test split, which are used as they are")
         train, test, splits = found
-    if test is not None and (arguments.test_size, arguments.split_by) != (0.2, "stratified"):
-        raise InputError("--test_size and --split_by have no effect where test images are given; remove them")
+    if test is not None:
+        arguments.check_no_split()
     sides = [(names, split) for names, split in zip((train, test), splits, strict=True) if names is not None]
     sources = [open_images(names, arguments.image_column, arguments.label_column, split) for names, split in sides]
     for source, (names, _) in zip(sources, sides, strict=True):
