@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.augmentation import Augmentation, add_variants, parse_augmentation
 from imagelm.data.image_scan import ImageFormat, ImageScan, choose_image_format, scan_images
-from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch
+from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch, RowTable
 from imagelm.data.sources.open import LabelledImages, open_labelled_images
 from imagelm.data.splits import DROPPED, TEST, TRAIN, assign_splits, split_in_words
 from imagelm.remote_code.codec_imagelm import Codec, read_pixels
@@ -101,7 +101,7 @@ def _split_images(
     notes = [f"{len(repeated)} training images are test images too and were dropped"] if repeated else []
     if not (sides == TRAIN).any() or not (sides == TEST).any():
         raise InputError(": ".join(["no usable image is left in the training or the test split", *notes]))
-    return sides, "as given, with the test images apart", notes
+    return sides, "test images given by the user", notes
 
 
 def _fit_codec(
@@ -129,7 +129,6 @@ class ImageRows:
         t: Number of each image, if the codec uses it; shape (images,).
         recipe: How much the variants of training images differ; None without variants.
         notes: What was decided, for the summary.
-        num_encoded, seconds: How many images were encoded, and in what time.
     """
 
     arguments: PrepareArguments
@@ -143,8 +142,6 @@ class ImageRows:
     device: str
     notes: list[str]
     split_by: str = "field"  # each row names its side, as the split was made from the images
-    num_encoded: int = 0
-    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.images.class_names)))
@@ -170,8 +167,7 @@ class ImageRows:
             numbers = numbers[origin]
         started = time.perf_counter()
         entries = self._encode(pixels, numbers)
-        self.seconds += time.perf_counter() - started
-        self.num_encoded += len(pixels)
+        seconds = time.perf_counter() - started
         return RowBatch(
             bodies=self.grammar.code_ids[entries].reshape(-1),
             lengths=np.full(len(pixels), self.codec.num_tokens),
@@ -181,6 +177,7 @@ class ImageRows:
             lines=numbers,
             file=self.images.files,
             num_repaired=0,
+            seconds=seconds,
             images=[_png(image) for image in pixels] if self.arguments.keep_images else None,
         )
 
@@ -195,25 +192,24 @@ class ImageRows:
         finally:
             torch.set_num_threads(threads)
 
-    @cached_property
-    def reconstructed(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Up to `NUM_QUALITY_IMAGES` test images, and the same encoded and decoded; None without colours to decode."""
+    def _reconstruct(self, folder: Path) -> dict | None:
+        """Figures of up to `NUM_QUALITY_IMAGES` test images, encoded and decoded; some are drawn, with the codebook.
+
+        None if the codec keeps no colours to decode.
+        """
         if not self.codec.can_decode:
             return None
         numbers = _sample(self.sides, TEST, NUM_QUALITY_IMAGES, self.arguments.seed)
         pixels = _read(self.images, numbers, self.codec.pixels)
-        return pixels, self.codec.decode(self._encode(pixels, numbers))
+        restored = self.codec.decode(self._encode(pixels, numbers))
+        draw_codec(self.codec, pixels, restored, folder)
+        return measure_reconstruction(pixels, restored)
 
-    def draw(self, folder: Path) -> None:
-        """Draws the codebook and reconstructed test images into a folder."""
-        if self.reconstructed:
-            draw_codec(self.codec, *self.reconstructed, folder)
-
-    def statistics(self, used: np.ndarray) -> dict:
-        """What images and codec add to `stats.json`; `used` are the images whose rows stay, perhaps several times."""
-        notes = list(self.notes)
+    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
+        """What images and codec add to `stats.json`; draws the codebook and reconstructed test images."""
+        notes, num_encoded = list(self.notes), len(table.lines)
         different = len(np.unique(self.scan.digests[self.sides != DROPPED]))
-        if (alike := different - len(np.unique(used))) > 0:
+        if (alike := different - len(np.unique(table.lines[kept]))) > 0:
             notes.append(
                 f"{alike} of {different} different images were dropped because another image has the same tokens; a "
                 "larger codebook or smaller patches distinguish more of them"
@@ -226,10 +222,10 @@ class ImageRows:
                 "codebook_size": self.codec.codebook_size,
                 "grid": list(self.codec.grid),
                 "origin": _origin(self.arguments),
-                "reconstruction": measure_reconstruction(*self.reconstructed) if self.reconstructed else None,
-                "images_encoded": self.num_encoded,
-                "encode_seconds": round(self.seconds, 3),
-                "images_per_second": round(self.num_encoded / max(self.seconds, 1e-9), 1),
+                "reconstruction": self._reconstruct(folder),
+                "images_encoded": num_encoded,
+                "encode_seconds": round(table.encode_seconds, 3),
+                "images_per_second": round(num_encoded / max(table.encode_seconds, 1e-9), 1),
                 "device": self.device,
             },
         }

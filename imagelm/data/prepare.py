@@ -16,7 +16,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Im
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.jsonl.source import JsonlRows, RawWriter
+from imagelm.data.jsonl.source import JsonlRows
+from imagelm.data.jsonl.writer import RawWriter
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
 from imagelm.data.splits import find_duplicates, split_rows
 from imagelm.data.stats import dataset_card, describe
@@ -52,7 +53,7 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
         write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
         stats = describe(arguments.record(), command, table, problems, duplicates, sides)
-        source.draw(staging)
+        stats |= source.describe(table, sides >= 0, staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
     return stats

@@ -49,11 +49,11 @@ class RowSource(Protocol):
     def place(self, file: str, line: int) -> str:
         """Where a row is, for messages."""
 
-    def statistics(self, used: np.ndarray) -> dict:
-        """What this source adds to `stats.json`; `used` are the lines of the rows that stay."""
+    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
+        """What this source adds to `stats.json`; draws the images of its codec, if it has any, into a folder.
 
-    def draw(self, folder: Path) -> None:
-        """Draws the codebook and reconstructions into a folder, if the source encodes images."""
+        `kept` says which rows of the table stay; bool, shape (rows,).
+        """
 
 
 @dataclass
@@ -69,6 +69,7 @@ class RowBatch:
         lines: Line numbers, from 1; int64, shape (rows,).
         file: The file they are in.
         num_repaired: Rows with the predecessor's tail `<CLS> <CLS> <EOS>`.
+        seconds: Time that encoding their images took.
         images: PNG file of each row's image, if images are kept; length rows.
     """
 
@@ -80,6 +81,7 @@ class RowBatch:
     lines: np.ndarray
     file: str
     num_repaired: int
+    seconds: float = 0.0
     images: list[bytes] | None = None
 
 
@@ -128,6 +130,7 @@ class RowTable:
         digests: 128-bit digest of the body after truncation, which is what a model sees; `DIGEST_DTYPE`.
         groups: Digest of the source image, or of the row's own image if none is named; `DIGEST_DTYPE`.
         code_counts: Uses of each token id in image bodies; int64, shape (vocabulary,).
+        encode_seconds: Time that encoding all images took.
     """
 
     source: RowSource
@@ -143,6 +146,7 @@ class RowTable:
     num_cut_rows: int
     num_cut_tokens: int
     num_read_tokens: int
+    encode_seconds: float
 
     @property
     def has_sources(self) -> bool:
@@ -162,6 +166,7 @@ class RowTableBuilder:
         self.parts: list[tuple[np.ndarray, ...]] = []
         self.code_counts = np.zeros(source.grammar.size, dtype=np.int64)
         self.num_repaired = self.num_cut_rows = self.num_cut_tokens = self.num_read_tokens = 0
+        self.encode_seconds = 0.0
 
     def add(self, batch: RowBatch, num_cut: np.ndarray) -> None:
         """Adds a batch after truncation; `num_cut` holds the tokens that each row lost, shape (rows,)."""
@@ -169,6 +174,7 @@ class RowTableBuilder:
         self.num_cut_rows += int((num_cut > 0).sum())
         self.num_cut_tokens += int(num_cut.sum())
         self.num_repaired += batch.num_repaired
+        self.encode_seconds += batch.seconds
         self.code_counts += np.bincount(batch.bodies, minlength=len(self.code_counts))
         # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
         bodies = memoryview(np.ascontiguousarray(batch.bodies, dtype="<u4").data).cast("B")
@@ -196,6 +202,6 @@ class RowTableBuilder:
             raise InputError(
                 f"no usable row in {', '.join(self.source.files)}; expected JSON lines with tokens and label"
             )
-        lengths, labels, splits, lines, files, digests, groups = map(np.concatenate, zip(*self.parts, strict=True))
-        counts = (self.num_repaired, self.num_cut_rows, self.num_cut_tokens, self.num_read_tokens)
-        return RowTable(self.source, lengths, labels, splits, lines, files, digests, groups, self.code_counts, *counts)
+        columns = map(np.concatenate, zip(*self.parts, strict=True))
+        counts = (self.num_repaired, self.num_cut_rows, self.num_cut_tokens, self.num_read_tokens, self.encode_seconds)
+        return RowTable(self.source, *columns, self.code_counts, *counts)

@@ -65,7 +65,6 @@ def describe(
         "codebook": _codebook_use(table.code_counts[grammar.code_ids]),
         "id_dtype": str(grammar.id_dtype),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        **source.statistics(table.lines[kept]),
     }
 
 

@@ -1,7 +1,4 @@
-"""Raw JSONL with its vocabulary, as a source of rows and as something that can be written.
-
-One idea: rows made from images and rows made elsewhere have the same format; prepare reads the JSONL that it writes.
-"""
+"""Raw JSONL with its vocabulary, as a source of rows."""
 
 from __future__ import annotations
 
@@ -10,18 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from imagelm.codecs.open import open_codec
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.lines import expand_files
 from imagelm.data.jsonl.parser import read_rows
-from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource
+from imagelm.data.rows import ProblemLog, RowBatch, RowTable
 from imagelm.data.splits import split_in_words
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import load_vocabulary
-from imagelm.utils.artifacts import CLASS_NAMES_FILE, CODEC_FOLDER, RAW_ROWS_FILE, VOCABULARY_FILE
-from imagelm.utils.atomic_io import read_input, write_json
+from imagelm.utils.artifacts import CODEC_FOLDER
+from imagelm.utils.atomic_io import read_input
 from imagelm.utils.errors import InputError
 
 
@@ -64,37 +60,12 @@ class JsonlRows:
                 )
             yield batch
 
-    def statistics(self, used: np.ndarray) -> dict:
+    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
         """The codec's description, if there is one."""
         if self.codec is None:
             return {}
         form = {"codebook_size": self.codec.codebook_size, "grid": list(self.codec.grid)}
         return {"codec": {"description": self.codec.describe(), **self.codec.config, **form}}
-
-    def draw(self, folder: Path) -> None:
-        """Nothing: rows of tokens come without images."""
-
-
-class RawWriter:
-    """Writes rows as JSONL into a new folder, with vocabulary and class names: what `--data_files` reads."""
-
-    def __init__(self, folder: Path, source: RowSource) -> None:
-        folder.mkdir()
-        write_json(folder / VOCABULARY_FILE, source.grammar.vocabulary)
-        write_json(folder / CLASS_NAMES_FILE, source.class_names)
-        self.grammar = source.grammar
-        self.file = open(folder / RAW_ROWS_FILE, "wb")  # noqa: SIM115 (closed by finish)
-
-    def write(self, batch: RowBatch) -> None:
-        """Adds rows."""
-        sentences = self.grammar.sentences(batch.bodies, batch.lengths, batch.labels)
-        for text, label, side, source in zip(sentences, batch.labels, batch.splits, batch.sources, strict=True):
-            row = {"tokens": text, "label": int(label), "split": SPLITS[side], "source": source}
-            self.file.write(orjson.dumps(row) + b"\n")
-
-    def finish(self) -> None:
-        """Closes the file."""
-        self.file.close()
 
 
 def _class_names(file: str | None, num_classes: int) -> list[str]:
