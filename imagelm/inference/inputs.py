@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import orjson
 import torch
 from datasets.config import DATASETDICT_JSON_FILENAME
 from PIL import Image
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from imagelm.data.image_scan import notes_on_format
 from imagelm.data.jsonl.lines import expand_files, line_chunks
+from imagelm.data.jsonl.parser import parse_object
 from imagelm.data.load import load_codec_of, load_prepared
 from imagelm.data.sources.decode import NUM_FRAMES, BadImage, upright_size
 from imagelm.data.sources.open import ImageSource, batches, open_images
@@ -88,7 +88,8 @@ def _row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool) -> str | N
         return f"the image has {found} tokens, the model's images have {expected}; shorten it"
     if mode == "next_token" and row.num_tail == NUM_TAIL_TOKENS and not cut:
         return f"the row ends with {EOS}, and nothing follows; cut it, or give --keep_percent"
-    length = found + {"classify": NUM_QUESTION_TOKENS, "continue": NUM_FRAME_TOKENS}.get(mode, 1 + row.num_tail)
+    added = {"classify": NUM_QUESTION_TOKENS, "continue": NUM_FRAME_TOKENS}.get(mode)
+    length = row.num_tokens if added is None else found + added
     if loaded.num_positions is not None and length > loaded.num_positions:
         return f"the row takes {length} positions, the model has {loaded.num_positions}; give a shorter image"
     return None
@@ -158,21 +159,9 @@ def _parse_line(line: bytes, loaded: LoadedModel) -> tuple[list[str], int | None
         raise BadRow("not UTF-8 text, expected tokens or a JSON object") from None
     if not text.lstrip().startswith("{"):
         return text.split(), None
-    try:
-        entry = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRow(f"not JSON ({error}), expected an object with tokens") from None
-    if "tokens" not in entry:
-        raise BadRow(f"no key 'tokens' in the object; found {shorten(repr(', '.join(entry)))}")
-    tokens = entry["tokens"]
-    if isinstance(tokens, list):
-        if wrong := [token for token in tokens if not isinstance(token, str)]:
-            raise BadRow(f"tokens holds {shorten(repr(wrong[0]))}, expected strings only")
-    elif isinstance(tokens, str):
-        tokens = tokens.split()
-    else:
-        raise BadRow(f"tokens is {shorten(repr(tokens))}, expected a string or a list of strings")
-    return tokens, _parse_label(entry.get("label"), loaded)
+    row, joined, _ = parse_object(text, ("tokens",))
+    tokens = row["tokens"] if isinstance(row["tokens"], list) else joined.split()
+    return tokens, _parse_label(row.get("label"), loaded)
 
 
 def _parse_label(label: object, loaded: LoadedModel) -> int | None:

@@ -60,16 +60,17 @@ def log_likelihoods(loaded: LoadedModel, bodies: Sequence[np.ndarray], batch_siz
     Each body holds the ids of an image's tokens, shape (tokens,); the result is float64, shape (images,). Fewer than
     `batch_size` rows are computed at once where their logits would take too much memory.
     """
-    longest = max(map(len, bodies), default=0) + 1
+    images = [loaded.grammar.prefix(body, num_tail=1) for body in bodies]
+    longest = max(map(len, images), default=1)
     batch_size = max(1, min(batch_size, SCORE_ELEMENTS // (longest * loaded.model.config.vocab_size)))
-    sums = np.empty(len(bodies))
-    for rows in _batches_by_length(bodies, batch_size):
-        images = [loaded.grammar.prefix(bodies[row], num_tail=1) for row in rows]
-        inputs, targets = _pad(loaded, [ids[:-1] for ids in images]), _pad(loaded, [ids[1:] for ids in images])
+    sums = np.empty(len(images))
+    for rows in _batches_by_length(images, batch_size):
+        batch = [images[row] for row in rows]
+        inputs, targets = _pad(loaded, [ids[:-1] for ids in batch]), _pad(loaded, [ids[1:] for ids in batch])
         with torch.no_grad():
             logits = _finite(loaded.model(input_ids=inputs, use_cache=False).logits.float())
         chosen = logits.gather(2, targets[..., None])[..., 0] - logits.logsumexp(-1)
-        lengths = torch.tensor([len(bodies[row]) + 1 for row in rows], device=inputs.device)
+        lengths = torch.tensor([len(ids) - 1 for ids in batch], device=inputs.device)
         scored = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         sums[rows] = chosen.double().where(scored, 0).sum(1).cpu().numpy()
     return sums

@@ -201,8 +201,8 @@ def _scores(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[d
     sums = log_likelihoods(loaded, [row.body for row in rows], batch_size)
     scores = []
     for row, nats in zip(rows, sums, strict=True):
-        bits = -float(nats) / np.log(2)
-        score = {"log_likelihood": float(nats), "bits_per_token": bits / (len(row.body) + 1)}
+        bits, num_scored = -float(nats) / np.log(2), len(loaded.grammar.prefix(row.body, num_tail=1)) - 1
+        score = {"log_likelihood": float(nats), "bits_per_token": bits / num_scored}
         if loaded.codec is not None:
             height, width = loaded.codec.image_size
             score["bits_per_dim"] = bits / (height * width * loaded.codec.channels)

@@ -120,7 +120,7 @@ def test_all_bad_lines_are_named_with_their_place_before_anything_is_computed(be
     assert lines[0] == "8 bad rows"
     assert [line.partition(": ")[0] for line in lines[1:]] == [f"  {file}:{i}" for i in (2, 4, 5, 6, 7, 8, 9, 10)]
     for line, message in zip(
-        lines[1:], ["label 3", "not JSON", "3", "5", "'tokens'", "UTF-8", "<CLS_1>", "<Z_1>"], strict=True
+        lines[1:], ["label 3", "not JSON", "holds 3", "is 5", "'tokens'", "UTF-8", "<CLS_1>", "<Z_1>"], strict=True
     ):
         assert message in line
     assert not (tmp_path / "o").exists()

@@ -12,7 +12,8 @@ import numpy as np
 from imagelm.tokens.vocabulary import Vocabulary, code_token
 
 WIDTHS = (3, 4, 5)  # digits: with the three bytes before them they fit into a word
-FIRST = len("<Z_")
+FIRST = code_token(0).index("0")
+NUM_AROUND = len(code_token(0, width=1)) - 1  # characters around the digits
 BLOCK = 1 << 15  # tokens decoded at once, so that the words stay in a core's cache
 
 
@@ -26,8 +27,8 @@ class BodyDecoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         tokens = [vocabulary.tokens[i] for i in vocabulary.code_ids]
         widths = {len(token) for token in tokens}
-        self.digits = min(widths) - len("<Z_>")
-        self.stride = self.digits + len("<Z_> ") if len(widths) == 1 and self.digits in WIDTHS else 0
+        self.digits = min(widths) - NUM_AROUND
+        self.stride = min(widths) + 1 if len(widths) == 1 and self.digits in WIDTHS else 0
         if not self.stride:
             return
         self.dtype = vocabulary.id_dtype

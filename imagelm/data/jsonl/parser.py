@@ -23,7 +23,7 @@ from tqdm import tqdm
 from imagelm.data.jsonl import lines
 from imagelm.data.jsonl.fixed_width import BodyDecoder
 from imagelm.data.rows import NO_SPLIT, SPLITS, ProblemLog, RowBatch
-from imagelm.tokens.grammar import BROKEN_TAIL_TEXT, HEAD_TEXT, NUM_FRAME_TOKENS, Grammar
+from imagelm.tokens.grammar import BROKEN_TAIL_TEXT, HEAD_TEXT, NUM_FRAME_TOKENS, BadRow, Grammar
 from imagelm.utils.text import shorten
 
 ORJSON_MAX_DEPTH = 1024  # orjson refuses deeper nesting
@@ -88,7 +88,7 @@ class RowChecker:
                 if need_split:
                     splits.append(self._split(row))
                 sources.append(_source(row) if "source" in row else None)
-        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, _BadRow):
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, BadLine):
             return None
         text = "".join(bodies)
         widths = np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies))
@@ -116,8 +116,8 @@ class RowChecker:
                 continue
             try:
                 rows.append(self._parse(line, number))
-            except _BadRow as error:
-                bad[number] = error.args
+            except BadLine as error:
+                bad[number] = error.problem
         labels = np.array([row.label for row in rows], dtype=np.int64)
         counts = np.array([row.num_tokens for row in rows], dtype=np.int64)
         texts = pa.array([row.text for row in rows], type=pa.large_string())
@@ -146,41 +146,23 @@ class RowChecker:
 
     def _parse(self, line: bytes, number: int) -> _RawRow:
         if len(line) > lines.MAX_LINE_BYTES:
-            raise _BadRow("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected one row per line")
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise _BadRow("invalid_json", f"not JSON ({error}), expected an object with tokens and label") from None
-        if type(row) is not dict:
-            raise _BadRow("not_an_object", f"a JSON {_json_type(row)}, expected an object with tokens and label")
-        for key in ("tokens", "label"):
-            if key not in row:
-                raise _BadRow("missing_key", f"no key {key!r}, expected tokens and label; found {_shorten(list(row))}")
-        tokens, count = row["tokens"], -1
-        if type(tokens) is list:
-            count = len(tokens)
-            try:
-                tokens = " ".join(tokens)
-            except TypeError:
-                wrong = next(token for token in tokens if type(token) is not str)
-                raise _BadRow("wrong_type", f"tokens holds a {_json_type(wrong)}, expected strings only") from None
-        elif type(tokens) is not str:
-            raise _BadRow("wrong_type", f"tokens is a {_json_type(tokens)}, expected a string or a list of strings")
+            raise BadLine("line_too_long", f"longer than {lines.MAX_LINE_BYTES:,} bytes, expected one row per line")
+        row, text, count = parse_object(line, ("tokens", "label"))
         label = row["label"]
         if type(label) is not int:
-            raise _BadRow("wrong_type", f"label is {_shorten(label)} ({_json_type(label)}), expected a whole number")
+            raise BadLine("wrong_type", f"label is {_named(label)}, expected a whole number")
         if not 0 <= label < self.grammar.num_classes:
-            raise _BadRow("label_out_of_range", f"label {label}, expected 0 to {self.grammar.num_classes - 1}")
+            raise BadLine("label_out_of_range", f"label {label}, expected 0 to {self.grammar.num_classes - 1}")
         _check_unique(line, row)
-        return _RawRow(tokens, count, label, self._split(row), _source(row), number)
+        return _RawRow(text, count, label, self._split(row), _source(row), number)
 
     def _split(self, row: dict) -> int:
         if not self.need_split:
             return NO_SPLIT
         if "split" not in row:
-            raise _BadRow("missing_key", 'no key \'split\', expected "train" or "test" because --split_by is field')
+            raise BadLine("missing_key", 'no key \'split\', expected "train" or "test" because --split_by is field')
         if row["split"] not in SPLITS:
-            raise _BadRow("wrong_split", f'split is {_shorten(row["split"])}, expected "train" or "test"')
+            raise BadLine("wrong_split", f'split is {_shorten(row["split"])}, expected "train" or "test"')
         return SPLITS.index(row["split"])
 
     def _explain(self, tokens: list[str], row: _RawRow) -> tuple[str, str]:
@@ -202,10 +184,40 @@ class _RawRow(NamedTuple):
     line: int
 
 
-class _BadRow(Exception):
-    """A row that can't be used: the kind of its problem, and the reason in words."""
+class BadLine(BadRow):
+    """A line that isn't a row: the kind of its problem, and the reason."""
 
-    args: tuple[str, str]
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.problem = (kind, reason)
+
+
+def parse_object(line: bytes | str, keys: tuple[str, ...]) -> tuple[dict, str, int]:
+    """A line's object, which holds these keys; its `tokens` as text; and how many there are, -1 if they aren't a list.
+
+    Raises:
+        BadLine: It isn't such an object.
+    """
+    expected = f"expected an object with {' and '.join(keys)}"
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadLine("invalid_json", f"not JSON ({error}), {expected}") from None
+    if type(row) is not dict:
+        raise BadLine("not_an_object", f"a JSON {_json_type(row)}, {expected}")
+    for key in keys:
+        if key not in row:
+            raise BadLine("missing_key", f"no key {key!r}, {expected}; found {_shorten(list(row))}")
+    tokens = row["tokens"]
+    if type(tokens) is str:
+        return row, tokens, -1
+    if type(tokens) is not list:
+        raise BadLine("wrong_type", f"tokens is {_named(tokens)}, expected a string or a list of strings")
+    try:
+        return row, " ".join(tokens), len(tokens)
+    except TypeError:
+        wrong = next(token for token in tokens if type(token) is not str)
+        raise BadLine("wrong_type", f"tokens holds {_named(wrong)}, expected strings only") from None
 
 
 def _check_unique(line: bytes, row: dict) -> None:
@@ -222,7 +234,7 @@ def _check_unique(line: bytes, row: dict) -> None:
     try:
         json.loads(line, object_pairs_hook=_unique)
     except ValueError as error:  # a number of thousands of digits
-        raise _BadRow("invalid_json", f"not JSON that can be read everywhere ({error})") from None
+        raise BadLine("invalid_json", f"not JSON that can be read everywhere ({error})") from None
     finally:
         sys.setrecursionlimit(limit)
 
@@ -231,7 +243,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _BadRow("duplicate_key", f"key {_shorten(counts.most_common(1)[0][0])} occurs twice, expected once")
+        raise BadLine("duplicate_key", f"key {_shorten(counts.most_common(1)[0][0])} occurs twice, expected once")
     return content
 
 
@@ -240,8 +252,12 @@ def _source(row: dict) -> str | None:
     if source is None or type(source) is str:
         return source
     if type(source) is not int:
-        raise _BadRow("wrong_type", f"source is a {_json_type(source)}, expected a string or a whole number")
+        raise BadLine("wrong_type", f"source is {_named(source)}, expected a string or a whole number")
     return str(source)
+
+
+def _named(value: object) -> str:
+    return f"{_shorten(value)} ({_json_type(value)})"
 
 
 def _json_type(value: object) -> str:

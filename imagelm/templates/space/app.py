@@ -29,6 +29,7 @@ vocabulary = tokenizer.get_vocab()
 # Without a processor the classes are known only by the names of their tokens.
 class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
 class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
+BEFORE = len(processor.layout["before_image"]) if processor else 0
 class_names = [model.config.id2label.get(label, str(label)) for label in range(len(class_ids))]
 
 
@@ -52,9 +53,9 @@ class OnlyCodes:
 
 @torch.inference_mode()
 def generate(prompt: torch.Tensor, count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """`count` images that begin with the prompt (ids of shape (1, 1 + known tokens))."""
+    """`count` images that begin with the prompt: ids up to the last known token, shape (1, length)."""
     torch.manual_seed(int(seed))
-    missing = processor.codec.num_tokens + 1 - prompt.shape[1]
+    missing = BEFORE + processor.codec.num_tokens - prompt.shape[1]
     rows = prompt.repeat(int(count), 1)
     if missing:
         rows = model.generate(
@@ -90,7 +91,7 @@ def complete(image: Image.Image | None, keep: float, count: int, temperature: fl
         raise gr.Error("Choose an image first.")
     rows, columns = processor.codec.grid
     known = round(rows * keep / 100) * columns
-    return generate(processor(images=image)["input_ids"][:, : 1 + known], count, temperature, seed)
+    return generate(processor(images=image)["input_ids"][:, : BEFORE + known], count, temperature, seed)
 
 
 def new_images(count: int, temperature: float, seed: int) -> list[Image.Image]:
@@ -100,7 +101,7 @@ def new_images(count: int, temperature: float, seed: int) -> list[Image.Image]:
 
 def classify_tokens(text: str) -> dict[str, float]:
     """The class probabilities of a row of tokens, cut after `<CLS>` so that the model doesn't see the answer."""
-    ids = tokenizer(text.split("<CLS>")[0] + " <CLS>", return_tensors="pt")["input_ids"]
+    ids = tokenizer(f"{text.split(tokenizer.cls_token)[0]} {tokenizer.cls_token}", return_tensors="pt")["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", ids.shape[1])
     if not text.strip() or tokenizer.unk_token_id in ids or ids.shape[1] > longest:
         raise gr.Error(f"Enter a row such as <IMG> … </IMG>, with known tokens, at most {longest}.")
