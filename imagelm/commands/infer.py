@@ -32,7 +32,7 @@ def main() -> None:
 
         run_repl(loaded, arguments)
     else:
-        write_results(run_task(arguments, loaded), arguments.output)
+        print(write_results(run_task(arguments, loaded), arguments.output))
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ class TaskResult:
         self.cells = [[row[i] for i in kept] for row in self.cells]
 
 
-def write_results(result: TaskResult, options: OutputArguments) -> None:
-    """Writes the files and prints the table."""
+def write_results(result: TaskResult, options: OutputArguments) -> str:
+    """Writes the files; gives the table and what to say below it."""
     grid = None
     if result.make_grid and options.output_image:
         grid = result.make_grid()
@@ -62,16 +62,12 @@ def write_results(result: TaskResult, options: OutputArguments) -> None:
     if options.output_image and grid is not None:
         save_png(grid, options.output_image)
     shown = result.cells[:NUM_LISTED] if options.output else result.cells
-    print(table(result.columns, shown))
+    lines = [table(result.columns, shown)]
     if len(shown) < len(result.cells):
-        print(f"… and {len(result.cells) - len(shown)} more")
-    if result.summary:
-        print()
-    for text in result.summary:
-        print(text)
-    for name in (options.output, options.output_image if grid is not None else None):
-        if name:
-            print(f"written: {name}")
+        lines.append(f"… and {len(result.cells) - len(shown)} more")
+    lines += ["", *result.summary] if result.summary else []
+    written = (options.output, options.output_image if grid is not None else None)
+    return "\n".join([*lines, *(f"written: {name}" for name in written if name)])
 
 
 def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

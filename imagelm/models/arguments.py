@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from imagelm.utils.command_line import option
 from imagelm.utils.errors import InputError
 
+# Of a model from scratch, in the names that transformers shares between architectures.
+DEFAULT_SIZE = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 384}
+
 
 @dataclass
 class ModelArguments:
@@ -19,7 +22,10 @@ class ModelArguments:
         metavar="NAME",
     )
     config_overrides: str | None = option(
-        "config fields to change, such as num_hidden_layers=4,hidden_size=128", None, metavar="FIELDS"
+        "config fields to change; a model from scratch has "
+        f"{','.join(f'{name}={value}' for name, value in DEFAULT_SIZE.items())} if not given",
+        None,
+        metavar="FIELDS",
     )
     model_config_file: str | None = option(
         "a config.json, or its folder, instead of --model_type", None, metavar="FILE"

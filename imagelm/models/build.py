@@ -26,11 +26,10 @@ from transformers import (
 )
 
 from imagelm.accel.attention import CAUSAL_PRODUCT, register_causal_product
-from imagelm.models.arguments import ModelArguments
+from imagelm.models.arguments import DEFAULT_SIZE, ModelArguments
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import join_first
 
-# The size of a model from scratch, in the names that transformers shares between architectures.
-DEFAULT_SIZE = {"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 384}
 # tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which needs several.
 GPT2_ACTIVATION = "gelu_pytorch_tanh"
 # Dropout slows every step and helps only with few data; recipes that need it set it.
@@ -78,7 +77,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     )
     model, loading = loaded
     if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
-        raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {wrong[:3]} …")
+        raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {join_first(wrong, 3)}")
     fix_loss_scale(model)
     return model
 
@@ -106,7 +105,7 @@ def _from_scratch(
         raise InputError(f"model type {blank.model_type} has no causal language model; try gpt2, llama or qwen3")
     values = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     values |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    # One name a field: GPT-2 also accepts num_hidden_layers for n_layer, and both at once could contradict each other.
+    # One name per field: GPT-2 also takes num_hidden_layers for n_layer, and both at once could contradict each other.
     aliases = {own: shared for shared, own in (blank.attribute_map or {}).items()}
     overrides = _parse_overrides(arguments.config_overrides, blank)
     overrides = {aliases.get(name, name): value for name, value in overrides.items()}
