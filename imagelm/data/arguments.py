@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.utils.command_line import MAX_SEED, Option, check_values, option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, options_of
 from imagelm.utils.errors import InputError
 
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
@@ -18,7 +18,7 @@ IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "i
 
 
 @dataclass(kw_only=True)
-class PrepareArguments:
+class PrepareArguments(OptionGroup):
     """What to read, how to turn it into tokens, how to split it, and where to write it.
 
     Raises:
@@ -151,6 +151,7 @@ class PrepareArguments:
         if self.on_bad_rows is None:
             # A bad row is an error in the program that wrote the rows; a damaged file among many images is common.
             self.on_bad_rows = "skip" if self.images else "stop"
+        super().__post_init__()
         self._check_values()
         for entry in options_of(PrepareArguments):
             if getattr(self, entry.name) != entry.default:
@@ -165,7 +166,6 @@ class PrepareArguments:
         return {name: getattr(self, name) for name in names}
 
     def _check_values(self) -> None:
-        check_values(self)
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
         parse_size(self.image_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagelm.utils.command_line import check_values, option
+from imagelm.utils.command_line import OptionGroup, option
 from imagelm.utils.errors import InputError
 
 KINDS = ("dataset", "model", "space")  # in the order of the uploads: each may link to those before it
@@ -51,7 +51,7 @@ class RunPush:
 
 
 @dataclass(kw_only=True)
-class PushArguments:
+class PushArguments(OptionGroup):
     """Which folders become which repositories, and how.
 
     Raises:
@@ -106,7 +106,7 @@ class PushArguments:
         for flag, ref in (("--revision", self.revision), ("--tag", self.tag)):
             if ref is not None and not REF_NAME.fullmatch(ref):
                 raise InputError(f"{flag} {ref!r} isn't a valid name in git; give one such as main or v1.0")
-        check_values(self)
+        super().__post_init__()
         if self.commit_message is not None and not self.commit_message.strip():
             raise InputError("--commit_message is empty; remove it or describe the change")
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.utils.command_line import MAX_SEED, Option, check_values, option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, options_of
 from imagelm.utils.errors import InputError
 
 MODES = {
@@ -37,7 +37,7 @@ class ModeArguments:
 
 
 @dataclass(kw_only=True)
-class LoadArguments:
+class LoadArguments(OptionGroup):
     """Which model, where and how it computes."""
 
     model: str = option(
@@ -61,11 +61,11 @@ class LoadArguments:
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("--model is empty; name a trained folder, such as outputs/mine/best_model, or a Hub id")
-        check_values(self)
+        super().__post_init__()
 
 
 @dataclass
-class InputArguments:
+class InputArguments(OptionGroup):
     """What to read."""
 
     tokens: list[str] | None = option(
@@ -105,11 +105,11 @@ class InputArguments:
         for name in ("image_column", "label_column"):
             if getattr(self, name) and not self.images:
                 raise InputError(f"--{name} needs --images")
-        check_values(self)
+        super().__post_init__()
 
 
 @dataclass
-class AnswerArguments:
+class AnswerArguments(OptionGroup):
     """What classify and next_token show."""
 
     top: int = option(
@@ -126,12 +126,9 @@ class AnswerArguments:
         modes=("classify",),
     )
 
-    def __post_init__(self) -> None:
-        check_values(self)
-
 
 @dataclass
-class GenerationArguments:
+class GenerationArguments(OptionGroup):
     """How tokens are generated; names and meaning as in transformers' GenerationConfig."""
 
     do_sample: bool = option(
@@ -185,7 +182,7 @@ class GenerationArguments:
             raise InputError(f"--repetition_penalty {self.repetition_penalty}: give a positive number, such as 1.2")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p} isn't a share; give one above 0 and up to 1, such as 0.95")
-        check_values(self)
+        super().__post_init__()
         if self.keep_percent is not None and not 0 < self.keep_percent <= 100:
             raise InputError(f"--keep_percent {self.keep_percent}: give a number above 0 and up to 100")
         if self.num_beams > 1 and self.num_return_sequences > self.num_beams:
@@ -203,7 +200,7 @@ class GenerationArguments:
 
 
 @dataclass
-class ClassArguments:
+class ClassArguments(OptionGroup):
     """How many images to generate, and of which class."""
 
     num_samples: int = option("number of images", 8, minimum=1, group="Samples of generate", modes=("generate",))
@@ -220,12 +217,9 @@ class ClassArguments:
     max_draws: int = option("rejection gives up after this many samples per image", 100, minimum=1, **SAMPLES)
     num_candidates: int = option("samples per image for likelihood", 8, minimum=1, **SAMPLES)
 
-    def __post_init__(self) -> None:
-        check_values(self)
-
 
 @dataclass
-class OutputArguments:
+class OutputArguments(OptionGroup):
     """Which files to write."""
 
     output: str | None = option(
@@ -247,7 +241,7 @@ class OutputArguments:
     )
 
     def __post_init__(self) -> None:
-        check_values(self)
+        super().__post_init__()
         for name in ("output", "output_image"):
             if (file := getattr(self, name)) is not None:
                 check_output_file(file, f"--{name}", self.overwrite)

@@ -27,7 +27,7 @@ from imagelm.data.sources.open import ImageSource, batches, open_images
 from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.codec_imagelm import Codec
-from imagelm.tokens.grammar import BODY, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
+from imagelm.tokens.grammar import BODY, HEAD, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.tokens.vocabulary import EOS, IMG
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
@@ -88,8 +88,8 @@ def _row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool) -> str | N
         return f"the image has {found} tokens, the model's images have {expected}; shorten it"
     if mode == "next_token" and row.num_tail == NUM_TAIL_TOKENS and not cut:
         return f"the row ends with {EOS}, and nothing follows; cut it, or give --keep_percent"
-    added = {"classify": NUM_QUESTION_TOKENS, "continue": NUM_FRAME_TOKENS}.get(mode)
-    length = row.num_tokens if added is None else found + added
+    frame = {"classify": NUM_QUESTION_TOKENS, "continue": NUM_FRAME_TOKENS}
+    length = found + frame.get(mode, len(HEAD) + row.num_tail)
     if loaded.num_positions is not None and length > loaded.num_positions:
         return f"the row takes {length} positions, the model has {loaded.num_positions}; give a shorter image"
     return None

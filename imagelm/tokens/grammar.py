@@ -227,11 +227,6 @@ class Row:
     place: str
     image_index: int | None = None
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the row as far as it goes."""
-        return len(HEAD) + len(self.body) + self.num_tail
-
     def is_whole(self, num_image_tokens: int | None) -> bool:
         """Whether its image is complete: closed, or as long as the images of this model are."""
         return self.num_tail > 0 or (num_image_tokens is not None and len(self.body) == num_image_tokens)

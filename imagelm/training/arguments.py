@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from imagelm.utils.command_line import check_values, option
+from imagelm.utils.command_line import OptionGroup, option
 
 BEST_METRIC = "cls_accuracy"
 
@@ -24,7 +24,7 @@ class DataArguments:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(OptionGroup):
     """Loss, optimizer, augmentation, and how a step is computed."""
 
     cls_loss_weight: float = option(
@@ -62,9 +62,6 @@ class RunArguments:
         choices=("auto", "on", "off"),
     )
     num_threads: int = option("CPU threads per process; 0: share the cores", 0, minimum=0)
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass(kw_only=True)

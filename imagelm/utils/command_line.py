@@ -127,17 +127,19 @@ def options_of(*classes: type) -> Iterator[Option]:
             yield Option(entry, get_args(hint)[0] if is_list else hint, is_list)
 
 
-def check_values(group: object) -> None:
-    """Raises an InputError if an option of a dataclass is given and is none of its choices, or out of its range."""
-    for entry in options_of(type(group)):
-        value, limits = getattr(group, entry.name), entry.field.metadata
-        if value is None:
-            continue
-        if entry.choices and value not in entry.choices:
-            raise InputError(f"{entry.flag} {value} is unknown; choose one of {', '.join(entry.choices)}")
-        if "minimum" in limits and not limits["minimum"] <= value <= limits.get("maximum", value):
-            needed = f"to {limits['maximum']}" if "maximum" in limits else "or more"
-            raise InputError(f"{entry.flag} {value}: give {limits['minimum']} {needed}")
+class OptionGroup:
+    """The base of a dataclass of options: refuses a value that is none of the choices or out of the range."""
+
+    def __post_init__(self) -> None:
+        for entry in options_of(type(self)):
+            value, limits = getattr(self, entry.name), entry.field.metadata
+            if value is None:
+                continue
+            if entry.choices and value not in entry.choices:
+                raise InputError(f"{entry.flag} {value} is unknown; choose one of {', '.join(entry.choices)}")
+            if "minimum" in limits and not limits["minimum"] <= value <= limits.get("maximum", value):
+                needed = f"to {limits['maximum']}" if "maximum" in limits else "or more"
+                raise InputError(f"{entry.flag} {value}: give {limits['minimum']} {needed}")
 
 
 def invocation() -> list[str]:

@@ -150,7 +150,7 @@ class RowChecker:
         row, text, count = parse_object(line, ("tokens", "label"))
         label = row["label"]
         if type(label) is not int:
-            raise BadLine("wrong_type", f"label is {_named(label)}, expected a whole number")
+            raise BadLine("wrong_type", f"label is {_shorten(label)}, expected a whole number")
         if not 0 <= label < self.grammar.num_classes:
             raise BadLine("label_out_of_range", f"label {label}, expected 0 to {self.grammar.num_classes - 1}")
         _check_unique(line, row)
@@ -204,7 +204,7 @@ def parse_object(line: bytes | str, keys: tuple[str, ...]) -> tuple[dict, str, i
     except orjson.JSONDecodeError as error:
         raise BadLine("invalid_json", f"not JSON ({error}), {expected}") from None
     if type(row) is not dict:
-        raise BadLine("not_an_object", f"a JSON {_json_type(row)}, {expected}")
+        raise BadLine("not_an_object", f"{_shorten(row)}, {expected}")
     for key in keys:
         if key not in row:
             raise BadLine("missing_key", f"no key {key!r}, {expected}; found {_shorten(list(row))}")
@@ -212,12 +212,12 @@ def parse_object(line: bytes | str, keys: tuple[str, ...]) -> tuple[dict, str, i
     if type(tokens) is str:
         return row, tokens, -1
     if type(tokens) is not list:
-        raise BadLine("wrong_type", f"tokens is {_named(tokens)}, expected a string or a list of strings")
+        raise BadLine("wrong_type", f"tokens is {_shorten(tokens)}, expected a string or a list of strings")
     try:
         return row, " ".join(tokens), len(tokens)
     except TypeError:
         wrong = next(token for token in tokens if type(token) is not str)
-        raise BadLine("wrong_type", f"tokens holds {_named(wrong)}, expected strings only") from None
+        raise BadLine("wrong_type", f"tokens holds {_shorten(wrong)}, expected strings only") from None
 
 
 def _check_unique(line: bytes, row: dict) -> None:
@@ -252,17 +252,8 @@ def _source(row: dict) -> str | None:
     if source is None or type(source) is str:
         return source
     if type(source) is not int:
-        raise BadLine("wrong_type", f"source is {_named(source)}, expected a string or a whole number")
+        raise BadLine("wrong_type", f"source is {_shorten(source)}, expected a string or a whole number")
     return str(source)
-
-
-def _named(value: object) -> str:
-    return f"{_shorten(value)} ({_json_type(value)})"
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
 
 
 def _shorten(value: object) -> str:
