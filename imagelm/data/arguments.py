@@ -153,9 +153,8 @@ class PrepareArguments(OptionGroup):
             self.on_bad_rows = "skip" if self.images else "stop"
         super().__post_init__()
         self._check_values()
-        for entry in options_of(PrepareArguments):
-            if getattr(self, entry.name) != entry.default:
-                self._check_effect(entry)
+        for entry in self.changed():
+            self._check_effect(entry)
         self._check_codebook()
         self._check_output()
 
@@ -189,12 +188,6 @@ class PrepareArguments(OptionGroup):
             raise InputError(f"{flag} and --codec contradict each other: the codec decides it; remove one of them")
         if self.centroids and entry.name in ("features", "feature_scaling", "codebook_size"):
             raise InputError(f"{flag} and --centroids contradict each other: the file decides it; remove one of them")
-
-    def check_no_split(self) -> None:
-        """Refuses options that make a split; called where the images come with one."""
-        for entry in options_of(PrepareArguments):
-            if entry.name in ("test_size", "split_by") and getattr(self, entry.name) != entry.default:
-                raise InputError(f"{entry.flag} has no effect where test images are given; remove it")
 
     def _check_codebook(self) -> None:
         names = self.features.split(",")

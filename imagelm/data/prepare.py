@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows
-from imagelm.data.jsonl.writer import RawWriter
+from imagelm.data.jsonl.writer import write_raw
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
 from imagelm.data.splits import find_duplicates, split_rows
 from imagelm.data.stats import dataset_card, describe
@@ -72,20 +72,18 @@ def _read_rows(arguments: PrepareArguments, source: RowSource, problems: Problem
     token_type = pa.list_(pa.from_numpy_dtype(source.grammar.id_dtype))
     schema = pa.schema([("input_ids", token_type), ("source", pa.string()), ("image", pa.binary())])
     builder = RowTableBuilder(source)
-    raw = RawWriter(staging / RAW_FOLDER, source) if arguments.write_jsonl else None
+    batches = source.batches()
+    if arguments.write_jsonl:
+        batches = write_raw(batches, source, staging / RAW_FOLDER)
     with pa.OSFile(str(staging / ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in source.batches():
+        for batch in batches:
             batch, num_cut = _cut(batch, arguments.max_length, arguments.truncation_side)
             builder.add(batch, num_cut)
-            if raw:
-                raw.write(batch)
             ids, offsets = source.grammar.compose(batch.bodies, batch.lengths, batch.labels)
             lists = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(ids))
             images = pa.nulls(len(lists), pa.binary()) if batch.images is None else pa.array(batch.images, pa.binary())
             sources = pa.array(batch.sources, type=pa.string())
             writer.write_batch(pa.record_batch([lists, sources, images], schema=schema))
-    if raw:
-        raw.finish()
     problems.stop_if(arguments.on_bad_rows)
     return builder.finish()
 

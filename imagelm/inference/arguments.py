@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, options_of
+from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option
 from imagelm.utils.errors import InputError
 
 MODES = {
@@ -268,12 +268,10 @@ class InferenceArguments:
 
     def __post_init__(self) -> None:
         for group in (self.model, self.input, self.answer, self.generation, self.classes, self.output):
-            for entry in options_of(type(group)):
-                modes = modes_of(entry)
-                if getattr(group, entry.name) != entry.default and self.mode not in modes:
-                    raise InputError(
-                        f"{entry.flag} has no effect in --mode {self.mode}; it works in {', '.join(modes)}"
-                    )
+            for entry in group.changed():
+                if self.mode not in (modes := modes_of(entry)):
+                    works = ", ".join(modes)
+                    raise InputError(f"{entry.flag} has no effect in --mode {self.mode}; it works in {works}")
         self.check_samples()
 
     def check_samples(self) -> None:

@@ -128,7 +128,7 @@ def options_of(*classes: type) -> Iterator[Option]:
 
 
 class OptionGroup:
-    """The base of a dataclass of options: refuses a value that is none of the choices or out of the range."""
+    """The base of a dataclass of options; an InputError refuses a value that is no choice or out of its range."""
 
     def __post_init__(self) -> None:
         for entry in options_of(type(self)):
@@ -140,6 +140,10 @@ class OptionGroup:
             if "minimum" in limits and not limits["minimum"] <= value <= limits.get("maximum", value):
                 needed = f"to {limits['maximum']}" if "maximum" in limits else "or more"
                 raise InputError(f"{entry.flag} {value}: give {limits['minimum']} {needed}")
+
+    def changed(self) -> list[Option]:
+        """The options that aren't at their default."""
+        return [entry for entry in options_of(type(self)) if getattr(self, entry.name) != entry.default]
 
 
 def invocation() -> list[str]:

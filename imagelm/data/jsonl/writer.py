@@ -5,6 +5,7 @@ One idea: rows made from images and rows made elsewhere have the same format; pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -14,23 +15,15 @@ from imagelm.utils.artifacts import CLASS_NAMES_FILE, RAW_ROWS_FILE, VOCABULARY_
 from imagelm.utils.atomic_io import write_json
 
 
-class RawWriter:
-    """Writes rows as JSONL into a new folder, with vocabulary and class names: what `--data_files` reads."""
-
-    def __init__(self, folder: Path, source: RowSource) -> None:
-        folder.mkdir()
-        write_json(folder / VOCABULARY_FILE, source.grammar.vocabulary)
-        write_json(folder / CLASS_NAMES_FILE, source.class_names)
-        self.grammar = source.grammar
-        self.file = open(folder / RAW_ROWS_FILE, "wb")  # noqa: SIM115 (closed by finish)
-
-    def write(self, batch: RowBatch) -> None:
-        """Adds rows."""
-        sentences = self.grammar.sentences(batch.bodies, batch.lengths, batch.labels)
-        for text, label, side, source in zip(sentences, batch.labels, batch.splits, batch.sources, strict=True):
-            row = {"tokens": text, "label": int(label), "split": SPLITS[side], "source": source}
-            self.file.write(orjson.dumps(row) + b"\n")
-
-    def finish(self) -> None:
-        """Closes the file."""
-        self.file.close()
+def write_raw(batches: Iterator[RowBatch], source: RowSource, folder: Path) -> Iterator[RowBatch]:
+    """Passes batches on, and writes their rows into a new folder, with vocabulary and class names."""
+    folder.mkdir()
+    write_json(folder / VOCABULARY_FILE, source.grammar.vocabulary)
+    write_json(folder / CLASS_NAMES_FILE, source.class_names)
+    with open(folder / RAW_ROWS_FILE, "wb") as file:
+        for batch in batches:
+            sentences = source.grammar.sentences(batch.bodies, batch.lengths, batch.labels)
+            for text, label, side, name in zip(sentences, batch.labels, batch.splits, batch.sources, strict=True):
+                row = {"tokens": text, "label": int(label), "split": SPLITS[side], "source": name}
+                file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            yield batch

@@ -99,8 +99,9 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     if test is None and (found := train_and_test(train)):
         notes.append(f"{train[0]} has a train and a test split, which are used as they are")
         train, test, splits = found
-    if test is not None:
-        arguments.check_no_split()
+    useless = [entry.flag for entry in arguments.changed() if entry.name in ("test_size", "split_by")]
+    if test is not None and useless:
+        raise InputError(f"{useless[0]} has no effect where test images are given; remove it")
     sides = [(names, split) for names, split in zip((train, test), splits, strict=True) if names is not None]
     sources = [open_images(names, arguments.image_column, arguments.label_column, split) for names, split in sides]
     for source, (names, _) in zip(sources, sides, strict=True):
