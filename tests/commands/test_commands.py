@@ -118,6 +118,7 @@ def test_both_spellings_of_an_option_and_yamls_no_are_understood(tmp_path):
     [
         ((), "--dataset_dir is missing"),
         (("--dataset_dir", "d", "--cls_loss_weight", "2"), "--cls_loss_weight 2.0: give 0 to 1"),
+        (("--dataset_dir", "d", "--num_threads", "-1"), "--num_threads -1: give 0 or more"),
         (("--dataset_dir", "d", "--metric_for_best_model", "f1"), "'f1' isn't a figure"),
         (("--dataset_dir", "d", "--load_best_model_at_end"), "--load_best_model_at_end"),
         (("--dataset_dir", "d", "--label_smoothing_factor", "0.1"), "--label_smoothing_factor 0.1: remove it"),

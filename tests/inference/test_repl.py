@@ -53,7 +53,7 @@ def test_the_prompt_answers_survives_bad_input_and_ends_on_ctrl_d(artist, photos
         "set temperature 1e-40": "--temperature 1e-40: give 0.001 or more",
         "set top_k many": "set top_k many: invalid int value",
         "set foo 1": "set takes one of top",
-        "set condition x": "set condition x: choose one of rejection, likelihood",
+        "set condition x": "--condition x is unknown; choose one of rejection, likelihood",
         "set greedy maybe": "neither true nor false",
         "image x.png": "nothing has been generated yet",
         "help foo": "there is no command 'foo'",

@@ -68,6 +68,11 @@ BAD = [
     ("empty_row", {**GOOD, "tokens": []}, "no token at all"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace(" <EOS>", "")}, "expected <CLS> <CLS_1> <EOS>"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"] + " <EOS>"}, "<CLS> <CLS_1> <EOS> <EOS> after </IMG>, expected"),
+    (
+        "tail",
+        {**GOOD, "tokens": GOOD["tokens"] + 7 * " <EOS>"},
+        "<CLS> <CLS_1>" + 4 * " <EOS>" + " and 4 more after </IMG>",
+    ),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace("<CLS> <CLS_1>", "<CLS_1>")}, "expected <CLS> <CLS_1> <EOS>"),
     ("tail", {**GOOD, "tokens": GOOD["tokens"].replace("<CLS> ", "<CLS> <Z_001> ")}, "expected <CLS> <CLS_1> <EOS>"),
 ]
