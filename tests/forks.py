@@ -60,7 +60,9 @@ class Fork:
     def ask(self, **request: object) -> int | None:
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
+        answer = self.server.stdout.readline()
+        assert answer, "the process that forks has ended; its standard error says why"
+        return json.loads(answer)
 
     def poll(self, options: int = os.WNOHANG) -> int | None:
         if self.returncode is None:
