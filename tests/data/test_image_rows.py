@@ -152,7 +152,7 @@ def test_training_copies_of_test_images_are_dropped_and_noted(tmp_path, lossless
     assert len(data["train"]) + stats["duplicates_dropped"] == 4 * 8
     train_images = keys(originals[[0, 1, 2, 3, 5, 7, 8, 9]])
     assert train_images <= keys(restored(data["train"], tmp_path / "out"))
-    assert "test images apart" in stats["split"]
+    assert stats["split"] == "test images given by the user"
 
 
 def test_a_variant_that_looks_like_a_test_image_leaves_the_training_rows(tmp_path, lossless):
