@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,41 +11,73 @@ import numpy as np
 import xxhash
 from datasets import Dataset, DatasetDict
 
+from imagelm.data.integrity import changes
 from imagelm.data.rows import SPLITS
 from imagelm.data.sources.hf import load_saved_dataset
 from imagelm.tokens.grammar import BODY, Grammar
-from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE
+from imagelm.tokens.tokenizer import load_grammar
+from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import first_line
 
 if TYPE_CHECKING:
     from imagelm.data.augmentation import AugmentedRows
     from imagelm.remote_code.codec_imagelm import Codec
 
 
-def load_prepared(folder: str | Path) -> DatasetDict:
-    """Loads what `prepare` wrote.
+logger = logging.getLogger(__name__)
+
+PREPARE_AGAIN = "write the data again with imagelm prepare"
+NEEDED_STATS = ("class_names", "classes", "fingerprint", "lengths", "max_length", "num_rows")
+
+
+def load_prepared(folder: str | Path, splits: Collection[str] | None = None, with_images: bool = False) -> DatasetDict:
+    """Loads what `prepare` wrote, and checks that it is still what was prepared.
+
+    Args:
+        folder: The folder.
+        splits: The splits to check; None for all.
+        with_images: Whether kept images are checked too.
 
     Raises:
-        InputError: The folder isn't a prepared dataset.
+        InputError: The folder isn't a prepared dataset, is damaged, or was changed since.
     """
     folder = Path(folder)
     if not (folder / STATS_FILE).is_file():
         raise InputError(
             f"--dataset_dir {folder} holds no {STATS_FILE}; write it with prepare_dataset.py --output_dir {folder}"
         )
-    return load_saved_dataset(folder, "--dataset_dir")
+    stats, dataset = load_stats(folder), load_saved_dataset(folder, "--dataset_dir")
+    if not isinstance(dataset, DatasetDict) or not set(SPLITS) <= set(dataset):
+        raise InputError(f"--dataset_dir {folder} lacks the splits {' and '.join(SPLITS)}; {PREPARE_AGAIN}")
+    checked = {name: rows for name, rows in dataset.items() if splits is None or name in splits}
+    if problems := list(changes(checked, stats, load_grammar(folder / TOKENIZER_FOLDER), with_images)):
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise InputError(f"--dataset_dir {folder} isn't what was prepared:\n{lines}\n{PREPARE_AGAIN}")
+    if "digests" not in stats:
+        logger.warning(
+            "--dataset_dir %s was prepared by a version that recorded no digests: a row that was replaced by another "
+            "valid one isn't noticed; %s",
+            folder,
+            PREPARE_AGAIN,
+        )
+    return dataset
 
 
 def load_stats(folder: str | Path) -> dict:
     """The statistics that `prepare` wrote into `folder`.
 
     Raises:
-        InputError: An earlier version wrote them.
+        InputError: An earlier version wrote them, or they are damaged.
     """
-    stats = read_json(Path(folder) / STATS_FILE)
-    if "class_names" not in stats:
-        raise InputError(f"{folder} was written by an earlier version; write it again with prepare_dataset.py")
+    file = Path(folder) / STATS_FILE
+    try:
+        stats = read_json(file)
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {first_line(error)}; {PREPARE_AGAIN}") from error
+    if lacking := [name for name in NEEDED_STATS if name not in stats]:
+        raise InputError(f"{file} lacks {', '.join(lacking)}: it is damaged, or of an earlier version; {PREPARE_AGAIN}")
     stats.setdefault("repaired_tails", stats.get("mended_tails", 0))  # its name before version 0.2
     return stats
 

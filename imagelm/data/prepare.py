@@ -16,6 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Im
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
+from imagelm.data.integrity import ColumnDigests
 from imagelm.data.jsonl.source import JsonlRows
 from imagelm.data.jsonl.writer import write_raw
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
@@ -49,10 +50,10 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
             (staging / BAD_ROWS_FILE).unlink()
         duplicates = find_duplicates(table)
         sides = split_rows(table, duplicates, arguments.test_size, arguments.seed)
-        _write_splits(staging, table, sides)
+        digests = _write_splits(staging, table, sides)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
         write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
-        stats = describe(arguments.record(), command, table, problems, duplicates, sides)
+        stats = describe(arguments.record(), command, table, problems, duplicates, sides, digests)
         stats |= source.describe(table, sides >= 0, staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
@@ -101,10 +102,14 @@ def _cut(batch: RowBatch, max_length: int | None, side: str) -> tuple[RowBatch, 
     return replace(batch, bodies=batch.bodies[stays], lengths=batch.lengths - lost), lost
 
 
-def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> None:
-    """Writes the rows to their splits and saves the `DatasetDict`; removes the temporary files."""
+def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> dict[str, dict[str, str]]:
+    """Writes the rows to their splits and saves the `DatasetDict`; returns the digest of each column of each split.
+
+    Removes the temporary files.
+    """
     rows_file = staging / ROWS_FILE
     split_files = {name: staging / f"{name}.arrow" for name in SPLITS}
+    digests = {name: ColumnDigests() for name in SPLITS}
     with pa.OSFile(str(rows_file)) as rows:  # a mapped file's pages would count as memory
         reader = pa.ipc.open_file(rows)
         with_images = reader.num_record_batches > 0 and reader.get_batch(0)["image"].null_count == 0
@@ -124,12 +129,15 @@ def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> None:
                 columns["image"] = pa.StructArray.from_arrays([batch["image"], names], ["bytes", "path"])
             whole = pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
             for side, name in enumerate(SPLITS):
-                writers[name].write_table(whole.filter(pa.array(sides[part] == side)))
+                rows_of_split = whole.filter(pa.array(sides[part] == side))
+                writers[name].write_table(rows_of_split)
+                digests[name].add(rows_of_split)
             row = part.stop
         for writer in writers.values():
             writer.close()
     rows_file.unlink()
     _save(split_files, features, staging)
+    return {name: digest.hexdigests() for name, digest in digests.items()}
 
 
 def _save(split_files: dict[str, Path], features: Features, folder: Path) -> None:

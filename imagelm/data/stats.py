@@ -9,11 +9,11 @@ import platform
 from importlib.metadata import version
 
 import numpy as np
-import xxhash
 
+from imagelm.data.integrity import content_digests, fingerprint
 from imagelm.data.rows import SPLITS, ProblemLog, RowTable
 from imagelm.data.splits import Duplicates
-from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM, Grammar
+from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.text import NUM_LISTED, table_cell
@@ -23,16 +23,27 @@ LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "tran
 
 
 def describe(
-    options: dict, command: str, table: RowTable, problems: ProblemLog, duplicates: Duplicates, sides: np.ndarray
+    options: dict,
+    command: str,
+    table: RowTable,
+    problems: ProblemLog,
+    duplicates: Duplicates,
+    sides: np.ndarray,
+    split_digests: dict[str, dict[str, str]],
 ) -> dict:
-    """The statistics of a prepared dataset, ready for JSON; `sides` is the result of `split_rows`."""
+    """The statistics of a prepared dataset, ready for JSON.
+
+    `sides` is the result of `split_rows`, `split_digests` holds the digest of each column of each split.
+    """
     source = table.source
     conflicts = np.flatnonzero(duplicates.conflicting)
     kept, grammar = sides >= 0, source.grammar
+    digests = content_digests(grammar, source.class_names, split_digests)
     return {
         "command": command,
         "options": options,
-        "fingerprint": _fingerprint(grammar, table, sides),
+        "fingerprint": fingerprint(digests),
+        "digests": digests,
         "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
         "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
@@ -116,14 +127,6 @@ def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None =
         repo_id=repo_id,
         model_id=model_id,
     )
-
-
-def _fingerprint(grammar: Grammar, table: RowTable, sides: np.ndarray) -> str:
-    """Identifies vocabulary, rows and split: equal data and options give an equal fingerprint."""
-    digest = xxhash.xxh3_128("\n".join(grammar.tokens).encode())
-    for column in (table.digests, table.labels, sides):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
 
 
 def _codec_in_words(stats: dict) -> list[str]:

@@ -34,7 +34,7 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
         InputError: `--dataset_dir` isn't a prepared dataset.
     """
     repo_id, source = options.repositories["dataset"], Path(options.dataset_dir or "")
-    dataset, stats = load_prepared(source), load_stats(source)
+    dataset, stats = load_prepared(source, with_images=True), load_stats(source)
     staged = Staged("dataset", repo_id, folder)
     (folder / "data").mkdir(parents=True)
     disable_progress_bars()

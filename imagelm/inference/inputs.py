@@ -28,7 +28,7 @@ from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.grammar import BODY, HEAD, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
-from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
+from imagelm.tokens.tokenizer import load_grammar
 from imagelm.tokens.vocabulary import EOS, IMG
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.errors import InputError
@@ -178,11 +178,11 @@ def _parse_label(label: object, loaded: LoadedModel) -> int | None:
 
 
 def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -> InputRows:
-    dataset, grammar = load_prepared(folder), loaded.grammar
     split = options.split or "test"
+    dataset, grammar = load_prepared(folder, [split]), loaded.grammar
     if split not in dataset:
         raise InputError(f"--split {split}: {folder} has {' and '.join(dataset)}; name one of them")
-    theirs = grammar_of(load_tokenizer(Path(folder) / TOKENIZER_FOLDER)).vocabulary
+    theirs = load_grammar(Path(folder) / TOKENIZER_FOLDER).vocabulary
     if theirs != grammar.vocabulary:
         first = min(token for token, _ in theirs.items() ^ grammar.vocabulary.items())
         raise InputError(

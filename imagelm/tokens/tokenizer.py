@@ -17,6 +17,7 @@ from imagelm.tokens.vocabulary import CLS, EOS, IMG, PAD, SPECIAL_TOKENS, UNK
 from imagelm.utils.artifacts import TOKENIZER_CONFIG, VOCABULARY_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import first_line
 
 if TYPE_CHECKING:  # transformers imports torch, which writing a tokenizer doesn't need
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -86,6 +87,21 @@ def _write_files(config: dict[str, object], tokens: list[str], folder: Path) -> 
     write_json(folder / TOKENIZER_CONFIG, config)
     write_json(folder / VOCABULARY_FILE, {token: i for i, token in enumerate(tokens)})
     write_text(folder / "merges.txt", "#version: 0.2\n")
+
+
+def load_grammar(folder: Path) -> Grammar:
+    """The grammar of the tokenizer in a folder, without loading transformers.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    file = folder / "tokenizer.json"
+    try:
+        return Grammar(Tokenizer.from_file(str(file)).get_vocab())
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise InputError(
+            f"{file} can't be read: {first_line(error)}; write the data again with imagelm prepare"
+        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

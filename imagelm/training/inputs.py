@@ -48,7 +48,8 @@ def load_inputs(launch: Launch) -> TrainingInputs:
         InputError: The folder isn't prepared data, or an image is in both splits.
     """
     args, folder = launch.args, Path(launch.data.dataset_dir)
-    dataset, stats = load_prepared(folder), load_stats(folder)
+    dataset = load_prepared(folder, with_images=launch.run.augment is not None)
+    stats = load_stats(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     grammar = grammar_of(tokenizer)
     check_disjoint(dataset)

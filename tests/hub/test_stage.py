@@ -31,7 +31,8 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
 from tests.conftest import CLASSES
-from tests.images import class_folder, prepare_images, smooth_images
+from tests.damage import edit_column
+from tests.images import cats_and_dogs, class_folder, prepare_images, smooth_images
 
 MODEL, ROWS = "alice/animals", "alice/animal-rows"
 
@@ -172,6 +173,17 @@ def test_shards_together_hold_the_rows_in_order_and_the_images(tmp_path: Path, m
     for side, rows in load_prepared(tmp_path / "data").items():
         assert loaded[side].features == rows.features and loaded[side]["input_ids"][:] == rows["input_ids"][:]
         assert all(a.tobytes() == b.tobytes() for a, b in zip(loaded[side]["image"], rows["image"], strict=True))
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_rows_that_were_changed_are_not_published(tmp_path: Path, column: str):
+    cats_and_dogs(tmp_path / "in")
+    prepare_images(tmp_path / "data", tmp_path / "in", keep_images=True)
+    edit_column(tmp_path / "data", "train", column, lambda values: [*values[1:], values[0]])
+    options = PushArguments(model_dir="x", repo_id=MODEL, dataset_dir=str(tmp_path / "data"), dataset_repo_id=ROWS)
+    with pytest.raises(InputError, match=f"train: other values, or another order of rows, in column {column}"):
+        stage_dataset(options, tmp_path / "staged")
+    assert not (tmp_path / "staged").exists()
 
 
 def test_the_token_in_use_is_found_whatever_its_form(folder: Path, tmp_path: Path):

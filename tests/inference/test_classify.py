@@ -18,6 +18,7 @@ from imagelm.data.prepare import prepare
 from imagelm.tokens.vocabulary import CLS, IMG, IMG_END
 from imagelm.utils.errors import InputError
 from tests.conftest import CLASSES, random_rows, write_jsonl
+from tests.damage import edit_column, with_token
 from tests.images import class_folder, prepare_images, smooth_images
 from tests.inference.fixtures import NAMES, records, rows_of_test
 
@@ -136,6 +137,15 @@ def test_labels_of_a_dataset_go_by_class_name(artist, grammar, tmp_path, infer):
     assert "1 of 3 classes of the input are unknown to the model (yak)" in printed
     hits = sum(row["class"] == ["owl", "yak", "cat"][label] for row, label in zip(found, theirs, strict=True))
     assert f"({hits} of {len(theirs) - theirs[:].count(1)} labelled rows" in printed
+
+
+def test_rows_that_were_changed_are_refused(best, prepared, tmp_path, infer):
+    data = shutil.copytree(prepared, tmp_path / "data")
+    edit_column(data, "train", "input_ids", with_token(2, 999))
+    words = ("--mode", "classify", "--model", best, "--dataset_dir", data)
+    assert "labelled rows" in infer(*words)  # only the test split is read
+    with pytest.raises(InputError, match="train: row 4: token 3 has id 999"):
+        infer(*words, "--split", "train")
 
 
 def test_numbers_are_the_class_names_of_data_and_models_without_names(best, prepared, tmp_path, infer):

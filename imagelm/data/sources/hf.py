@@ -105,7 +105,12 @@ def load_saved_dataset(folder: Path, option: str) -> datasets.Dataset | datasets
             raise InputError(
                 f"{option} {folder}: its {state.name} names {outside[0]!r} outside the folder, so nothing was read"
             )
-    return datasets.load_from_disk(str(folder))
+    try:
+        return datasets.load_from_disk(str(folder))
+    except PermissionError:
+        raise
+    except Exception as error:  # the library's own, pyarrow's, OSError, KeyError, …
+        raise InputError(f"{option} {folder} can't be read ({first_line(error)}); write it again") from error
 
 
 def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
