@@ -434,12 +434,10 @@ def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(prepared, t
     (tmp_path / "model/theirs.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n"
     )
-    started = time.monotonic()
     done = train(prepared, tmp_path / "out", "--model_name_or_path", tmp_path / "model")
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "ran").exists()
-    assert time.monotonic() - started < 120
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from huggingface_hub import HfApi, constants
 
@@ -13,7 +15,7 @@ from testing.local_hub.pushing import CONTENT, THING, push
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' environment is offline; the clients here give the local Hub's address themselves."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client's pauses between its attempts
 
 
 @pytest.fixture
