@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx2
@@ -16,6 +18,17 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from testing.local_hub import ALICE, LocalHub
 from testing.local_hub.pushing import CONTENT, SMALL, THING, WEIGHTS, download, push
+from tests.conftest import ROOT
+from tests.docs.documents import read
+
+
+def test_the_example_of_the_readme_passes(online: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.chdir(ROOT)
+    (example,) = read(ROOT / "testing/local_hub/README.md").blocks("python")
+    names: dict = {}
+    exec(compile(example, "example", "exec"), names)
+    names["test_push"](tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset", "space"])
