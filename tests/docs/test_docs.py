@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import re
 import runpy
 import shlex
 import sys
+import textwrap
 import tomllib
 from dataclasses import fields
 from itertools import pairwise
@@ -20,8 +23,9 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from transformers import TrainingArguments
 
+import imagelm
 from imagelm.__main__ import COMMANDS
-from imagelm.commands.parser import fill
+from imagelm.commands.parser import fill, option_words
 from imagelm.data.arguments import PrepareArguments
 from imagelm.export.arguments import ExportArguments
 from imagelm.hub.arguments import PushArguments
@@ -30,7 +34,7 @@ from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.command_line import options_of
 from tests.conftest import CLASSES, ROOT, run, run_anew
-from tests.docs.documents import DOCUMENTS, all_commands, all_snippets, read
+from tests.docs.documents import DOCUMENTS, INDENTED, all_commands, all_snippets, read
 
 SCRIPTS = {"prepare_dataset.py": "prepare", "train.py": "train", "inference.py": "infer", "push_to_hub.py": "push"}
 ARGUMENTS = {"prepare": PrepareArguments, "push": PushArguments, "export": ExportArguments}
@@ -160,6 +164,20 @@ def test_every_python_snippet_runs(workplace, snippet):
     with contextlib.redirect_stdout(printed):
         exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
     assert ("print(" in snippet) == bool(printed.getvalue())
+
+
+def test_the_example_of_the_package_gives_options_of_the_commands():
+    example = ast.parse(textwrap.dedent(INDENTED.findall(imagelm.__doc__)[1]))
+    called = set()
+    for call in (node for node in ast.walk(example) if isinstance(node, ast.Call)):
+        name = call.func.attr
+        values = {entry.arg: ast.literal_eval(entry.value) for entry in call.keywords}
+        names = inspect.signature(getattr(imagelm, name)).parameters
+        values |= {given: ast.literal_eval(value) for given, value in zip(names, call.args, strict=False)}
+        more = {"mode": "classify"} if name == "load" else {}
+        parse_own("infer" if name == "load" else name, option_words(values | more))
+        called.add(name)
+    assert called == {"prepare", "train", "load", "push"}
 
 
 @pytest.mark.parametrize(
