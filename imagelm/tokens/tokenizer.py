@@ -108,14 +108,19 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Loads the tokenizer that `prepare_dataset.py` left in `folder`.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it is damaged.
     """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
     if not (folder / TOKENIZER_CONFIG).is_file():
         raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with prepare_dataset.py first")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise whatever goes wrong inside them
+        raise InputError(
+            f"the tokenizer in {folder} can't be read ({first_line(error)}); copy or write the folder again"
+        ) from error
 
 
 def grammar_of(tokenizer: PreTrainedTokenizerBase) -> Grammar:

@@ -57,6 +57,14 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_an_input_error(grammar, tmp_path, name):
+    write_tokenizer(grammar, 16, tmp_path)
+    (tmp_path / name).write_text((tmp_path / name).read_text()[:-20])
+    with pytest.raises(InputError, match="can't be read"):
+        load_tokenizer(tmp_path)
+
+
 def test_what_is_written_without_transformers_is_what_it_would_save(folder, grammar: Grammar, tmp_path):
     write_tokenizer(grammar, 20, tmp_path / "written")
     saved = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
