@@ -72,7 +72,7 @@ class CardFacts:
         self.notes: list[str] = []
         records, _ = without_paths([self._record(source / name) for name in NEEDED])
         self.results, self.run, self.stats, self.arguments, self.selection = records
-        self.history = _read(source / HISTORY_FILE, list) or []
+        self.history = read_record(source / HISTORY_FILE, list) or []
         self.sha256 = weights_sha256(folder)
         if self.results is None:
             self.notes.append(f"{source.name} holds no usable {RESULTS_FILE}: the card shows no figures")
@@ -88,7 +88,7 @@ class CardFacts:
 
     def _record(self, file: Path) -> dict[str, Any] | None:
         """A record; None if there is none, or if an earlier version wrote less than the card needs."""
-        record = _read(file, dict)
+        record = read_record(file, dict)
         missing = [name for name in NEEDED[file.name] if name not in (record or {})]
         if record is None or not missing:
             return record
@@ -96,7 +96,12 @@ class CardFacts:
         return None
 
 
-def _read(file: Path, kind: type[T]) -> T | None:
+def read_record(file: Path, kind: type[T]) -> T | None:
+    """A record of a trained folder; None if there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
     try:
         content = read_json(file) if file.is_file() else None
         if content is None or isinstance(content, kind):

@@ -17,10 +17,12 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from imagelm.data.load import load_prepared, load_stats
 from imagelm.data.stats import dataset_card
 from imagelm.hub.arguments import PushArguments
+from imagelm.hub.facts import read_record
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import CARD_FILE, DATASET_COPIED, Staged
 from imagelm.utils.artifacts import CODEC_FOLDER, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import write_json, write_text
+from imagelm.utils.errors import InputError
 
 SHARD_BYTES = 500_000_000
 REASONS = dict.fromkeys(("bad_rows.jsonl", RAW_FOLDER), "may name files of this machine")
@@ -31,10 +33,16 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
     """Puts a dataset repository together, in constant memory.
 
     Raises:
-        InputError: `--dataset_dir` isn't a prepared dataset.
+        InputError: `--dataset_dir` isn't a prepared dataset, or not the one that the model was trained on.
     """
     repo_id, source = options.repositories["dataset"], Path(options.dataset_dir or "")
     dataset, stats = load_prepared(source, with_images=True), load_stats(source)
+    trained_on = (read_record(Path(options.model_dir) / STATS_FILE, dict) or {}).get("fingerprint")
+    if trained_on not in (None, stats["fingerprint"]):  # the card says that the model was trained on these rows
+        raise InputError(
+            f"--dataset_dir {source} has the fingerprint {stats['fingerprint']}, but {options.model_dir} was trained "
+            f"on data with the fingerprint {trained_on}; give the folder of these data, or push without --dataset_dir"
+        )
     staged = Staged("dataset", repo_id, folder)
     (folder / "data").mkdir(parents=True)
     disable_progress_bars()

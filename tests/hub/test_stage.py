@@ -186,6 +186,15 @@ def test_rows_that_were_changed_are_not_published(tmp_path: Path, column: str):
     assert not (tmp_path / "staged").exists()
 
 
+def test_rows_that_the_model_was_not_trained_on_are_not_published_as_its_own(pictured: Path, tmp_path: Path):
+    prepare_images(tmp_path / "data", pictured / "in", seed=7)
+    folders = {"model_dir": str(pictured / "out/best_model"), "dataset_dir": str(tmp_path / "data")}
+    with pytest.raises(InputError, match="was trained on data with the fingerprint"):
+        stage_dataset(PushArguments(repo_id=MODEL, dataset_repo_id=ROWS, **folders), tmp_path / "staged")
+    folders["dataset_dir"] = str(pictured / "data")
+    stage_dataset(PushArguments(repo_id=MODEL, dataset_repo_id=ROWS, **folders), tmp_path / "staged")
+
+
 def test_the_token_in_use_is_found_whatever_its_form(folder: Path, tmp_path: Path):
     (folder / "generation_config.json").write_text(json.dumps({"note": "my-own-hub-password"}))
     with pytest.raises(InputError, match="the Hub token in use"):
