@@ -202,6 +202,7 @@ class RowTableBuilder:
             raise InputError(
                 f"no usable row in {', '.join(self.source.files)}; expected JSON lines with tokens and label"
             )
-        columns = map(np.concatenate, zip(*self.parts, strict=True))
+        lengths, labels, splits, lines, files, digests, groups = map(np.concatenate, zip(*self.parts, strict=True))
+        columns = (lengths, labels, splits, lines, files, digests, groups, self.code_counts)
         counts = (self.num_repaired, self.num_cut_rows, self.num_cut_tokens, self.num_read_tokens, self.encode_seconds)
-        return RowTable(self.source, *columns, self.code_counts, *counts)
+        return RowTable(self.source, *columns, *counts)
