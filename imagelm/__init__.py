@@ -5,10 +5,11 @@
     imagelm.prepare(images=["photos"], output_dir="data/photos")
     imagelm.train(dataset_dir="data/photos", output_dir="outputs/photos", num_train_epochs=20)
     model = imagelm.load("outputs/photos/best_model")
-    imagelm.push("outputs/photos/best_model", "USER/NAME", dry_run="")
+    imagelm.push("outputs/photos/best_model", "USER/NAME", dry_run="preview")
 
 Each function takes the options of a command as keyword arguments; `imagelm COMMAND --help` lists them. Torch and
-transformers are imported at the first call. Progress is logged through `logging`, under the name `imagelm`.
+transformers are imported at the first call. Nothing is printed: `prepare`, `train` and `push` log their steps
+through `logging`, under the name `imagelm`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ if TYPE_CHECKING:
     from imagelm.hub.arguments import PushArguments
     from imagelm.inference.arguments import LoadArguments
     from imagelm.inference.loading import LoadedModel
-    from imagelm.utils.errors import InputError
+    from imagelm.utils.errors import DivergedError, HubError, InputError, LeakError, StoppedError, StorageError
 
 __version__ = "0.2.0"
 __all__ = [
+    "DivergedError",
+    "HubError",
     "InputError",
+    "LeakError",
     "LoadArguments",
     "LoadedModel",
     "PrepareArguments",
     "PushArguments",
+    "StoppedError",
+    "StorageError",
     "load",
     "prepare",
     "push",
@@ -37,11 +43,16 @@ __all__ = [
 ]
 
 _TYPES = {
+    "DivergedError": "imagelm.utils.errors",
+    "HubError": "imagelm.utils.errors",
     "InputError": "imagelm.utils.errors",
+    "LeakError": "imagelm.utils.errors",
     "LoadArguments": "imagelm.inference.arguments",
     "LoadedModel": "imagelm.inference.loading",
     "PrepareArguments": "imagelm.data.arguments",
     "PushArguments": "imagelm.hub.arguments",
+    "StoppedError": "imagelm.utils.errors",
+    "StorageError": "imagelm.utils.errors",
 }
 
 
@@ -57,12 +68,14 @@ def prepare(output_dir: str, **options: Any) -> dict[str, Any]:
 
     Raises:
         InputError: The input is wrong or the output folder is taken; nothing is written.
+        OSError: The system refuses to read or write, such as when the disk is full; nothing is written.
     """
     from imagelm.data.arguments import PrepareArguments
     from imagelm.data.prepare import prepare
+    from imagelm.utils.command_line import call_text
 
-    call = ", ".join(f"{name}={value!r}" for name, value in {"output_dir": output_dir, **options}.items())
-    return prepare(PrepareArguments(output_dir=output_dir, **options), command=f"imagelm.prepare({call})")
+    options = {"output_dir": output_dir, **options}
+    return prepare(PrepareArguments(**options), command=call_text("prepare", options))
 
 
 def train(dataset_dir: str, output_dir: str, **options: Any) -> dict[str, Any]:
@@ -82,11 +95,18 @@ def train(dataset_dir: str, output_dir: str, **options: Any) -> dict[str, Any]:
 
     Raises:
         InputError: An option or the data is wrong, or the folder holds a run with other settings.
+        DivergedError: Loss or gradient is no longer finite.
+        LeakError: The model sees tokens after `<CLS>`.
+        StorageError: A checkpoint or a model can't be written; what was there before is unchanged.
+        StoppedError: SIGTERM or Ctrl-C stopped the run, which the same call resumes.
+        HubError: The run is complete, but couldn't be pushed.
     """
     from imagelm.commands.parser import option_words
     from imagelm.commands.train import parse_launch, run
+    from imagelm.utils.command_line import call_text
 
-    return run(parse_launch(option_words({"dataset_dir": dataset_dir, "output_dir": output_dir, **options})))
+    options = {"dataset_dir": dataset_dir, "output_dir": output_dir, **options}
+    return run(parse_launch(option_words(options), call_text("train", options)))
 
 
 def load(model: str, **options: Any) -> LoadedModel:

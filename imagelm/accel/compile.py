@@ -150,7 +150,7 @@ def _whether_to_compile(
     if batch is None:
         return False, "rows differ in length"
     if flops < COMPILE_FLOPS:
-        return False, "the run is too short to earn it back"
+        return False, "the run is too short to repay the compile time"
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
         return False, "there is no C++ compiler"
     return True, "the run is long enough"

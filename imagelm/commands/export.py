@@ -2,7 +2,7 @@
 
     imagelm export --model outputs/mine/best_model --output_dir outputs/mine/onnx --int8
 
-Answer with it: `imagelm infer --model outputs/mine/best_model --onnx outputs/mine/onnx --mode classify …`.
+Use it with: `imagelm infer --model outputs/mine/best_model --onnx outputs/mine/onnx --mode classify …`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Asks a trained model: classes of images or rows, new images, completed images, next tokens.
+"""Classifies, completes or generates images, or predicts next tokens, with a trained model.
 
     imagelm infer --model outputs/mine/best_model --mode classify --dataset_dir data/mine
     imagelm infer --model outputs/mine/best_model --mode generate --num_samples 16 --output_image samples.png

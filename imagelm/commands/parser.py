@@ -34,7 +34,7 @@ class CommonArguments:
     """The options of every command."""
 
     config: str | None = option(
-        "YAML file with options, a line each, such as seed: 1; the command line wins",
+        "YAML file with one option per line, such as seed: 1; the command line wins",
         None,
         group="Every command",
         metavar="FILE",
@@ -50,13 +50,13 @@ class Command:
         name: The word after `imagelm`.
         doc: What it does, with examples (the module's docstring).
         groups: Dataclasses whose fields are the options.
-        exit_codes: What the exit codes mean.
+        failures: What exit code 1 means.
     """
 
     name: str
     doc: str | None
     groups: tuple[type, ...]
-    exit_codes: str = "0 done, 2 the input is wrong, 1 any other error"
+    failures: str = "any other error"
 
     def parse(self, words: list[str] | None = None, library: type | None = None) -> dict[str, Any]:
         """The value of every option, by field name; prints the help and exits where it is asked for.
@@ -82,7 +82,7 @@ class Command:
             else:
                 _add(parser, entry)
         switches = {f"no_{name}" for name, entry in theirs.items() if entry.default is True}
-        known = {entry.flag[2:] for entry in options} | set(theirs) | switches | ({"help_all"} if theirs else set())
+        known = {entry.flag[2:] for entry in options} | set(theirs) | switches
         words = expand_config(words, known, {entry.flag[2:] for entry in options if "bare" in entry.field.metadata})
         if "--help_all" in words and library is not None:
             parser.print_help()
@@ -104,7 +104,13 @@ class Command:
             if "group" in entry.field.metadata:
                 lines += ["", f"{entry.field.metadata['group']}:"]
             lines += _entry_lines(entry, width)
-        return "\n".join([*lines, "", f"Exit codes: {self.exit_codes}."])
+        return "\n".join([*lines, "", self.exit_codes])
+
+    @property
+    def exit_codes(self) -> str:
+        """What the exit codes mean, as a sentence."""
+        stopped = "130 and 143 stopped by Ctrl-C and SIGTERM"
+        return f"Exit codes: 0 done, 2 the input is wrong, {stopped}, 1 {self.failures}."
 
     def _examples(self, program: str) -> str:
         """The documentation with examples that start the program as the user did."""

@@ -10,11 +10,9 @@ A row is a JSON object: {"tokens": "<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>
 
 from __future__ import annotations
 
-import sys
-
 from imagelm.commands.parser import Command
 from imagelm.data.arguments import PrepareArguments
-from imagelm.utils.command_line import invocation
+from imagelm.utils.command_line import given_words, invocation
 from imagelm.utils.errors import run_script
 
 COMMAND = Command("prepare", __doc__, (PrepareArguments,))
@@ -25,15 +23,11 @@ def main() -> None:
     # Imported late, so that --help answers at once.
     import shlex
 
-    from imagelm.commands.logs import log_to_terminal, logger
+    from imagelm.commands.logs import log_to_terminal
     from imagelm.data.prepare import prepare
-    from imagelm.data.stats import summary
 
     log_to_terminal()
-    stats = prepare(options, command=shlex.join([*invocation(), *sys.argv[1:]]))
-    for line in summary(stats):
-        logger.info("%s", line)
-    logger.info("written: %s", options.output_dir)
+    prepare(options, command=shlex.join([*invocation(), *given_words()]))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from imagelm.commands.parser import Command
 from imagelm.hub.arguments import PushArguments
 from imagelm.utils.errors import run_script
 
-EXIT_CODES = "0 done, 2 the input is wrong, 1 the Hub or anything else failed: run the same command again to continue"
-COMMAND = Command("push", __doc__, (PushArguments,), EXIT_CODES)
+FAILURES = "the Hub or anything else failed: run the same command again to continue"
+COMMAND = Command("push", __doc__, (PushArguments,), FAILURES)
 
 
 def main() -> None:

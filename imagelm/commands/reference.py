@@ -29,7 +29,7 @@ def render_reference() -> str:
     for name in COMMANDS:
         command: Command = importlib.import_module(f"imagelm.commands.{name}").COMMAND
         parts += [f"## imagelm {name}\n\n{_text(command)}", *_tables(command.groups)]
-        parts.append(f"Exit codes: {command.exit_codes}.")
+        parts.append(command.exit_codes)
     parts += ["## Options of every command", *_tables((CommonArguments,))]
     return "\n\n".join(parts) + "\n"
 
@@ -54,10 +54,8 @@ def _row(option: Option) -> str:
         default = "required"
     else:
         default = "" if option.default is None or option.default is False else f"`{option.default}`"
-    modes = option.field.metadata.get("modes")
-    text = option.field.metadata["help"] + (f" (modes: {', '.join(modes)})" if modes else "")
     values = " ".join([option.flag, option.values]).strip()
-    return f"| {_code(values)} | {default} | {_cell(text)} |"
+    return f"| {_code(values)} | {default} | {_cell(option.text)} |"
 
 
 def _code(text: str) -> str:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from imagelm.commands.logs import log_to_terminal, logger
 from imagelm.commands.parser import Command, fill
 from imagelm.models.arguments import ModelArguments
-from imagelm.training.arguments import CommonTrainingArguments, DataArguments, RunArguments
+from imagelm.training.arguments import CommonTrainingArguments, DataArguments, HelpArguments, RunArguments
 from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE
 from imagelm.utils.errors import InputError, run_script
+from imagelm.utils.quiet import quiet_transformers
+from imagelm.utils.text import number_of
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
     from transformers import PreTrainedModel
@@ -32,8 +34,8 @@ if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --he
     from imagelm.training.run_record import RunRecord
     from imagelm.training.trainer import ImageTrainer
 
-EXIT_CODES = "0 done, 2 the input is wrong, 130 and 143 stopped by Ctrl-C and SIGTERM, 1 any other error"
-COMMAND = Command("train", __doc__, (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments), EXIT_CODES)
+GROUPS = (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments, HelpArguments)
+COMMAND = Command("train", __doc__, GROUPS)
 
 
 def main() -> None:
@@ -43,6 +45,7 @@ def main() -> None:
     run(launch, started)
 
 
+@quiet_transformers()
 def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     """Trains as the launch says, or resumes; returns the figures of best_model.
 
@@ -67,12 +70,12 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     identity = run_identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
     resume = plan_resume_together(args, identity, launch.data.overwrite, launch.data.allow_partial_resume)
     if resume.finished:
-        report_folder = output / REPORT_FOLDER
-        logger.info("this run is complete in %s; see %s, or repeat it with --overwrite", output, report_folder)
+        where = f"{output} is already complete; see {output / REPORT_FOLDER}"
+        logger.info("the run in %s. To train again, add --overwrite", where)
         if push and is_main:
             publish_run(push, output / BEST_FOLDER)
         return read_json(output / BEST_FOLDER / RESULTS_FILE)
-    start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"a new run in {output}"
+    start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
     logger.info("%s", "\n".join([*resume.notes, start]))
     record = RunRecord(output, identity, launch, data.stats, is_main, started, resume.is_new)
     if push and is_main:  # whether a push can succeed is known before hours of training
@@ -90,8 +93,12 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     return results[BEST_FOLDER]
 
 
-def parse_launch(words: list[str]) -> Launch:
+def parse_launch(words: list[str], command: str | None = None) -> Launch:
     """Reads the command line and fits it to this machine.
+
+    Args:
+        words: The command line without the program's name.
+        command: The call to record if the words aren't this program's own command line.
 
     Raises:
         InputError: An option is unknown or missing, has a wrong value, or doesn't fit the way of the launch.
@@ -108,7 +115,7 @@ def parse_launch(words: list[str]) -> Launch:
         args = fill(OneDeviceArguments, values)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {error}") from error
-    return resolve_launch(data, model, run, args, [precision] if precision else [])
+    return resolve_launch(data, model, run, args, command, [precision] if precision else [])
 
 
 def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, ComputePlan]:
@@ -163,7 +170,7 @@ def train(
         trainer.add_callback(callback)
     if push and push.each_save:
         trainer.add_callback(PushWhileTraining(trainer, push))
-    threads = f"{launch.num_threads} thread{'s' if launch.num_threads > 1 else ''}"
+    threads = number_of(launch.num_threads, "thread")
     logger.info("%s", "\n".join([*launch.notes, f"computing in {trainer.dtype_name} with {threads}, {plan.note()}"]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
@@ -200,7 +207,7 @@ def report(
     launch: Launch, data: TrainingInputs, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
 ) -> None:
     """Writes the report, and the records of the run into the models' folders."""
-    from imagelm.evaluation.report import summary, write_report
+    from imagelm.evaluation.report import baseline_warning, summary, write_report
     from imagelm.training.model_folder import write_records
 
     output, run, history = launch.output, record.update(ended="finished"), trainer.state.log_history
@@ -208,6 +215,8 @@ def report(
     for name in results:
         write_records(output / name, run, data.stats, history)
     logger.info("\n%s", summary(results[BEST_FOLDER], run, output / REPORT_FOLDER))
+    if warning := baseline_warning(results[BEST_FOLDER]):
+        logger.warning("%s", warning)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def load_prepared(folder: str | Path, splits: Collection[str] | None = None, wit
     folder = Path(folder)
     if not (folder / STATS_FILE).is_file():
         raise InputError(
-            f"--dataset_dir {folder} holds no {STATS_FILE}; write it with prepare_dataset.py --output_dir {folder}"
+            f"--dataset_dir {folder} holds no {STATS_FILE}; write it with imagelm prepare --output_dir {folder}"
         )
     stats, dataset = load_stats(folder), load_saved_dataset(folder, "--dataset_dir")
     if not isinstance(dataset, DatasetDict) or not set(SPLITS) <= set(dataset):
@@ -96,7 +96,7 @@ def load_codec_of(folder: str | Path) -> Codec | None:
     try:
         return load_codec(codec)
     except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"--dataset_dir {folder}: {error}; write it again with prepare_dataset.py") from error
+        raise InputError(f"--dataset_dir {folder}: {error}; write it again with imagelm prepare") from error
 
 
 def augmented(
@@ -110,7 +110,7 @@ def augmented(
     if recipe is None:
         return train
     if codec is None or "image" not in train.features:
-        raise InputError("--augment needs the images: write the data with prepare_dataset.py --images … --keep_images")
+        raise InputError("--augment needs the images: write the data with imagelm prepare --images … --keep_images")
     if "t" in codec.config.get("features", ()):
         raise InputError("--augment: this codec uses t, the number of an image's file, which a variant doesn't have")
     from imagelm.data.augmentation import AugmentedRows, parse_augmentation  # late, as above
@@ -129,7 +129,7 @@ def check_disjoint(dataset: DatasetDict) -> None:
     if both := len(first & second):
         raise InputError(
             f"{both} images are in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "
-            "write the dataset again with prepare_dataset.py"
+            "write the dataset again with imagelm prepare"
         )
 
 

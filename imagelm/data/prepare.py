@@ -6,10 +6,10 @@ keeps a few bytes of each, which decide the row's side; the second writes the ro
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
@@ -21,11 +21,14 @@ from imagelm.data.jsonl.source import JsonlRows
 from imagelm.data.jsonl.writer import write_raw
 from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
 from imagelm.data.splits import find_duplicates, split_rows
-from imagelm.data.stats import dataset_card, describe
+from imagelm.data.stats import dataset_card, describe, summary, warnings
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
 from imagelm.utils.artifacts import BAD_ROWS_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json, write_text
+from imagelm.utils.quiet import quiet_datasets
+
+logger = logging.getLogger(__name__)
 
 ROWS_FILE = "rows.arrow"  # temporary
 
@@ -34,7 +37,7 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `arguments.output_dir`.
 
     Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row. The
-    statistics, which hold the command line, are returned too.
+    statistics, which hold the command line, are returned too, and a summary is logged.
 
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
@@ -57,6 +60,11 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         stats |= source.describe(table, sides >= 0, staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
+    for line in summary(stats):
+        logger.info("%s", line)
+    for warning in warnings(stats):
+        logger.warning("%s", warning)
+    logger.info("written: %s", output)
     return stats
 
 
@@ -150,9 +158,8 @@ def _save(split_files: dict[str, Path], features: Features, folder: Path) -> Non
         with pa.OSFile(str(file)) as stream, pa.ipc.open_stream(stream) as reader:
             batch = next(batch for batch in reader if batch.num_rows)
         first[name] = Dataset(pa.Table.from_batches([batch.slice(0, 1)]), DatasetInfo(features=features))
-    datasets.disable_progress_bars()
-    DatasetDict(first).save_to_disk(folder)
-    datasets.enable_progress_bars()
+    with quiet_datasets():
+        DatasetDict(first).save_to_disk(folder)
     for name, file in split_files.items():
         (written,) = (folder / name).glob("*.arrow")
         file.replace(written)

@@ -15,8 +15,8 @@ from imagelm.data.rows import SPLITS, ProblemLog, RowTable
 from imagelm.data.splits import Duplicates
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM
 from imagelm.tokens.vocabulary import class_token
-from imagelm.utils.artifacts import TEMPLATES_FOLDER
-from imagelm.utils.text import NUM_LISTED, table_cell
+from imagelm.utils.artifacts import BAD_ROWS_FILE, TEMPLATES_FOLDER
+from imagelm.utils.text import NUM_LISTED, number_of, table_cell
 
 CUT_WARNING_SHARE = 0.01
 LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "transformers")
@@ -80,35 +80,36 @@ def describe(
 
 
 def summary(stats: dict) -> list[str]:
-    """The summary that `prepare_dataset.py` prints: one line per step, then warnings."""
-    cut, conflicts = stats["truncation"], stats["label_conflicts"]
-    lines = [
+    """What was prepared, one line per step."""
+    cut = stats["truncation"]
+    return [
         *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
         *_codec_in_words(stats),
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, "
         f"{stats['repaired_tails']} tails repaired, {stats['duplicates_dropped']} duplicates dropped",
         f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
-        f"{cut['share_of_image_tokens_cut']:.2%} of image tokens",
+        f"{100 * cut['share_of_image_tokens_cut']:.2f} % of image tokens",
         f"codebook: {stats['codebook']['used']} of {stats['codebook']['size']} entries used, "
         f"perplexity {stats['codebook']['usage_perplexity']:.1f}",
     ]
-    if stats["bad_rows"]["total"]:
-        lines.append(f"warning: {stats['bad_rows']['total']} bad rows were skipped; bad_rows.jsonl lists them all:")
-        lines.extend(f"  {place}" for place in stats["bad_rows"]["first"])
-    if cut["share_of_image_tokens_cut"] > CUT_WARNING_SHARE:
-        lines.append(
-            f"warning: truncation cut {cut['share_of_image_tokens_cut']:.1%} of all image tokens; "
-            "a larger --max_length keeps them"
-        )
+
+
+def warnings(stats: dict) -> list[str]:
+    """What the user should look at; places, if there are any, follow on lines of their own."""
+    found, bad, conflicts = [], stats["bad_rows"], stats["label_conflicts"]
+    if bad["total"]:
+        found.append([f"skipped {number_of(bad['total'], 'bad row')}, all listed in {BAD_ROWS_FILE}:", *bad["first"]])
+    if (share := stats["truncation"]["share_of_image_tokens_cut"]) > CUT_WARNING_SHARE:
+        found.append([f"truncation cut {100 * share:.1f} % of all image tokens; a larger --max_length keeps them"])
     present = [label for label, count in enumerate(stats["classes"]["train"]) if count]
     if len(present) == 1:
         name = stats["class_names"][present[0]]
-        lines.append(f"warning: all training rows are of class {name}; there is nothing to classify")
+        found.append([f"all training rows have the class {name}; there is nothing to classify"])
     if conflicts["total"]:
-        lines.append(f"warning: {conflicts['total']} rows repeat an image under another label; they were dropped:")
-        lines.extend(f"  {place}" for place in conflicts["first"])
-    return lines
+        what = f"dropped {number_of(conflicts['total'], 'row')} with the image of another row, but another label:"
+        found.append([what, *conflicts["first"]])
+    return ["\n  ".join(lines) for lines in found]
 
 
 def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None = None) -> str:

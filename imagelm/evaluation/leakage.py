@@ -38,13 +38,13 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
             changed[slot + 1 :] = tokens[torch.randint(len(tokens), (len(row) - slot - 1,), generator=generator)]
             logits = model(input_ids=torch.stack([row, changed]).to(device)).logits[:, slot].float()
             if not logits.isfinite().all():
-                raise DivergedError("the model's logits aren't finite, so the leak proof can't be done")
+                raise DivergedError("the model's logits aren't finite, so the leak check can't be done")
             worst = max(worst, (logits[0] - logits[1]).abs().max().item())
     model.train(was_training)
     if worst > LEAK_TOLERANCE:
         raise LeakError(
-            f"changing the tokens after {CLS} moved the logits of the class slot by {worst:.3g} (float noise is below "
-            f"{LEAK_TOLERANCE}): the model sees the answer, so its figures are worthless. "
+            f"changing the tokens after {CLS} changed the logits of the class slot by {worst:.3g} (float noise is "
+            f"below {LEAK_TOLERANCE}): the model sees the answer, so its figures are worthless. "
             "Choose a causal architecture"
         )
     return worst

@@ -24,36 +24,36 @@ class WhitespaceTokenizer(Tokenizer):
         return text.split()
 
 
-def token_accuracy(drawn: Sequence[str], true: Sequence[str]) -> float:
+def token_accuracy(generated: Sequence[str], true: Sequence[str]) -> float:
     """Share of the true tokens at their position; missing tokens count as wrong, surplus tokens don't count."""
-    return sum(a == b for a, b in zip(drawn, true, strict=False)) / len(true)
+    return sum(a == b for a, b in zip(generated, true, strict=False)) / len(true)
 
 
-def rouge(drawn: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+def rouge(generated: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2 and -L (F-measure) of one continuation, 0 to 1."""
-    scores = _SCORER.score(" ".join(true), " ".join(drawn))
+    scores = _SCORER.score(" ".join(true), " ".join(generated))
     return {name: scores[name].fmeasure for name in ROUGE_TYPES}
 
 
-def bleu(drawn: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> tuple[float, str]:
+def bleu(generated: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> tuple[float, str]:
     """Corpus BLEU of all continuations, 0 to 100, and sacrebleu's signature, which records how it was computed.
 
     Up to 4-grams; if all texts are shorter, up to their length (sacrebleu's effective order).
     """
     metric = BLEU(tokenize="none", force=True, effective_order=True)
-    score = metric.corpus_score([" ".join(words) for words in drawn], [[" ".join(words) for words in true]])
+    score = metric.corpus_score([" ".join(words) for words in generated], [[" ".join(words) for words in true]])
     return score.score, str(metric.get_signature())
 
 
-def similarity(drawn: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float | str | int]:
+def similarity(generated: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float | str | int]:
     """All figures over all continuations: BLEU of the corpus, means over continuations of ROUGE, and token accuracy.
 
     Token accuracy is over all true tokens, so a longer remainder counts more.
     """
-    rouges = [rouge(a, b) for a, b in zip(drawn, true, strict=True)]
+    rouges = [rouge(a, b) for a, b in zip(generated, true, strict=True)]
     lengths = np.array([len(words) for words in true])
-    accuracies = np.array([token_accuracy(a, b) for a, b in zip(drawn, true, strict=True)])
-    score, signature = bleu(drawn, true)
+    accuracies = np.array([token_accuracy(a, b) for a, b in zip(generated, true, strict=True)])
+    score, signature = bleu(generated, true)
     figures = {"token_accuracy": float((accuracies * lengths).sum() / lengths.sum()), "bleu": score}
     figures |= {name: float(np.mean([row[name] for row in rouges])) for name in ROUGE_TYPES}
     return {**figures, "num_continuations": len(true), "num_tokens": int(lengths.sum()), "bleu_signature": signature}

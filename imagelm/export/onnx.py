@@ -121,11 +121,12 @@ def _quantize(file: Path) -> None:
 def _quiet() -> Iterator[None]:
     """Silences the libraries' warnings about operators that this export doesn't use."""
     handlers = list(logging.root.handlers)
-    logging.disable(logging.WARNING)
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
         logging.root.handlers[:] = handlers  # the exporter adds one, which would print our own lines again

@@ -22,7 +22,7 @@ PREVIEW_FOLDER = "hub_preview"  # of --dry_run, beside the model's folder
 
 @dataclass(frozen=True)
 class RunPush:
-    """How `train.py --push_to_hub` publishes its run.
+    """How `imagelm train --push_to_hub` publishes its run.
 
     Args:
         repo_id: `USER/NAME`, or a name in the user's own namespace.

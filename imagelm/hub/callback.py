@@ -1,4 +1,4 @@
-"""Publishes from within a training run: at the end and, if asked, at each save, with the code of `push_to_hub.py`.
+"""Publishes from within a training run: at the end and, if asked, at each save, with the code of `imagelm push`.
 
 One idea: a failed push never loses a training run. The model is on disk; the message shows how to push it later.
 """
@@ -77,7 +77,7 @@ def publish_run(hub: RunPush, best: Path) -> None:
     try:
         push(hub.options(best))
     except (HubError, InputError) as error:
-        words = ["python", "push_to_hub.py", "--model_dir", str(best), "--repo_id", hub.repo_id]
+        words = ["imagelm", "push", "--model_dir", str(best), "--repo_id", hub.repo_id]
         words += ["--private"] if hub.private else []
         words += ["--revision", hub.revision] if hub.revision else []
         raise HubError(f"{error}\nThe run is complete; push it later with: {shlex.join(words)}") from error

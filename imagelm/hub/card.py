@@ -20,7 +20,7 @@ from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import table_cell
+from imagelm.utils.text import processes, table_cell
 
 TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
 # The oldest versions that work, as tests/hub/test_old_transformers.py shows.
@@ -107,7 +107,7 @@ def _values(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
         "results": results,
         "weights_sha256": facts.sha256,
         "plots": facts.plots,
-        "drawings": facts.drawings,
+        "samples": facts.samples,
         "data": facts.stats,
         "lengths": _span(facts.stats["lengths"]) if facts.stats else None,
         "restored": _restored(facts.stats),
@@ -216,10 +216,7 @@ def _training(facts: CardFacts) -> dict[str, Any]:
         ("augmentation", this["augment"]),
         ("mixed precision", this["mixed_precision"]),
         ("seed", this["seed"]),
-        (
-            "machine",
-            f"{hardware['device']}, {hardware['num_processes']} process(es) of {hardware['num_threads']} thread(s)",
-        ),
+        ("machine", f"{hardware['device']}, {processes(hardware)}"),
         ("time", f"{run['durations']['train']:.0f} s" if "train" in run["durations"] else None),
         ("versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())),
     ]
@@ -238,7 +235,7 @@ def _limits(facts: CardFacts, codec: Codec | None) -> list[str]:
     if results:
         if facts.selection:
             metric = facts.selection.get("metric", "").removeprefix("eval_")
-            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favors them slightly"
+            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them slightly"
             last = "are those of the last step; no figure was used to choose them"
             limits.append(f"The published weights {chosen if metric else last}.")
         limits.append("The interval covers the choice of held-out rows, not the training seed.")

@@ -60,7 +60,7 @@ class CardFacts:
         history: Trainer's log history; empty if there is none.
         sha256: SHA-256 of the published weights.
         plots: Figure → file name; set by the caller.
-        drawings: Name of the file with samples, or None; set by the caller.
+        samples: Name of the file with samples, or None; set by the caller.
         notes: Notes for the user, a line each.
 
     Raises:
@@ -79,12 +79,12 @@ class CardFacts:
         elif self.results["weights_sha256"] != self.sha256:
             raise InputError(
                 f"{source / RESULTS_FILE} was measured on other weights than those of its folder, so its figures can't "
-                "be published; push the folder that train.py wrote, or delete the file to publish without figures"
+                "be published; push the folder that imagelm train wrote, or delete the file to publish without figures"
             )
         if options.license is None:
             self.notes.append("the card names no license, so nobody may reuse the model; add one: --license apache-2.0")
         self.plots: dict[str, str] = {}
-        self.drawings: str | None = None
+        self.samples: str | None = None
 
     def _record(self, file: Path) -> dict[str, Any] | None:
         """A record; None if there is none, or if an earlier version wrote less than the card needs."""
@@ -92,7 +92,7 @@ class CardFacts:
         missing = [name for name in NEEDED[file.name] if name not in (record or {})]
         if record is None or not missing:
             return record
-        self.notes.append(f"{file.name} lacks {missing[0]}, as another version wrote it: the card doesn't use it")
+        self.notes.append(f"{file.name} lacks {missing[0]} (written by another version), so the card omits it")
         return None
 
 
@@ -108,4 +108,4 @@ def read_record(file: Path, kind: type[T]) -> T | None:
             return content
         raise ValueError(f"it doesn't hold a {kind.__name__}")
     except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}; push the folder that train.py wrote") from error
+        raise InputError(f"{file} is damaged: {error}; push the folder that imagelm train wrote") from error

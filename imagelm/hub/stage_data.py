@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, DatasetInfo, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, DatasetDict, DatasetInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -23,6 +23,8 @@ from imagelm.hub.staged import CARD_FILE, DATASET_COPIED, Staged
 from imagelm.utils.artifacts import CODEC_FOLDER, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import write_json, write_text
 from imagelm.utils.errors import InputError
+from imagelm.utils.quiet import quiet_datasets
+from imagelm.utils.text import number_of
 
 SHARD_BYTES = 500_000_000
 REASONS = dict.fromkeys(("bad_rows.jsonl", RAW_FOLDER), "may name files of this machine")
@@ -45,10 +47,9 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
         )
     staged = Staged("dataset", repo_id, folder)
     (folder / "data").mkdir(parents=True)
-    disable_progress_bars()
-    for name, rows in dataset.items():
-        _write_shards(rows, folder / "data", name)
-    enable_progress_bars()
+    with quiet_datasets():
+        for name, rows in dataset.items():
+            _write_shards(rows, folder / "data", name)
     for name in DATASET_COPIED:
         if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -57,7 +58,7 @@ def stage_dataset(options: PushArguments, folder: Path) -> Staged:
     write_json(folder / STATS_FILE, stats)
     write_text(folder / CARD_FILE, _card(repo_id, options, stats, dataset, folder / "data"))
     if hidden:
-        staged.notes.append(f"{STATS_FILE}: {hidden} local paths were shortened to their last part")
+        staged.notes.append(f"{STATS_FILE}: shortened {number_of(hidden, 'local path')} to the last part")
     staged.notes += _not_uploaded(source, dataset, staged.files)
     return staged
 
@@ -70,7 +71,7 @@ def _write_shards(rows: Dataset, folder: Path, split: str) -> None:
 
 
 def _card(repo_id: str, options: PushArguments, stats: dict[str, Any], dataset: DatasetDict, shards: Path) -> str:
-    """The card that `prepare_dataset.py` writes, with the metadata by which the Hub finds the shards."""
+    """The card that `imagelm prepare` writes, with the metadata by which the Hub finds the shards."""
     card, columns = DatasetCard(dataset_card(stats, repo_id, options.repo_id)), DatasetCardData()
     DatasetInfosDict({"default": DatasetInfo(features=dataset["train"].features)}).to_dataset_card_data(columns)
     card.data = DatasetCardData(

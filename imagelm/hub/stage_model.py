@@ -22,8 +22,8 @@ from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import (
     CARD_FILE,
     COPIED,
-    DRAWINGS_FILE,
     EVAL_RESULTS_FOLDER,
+    SAMPLES_FILE,
     TOKENIZER_FILES,
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -41,6 +41,7 @@ from imagelm.utils.artifacts import RESULTS_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import save_png
+from imagelm.utils.text import number_of
 
 # Why common files of trained folders aren't uploaded.
 REASONS = {
@@ -79,12 +80,12 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
         _write_eval_results(folder, options, facts)
         facts.plots = write_plots(folder, facts.results, facts.history)
     if options.num_drawings:
-        facts.drawings = _draw(loaded, folder, options.num_drawings)
+        facts.samples = _write_samples(loaded, folder, options.num_drawings)
     card, hidden = without_paths(model_card(facts, loaded))
     write_text(folder / CARD_FILE, card)
     staged.notes = _not_uploaded(source, staged.files) + facts.notes
     if hidden:
-        staged.notes.append(f"{CARD_FILE}: {hidden} local paths were shortened to their last part")
+        staged.notes.append(f"{CARD_FILE}: shortened {number_of(hidden, 'local path')} to the last part")
     return staged
 
 
@@ -95,10 +96,10 @@ def check_model_folder(source: Path) -> list[str]:
         InputError: Weights, config or tokenizer are missing.
     """
     if not source.is_dir():
-        raise InputError(f"--model_dir {source}: no such folder; name one that train.py wrote, such as …/best_model")
+        raise InputError(f"--model_dir {source}: no such folder; name one of imagelm train, such as …/best_model")
     if not (source / "config.json").is_file():
         inner = sorted(source.glob("*/config.json"))
-        remedy = f"try --model_dir {inner[0].parent}" if inner else "name a folder that train.py wrote (…/best_model)"
+        remedy = f"try --model_dir {inner[0].parent}" if inner else "name a folder of imagelm train (…/best_model)"
         raise InputError(f"--model_dir {source} holds no config.json; {remedy}")
     weights = _weight_files(source)
     if not weights:
@@ -106,7 +107,7 @@ def check_model_folder(source: Path) -> list[str]:
         what = f"only {pickled.name}, a pickle, which isn't published" if pickled else "no model.safetensors"
         raise InputError(f"--model_dir {source} holds {what}; save the model with safetensors first")
     if not (source / "tokenizer_config.json").is_file():
-        raise InputError(f"--model_dir {source} holds no tokenizer; push the folder that train.py wrote")
+        raise InputError(f"--model_dir {source} holds no tokenizer; push the folder that imagelm train wrote")
     return weights
 
 
@@ -168,7 +169,7 @@ def _write_eval_results(folder: Path, options: PushArguments, facts: CardFacts) 
     write_text(folder / EVAL_RESULTS_FOLDER / "held_out.yaml", text)
 
 
-def _draw(loaded: LoadedModel, folder: Path, count: int) -> str | None:
+def _write_samples(loaded: LoadedModel, folder: Path, count: int) -> str | None:
     """Writes a grid of samples; returns its name, or None if there is no codec or it can't decode."""
     if loaded.codec is None or not loaded.codec.can_decode:
         return None
@@ -176,5 +177,5 @@ def _draw(loaded: LoadedModel, folder: Path, count: int) -> str | None:
     grid = generated_grid(loaded, samples)
     if grid is None:
         return None
-    save_png(grid, folder / DRAWINGS_FILE)
-    return DRAWINGS_FILE
+    save_png(grid, folder / SAMPLES_FILE)
+    return SAMPLES_FILE

@@ -15,7 +15,7 @@ from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER
 
 CARD_FILE = "README.md"
-DRAWINGS_FILE = "drawings.png"
+SAMPLES_FILE = "drawings.png"
 EVAL_RESULTS_FOLDER = ".eval_results"
 WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -64,7 +64,7 @@ class Staged:
 def is_ours(kind: str, path: str) -> bool:
     """Whether a push writes a file of this path, so that the next push may delete it."""
     if kind == "model":
-        own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, DRAWINGS_FILE}
+        own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
         return path in own or bool(WEIGHTS.fullmatch(path)) or path.startswith(f"{EVAL_RESULTS_FOLDER}/")
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))

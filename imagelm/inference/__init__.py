@@ -1,1 +1,1 @@
-"""Model → answers: classes, next tokens, likelihoods, new and completed images. `inference.py` is its command line."""
+"""Model → answers: classes, next tokens, likelihoods, new and completed images. `imagelm infer` is its command line."""

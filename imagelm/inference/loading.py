@@ -27,7 +27,6 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
@@ -41,6 +40,7 @@ from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
+from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import first_line, join_first
 
 # What libraries raise if a folder's files are damaged or don't belong to a model.
@@ -122,14 +122,13 @@ class LoadedModel:
         return label
 
 
+@quiet_transformers(errors_only=True)
 def load_for_inference(options: LoadArguments) -> LoadedModel:
     """Loads a trained folder or Hub id.
 
     Raises:
         InputError: The model doesn't exist, isn't complete, or isn't a model of images as token sentences.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     device = choose_device(options.device)
     try:
         folder = _folder(options.model, options.revision)
@@ -186,7 +185,7 @@ def require_library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(f"ONNX needs {name}, which isn't installed: pip install -r requirements-onnx.txt") from error
+        raise InputError(f'ONNX needs {name}, which isn\'t installed: pip install "imagelm[onnx]"') from error
 
 
 def _folder(name: str, revision: str | None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
 from imagelm.inference.arguments import KEEP_PERCENT, ClassArguments, GenerationArguments, InferenceArguments
 from imagelm.inference.generation import GeneratedRow, complete_rows, generate_images, kept_tokens, longest_row
@@ -226,8 +227,6 @@ def _accuracy(rows: Sequence[Row], predictions: np.ndarray) -> list[str]:
     is_right = [row.label == answer for row, answer in zip(rows, predictions, strict=True) if row.label is not None]
     if not is_right:
         return []
-    from imagelm.evaluation.report import accuracy_interval  # imports matplotlib
-
     hits, n = sum(is_right), len(is_right)
     low, high = accuracy_interval(hits / n, n)
     return [f"accuracy {hits / n:.4f} ({hits} of {n} labelled rows, 95 % interval {low:.3f} to {high:.3f})"]

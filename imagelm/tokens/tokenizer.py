@@ -71,7 +71,7 @@ def _settings(max_length: int) -> dict[str, object]:
         "cls_token": CLS,
         "model_max_length": max_length,
         "padding_side": "right",
-        # The tail must stay; `prepare_dataset.py` cuts rows before, so this only affects other callers.
+        # The tail must stay; `imagelm prepare` cuts rows before, so this only affects other callers.
         "truncation_side": "left",
         "clean_up_tokenization_spaces": False,
     }
@@ -105,7 +105,7 @@ def load_grammar(folder: Path) -> Grammar:
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer that `prepare_dataset.py` left in `folder`.
+    """Loads the tokenizer that `imagelm prepare` left in `folder`.
 
     Raises:
         InputError: There is none, or it is damaged.
@@ -114,7 +114,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     folder = Path(folder)
     if not (folder / TOKENIZER_CONFIG).is_file():
-        raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with prepare_dataset.py first")
+        raise InputError(f"{folder} holds no {TOKENIZER_CONFIG}; prepare the dataset with imagelm prepare first")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise whatever goes wrong inside them

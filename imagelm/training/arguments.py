@@ -99,3 +99,10 @@ class CommonTrainingArguments:
     seed: int = option("seed of weights and dropout", 42)
     data_seed: int | None = option("seed of the rows' order; --seed if not given", None)
     full_determinism: bool = option("repeat the run bit by bit, also on a GPU; slower there", False)
+
+
+@dataclass
+class HelpArguments:
+    """What the help shows."""
+
+    help_all: bool = option("show the help of all TrainingArguments", False)

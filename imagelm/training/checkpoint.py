@@ -146,7 +146,7 @@ class CheckpointChoice:
     Attributes:
         checkpoint: Its folder; None if there is none to resume from.
         missing: Parts that it lacks.
-        notes: Which ones were passed over and why, a line each.
+        notes: Which ones were skipped and why, a line each.
     """
 
     checkpoint: Path | None = None
@@ -171,7 +171,7 @@ def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> 
         if report.is_whole:
             choice.checkpoint = folder
             return choice
-        choice.notes.append(f"passed over {folder}: {report.why}")
+        choice.notes.append(f"skipped {folder}: {report.why}")
         usable = usable or (report if report.is_usable else None)
     if usable and not allow_partial:
         raise InputError(

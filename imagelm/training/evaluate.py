@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.leakage import prove_no_leak
-from imagelm.evaluation.report import accuracy_interval
 from imagelm.models.build import load_model
 from imagelm.models.save import weights_sha256
 from imagelm.tokens.tokenizer import grammar_of
@@ -32,7 +32,7 @@ def evaluate_folder(
 
     Returns:
         Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the 95 % interval of the
-        CLS-slot accuracy, the leak proof, the SHA-256 of the weights, and a row as an example.
+        CLS-slot accuracy, the leak check, the SHA-256 of the weights, and a row as an example.
 
     Raises:
         LeakError: The class logits depend on what comes after `<CLS>`.
@@ -55,7 +55,7 @@ def evaluate_folder(
 
 
 def leak_proof_rows(dataset: Dataset) -> list[torch.Tensor]:
-    """Rows for the leak proof, spread evenly over the dataset; each int64, shape (length,)."""
+    """Rows for the leak check, spread evenly over the dataset; each int64, shape (length,)."""
     step = max(1, len(dataset) // NUM_LEAK_PROOF_ROWS)
     chosen = dataset.select(range(0, len(dataset), step)[:NUM_LEAK_PROOF_ROWS])
     return [torch.tensor(row) for row in chosen["input_ids"]]

@@ -6,25 +6,22 @@ decides itself (dtype, threads, attention, devices) is decided here and logged.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import os
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
-from transformers.utils import logging
 
 from imagelm.accel.attention import CAUSAL_PRODUCT
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.atomic_io import check_folder_name
-from imagelm.utils.command_line import invocation
+from imagelm.utils.command_line import given_words, invocation
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
 from imagelm.utils.errors import InputError
 
@@ -62,6 +59,7 @@ class Launch:
     """All options of a run, and what was decided for it.
 
     Attributes:
+        command: What starts the same run again, for the run's record.
         notes: The decisions, one line each, for the log.
         computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
     """
@@ -71,6 +69,7 @@ class Launch:
     run: RunArguments
     args: TrainingArguments
     num_threads: int
+    command: str
     notes: list[str]
     computing: dict[str, object] = field(default_factory=dict)
 
@@ -78,18 +77,6 @@ class Launch:
     def output(self) -> Path:
         """The folder of the run."""
         return Path(self.args.output_dir or "")
-
-    @property
-    def command(self) -> str:
-        """A command that starts the same run, with `accelerate launch` if that started this one."""
-        mixed_precision = os.environ.get(MIXED_PRECISION_VARIABLE)
-        words = [_without_secret(*pair) for pair in itertools.pairwise(sys.argv)]
-        program = invocation()
-        if mixed_precision is None:
-            return shlex.join([*program, *words])
-        program = program[1:] if program[0] == "python" else program
-        several = ["--multi_gpu", "--num_processes", str(self.args.world_size)] if self.args.world_size > 1 else []
-        return shlex.join(["accelerate", "launch", *several, "--mixed_precision", mixed_precision, *program, *words])
 
     def attention(self) -> str | None:
         """transformers' `attn_implementation` on this device.
@@ -109,9 +96,16 @@ class Launch:
 
 
 def resolve_launch(
-    data: DataArguments, model: ModelArguments, run: RunArguments, args: TrainingArguments, notes: list[str]
+    data: DataArguments,
+    model: ModelArguments,
+    run: RunArguments,
+    args: TrainingArguments,
+    command: str | None,
+    notes: list[str],
 ) -> Launch:
     """Checks the arguments against the machine and makes the open decisions.
+
+    `command` is a call that starts the same run; None stands for this program's own command line.
 
     Raises:
         InputError: A value can't work, or doesn't fit the way the program was launched.
@@ -119,19 +113,21 @@ def resolve_launch(
     if note := _check_launch(args):
         notes.append(note)
     _check_training_arguments(args)
-    if args.process_index != 0:
-        logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
-    return Launch(data, model, run, args, set_num_threads(run.num_threads), notes)
+    command = command or _own_command(args.world_size)
+    return Launch(data, model, run, args, set_num_threads(run.num_threads), command, notes)
 
 
-def _without_secret(before: str, word: str) -> str:
-    if before.endswith("token"):
-        return "<hidden>"
-    name, equals, _ = word.partition("=")
-    return f"{name}=<hidden>" if equals and name.endswith("token") else word
+def _own_command(num_processes: int) -> str:
+    """The command line of this program, with `accelerate launch` if that started it."""
+    mixed_precision, program = os.environ.get(MIXED_PRECISION_VARIABLE), invocation()
+    if mixed_precision is None:
+        return shlex.join([*program, *given_words()])
+    program = program[1:] if program[0] == "python" else program
+    several = ["--multi_gpu", "--num_processes", str(num_processes)] if num_processes > 1 else []
+    launcher = ["accelerate", "launch", *several, "--mixed_precision", mixed_precision]
+    return shlex.join([*launcher, *program, *given_words()])
 
 
 def _check_launch(args: TrainingArguments) -> str | None:

@@ -104,7 +104,7 @@ class ResumePlan:
         missing: Parts that the checkpoint lacks.
         finished: Whether this very run is complete.
         is_new: Whether nothing of an earlier launch remains.
-        notes: What was passed over or replaced, and why, a line each.
+        notes: What was skipped or replaced, and why, a line each.
     """
 
     checkpoint: str | None = None
@@ -130,7 +130,7 @@ def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_
     restart, named = asked.lower() == "false", None if asked.lower() in ("", "true", "false") else Path(asked)
     if not (output / RUN_FILE).is_file():
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise InputError(f"--output_dir {output} holds files that aren't of a run; choose another folder")
+            raise InputError(f"--output_dir {output} holds files that no training run wrote; choose another folder")
         if named:
             raise InputError(f"--resume_from_checkpoint {named}: give its run's folder as --output_dir")
         return ResumePlan(is_new=True)
@@ -148,7 +148,7 @@ def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_
     if not restart and (plan := _resume(output, identity, named, allow_partial, notes)):
         return plan
     if finished or checkpoints(output):
-        why = "a new start was requested" if restart else "no checkpoint of it is whole"
+        why = "a new start was requested" if restart else "none of its checkpoints is complete"
         raise InputError(
             "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; add --overwrite to delete it"])
         )
@@ -217,7 +217,7 @@ def _resume(
         return None
     theirs = checkpoint_identity(choice.checkpoint)
     if theirs is not None:
-        _check_same(f"{choice.checkpoint} is of a run", theirs, identity)
+        _check_same(f"{choice.checkpoint} belongs to a run", theirs, identity)
     source = copy_intact_files(choice.checkpoint, choice.missing) if choice.missing else choice.checkpoint
     return ResumePlan(str(source), choice.missing, notes=notes)
 
@@ -244,6 +244,6 @@ def _check_same(what: str, earlier: dict, identity: dict) -> None:
     ]
     if differences:
         raise InputError(
-            f"{what} that differs in\n" + "\n".join(differences) + "\n"
+            f"{what} with other settings:\n" + "\n".join(differences) + "\n"
             "Choose another --output_dir, or add --overwrite to delete that run"
         )

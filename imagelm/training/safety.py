@@ -104,7 +104,7 @@ class FiniteSteps(TrainerCallback):
             report = {"step": step, "learning_rate": learning_rate, "loss": str(loss), "gradient_norm": str(norm)}
             write_json(self.checkpoints.output / DIVERGED_FILE, report | {"training_rows": rows})
         shown = ", ".join(map(str, rows[:NUM_SHOWN_ROWS])) + (", …" if len(rows) > NUM_SHOWN_ROWS else "")
-        removed = f"{withdrawn.name}, of the very step before, was removed; " if withdrawn else ""
+        removed = f"{withdrawn.name}, saved one step earlier, was removed; " if withdrawn else ""
         raise DivergedError(
             f"{what} at step {step} (learning rate {learning_rate:.3g}), so this step wasn't taken: the run diverged "
             f"and was stopped. The batch held the training rows {shown} (all of them in {DIVERGED_FILE}). {removed}"
@@ -258,7 +258,8 @@ class StopOnSignal(TrainerCallback):
         if first:
             self.signal_number, self._caught_at = number, time.monotonic()
             if self.trainer.is_world_process_zero():
-                text = f"{signal.Signals(number).name}: saving a checkpoint after this step; once more ends at once\n"
+                again = "; send the signal again to stop immediately" if self.trainer.args.world_size == 1 else ""
+                text = f"{signal.Signals(number).name}: saving a checkpoint after this step{again}\n"
                 os.write(sys.stderr.fileno(), text.encode())  # print isn't safe inside a handler
 
 

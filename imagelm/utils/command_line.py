@@ -1,4 +1,4 @@
-"""Options as dataclass fields, and the words that started the program.
+"""Options as dataclass fields, and the words that started the program, without its secrets.
 
 One idea: a field holds everything about its option (default, help, choices). The command-line parser, the YAML files,
 the interactive prompt and the reference read the fields, and nothing is written twice. Nothing heavy is imported here.
@@ -7,6 +7,7 @@ the interactive prompt and the reference read the fields, and nothing is written
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from imagelm.utils.errors import InputError
 
 MAX_SEED = 2**32 - 1  # of numpy
+HIDDEN = "<hidden>"
 TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", "n", "0")
 
 
@@ -26,8 +28,8 @@ def option(text: str, default: Any = MISSING, **metadata: object) -> Any:
         text: The help.
         default: The default value; an option without one is required.
         metadata: `choices`; `minimum` and `maximum`, inclusive; `metavar`; `flag`, if it differs from the field's name;
-            `group`, the title of the options that start here; `bare`, the value of the option without a value; further
-            keys for the room's own checks.
+            `group`, the title of the options that start here; `bare`, the value of the option without a value; `modes`,
+            if it works in some modes only; further keys for the room's own checks.
     """
     return field(default=default, metadata={"help": text, **metadata})
 
@@ -89,13 +91,19 @@ class Option:
         return f"[{name}]" if self.is_bare else name
 
     @property
+    def text(self) -> str:
+        """What it does, and the modes that it works in if these aren't all."""
+        modes = self.field.metadata.get("modes")
+        return self.field.metadata["help"] + (f" (modes: {', '.join(modes)})" if modes else "")
+
+    @property
     def help(self) -> str:
         """The help text, with the default."""
         if self.is_required:
-            return f"{self.field.metadata['help']} (required)"
+            return f"{self.text} (required)"
         if self.default is None or self.default is False:
-            return self.field.metadata["help"]
-        return f"{self.field.metadata['help']} (default: {self.default})"
+            return self.text
+        return f"{self.text} (default: {self.default})"
 
     def parse(self, word: str) -> Any:
         """The value that a word stands for.
@@ -153,3 +161,23 @@ def invocation() -> list[str]:
         return ["python", "-m", spec.name]
     words = sys.argv[0].split(" ")
     return words if words[0] == "imagelm" else ["python", sys.argv[0]]
+
+
+def given_words() -> list[str]:
+    """The words that follow `invocation()` on the command line, with secrets hidden."""
+
+    def shown(before: str, word: str) -> str:
+        name, equals, _ = word.partition("=")
+        return HIDDEN if _is_secret(before) else f"{name}={HIDDEN}" if equals and _is_secret(name) else word
+
+    return [shown(*pair) for pair in itertools.pairwise(sys.argv)]
+
+
+def call_text(function: str, options: dict[str, Any]) -> str:
+    """A call from Python, such as `imagelm.train(dataset_dir='data')`, with secrets hidden."""
+    shown = {name: HIDDEN if _is_secret(name) else value for name, value in options.items()}
+    return f"imagelm.{function}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def _is_secret(name: str) -> bool:
+    return name.endswith("token")

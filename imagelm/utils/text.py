@@ -41,6 +41,19 @@ def join_first(entries: Iterable[object], limit: int = NUM_LISTED, separator: st
     return separator.join(map(str, entries[:limit])) + more
 
 
+def number_of(number: int, noun: str) -> str:
+    """A number with its noun, such as `1 process` or `2 processes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def processes(hardware: dict) -> str:
+    """The processes and threads that `run.json` records, such as `2 processes with 1 thread each`."""
+    each = " each" if hardware["num_processes"] > 1 else ""
+    return (
+        f"{number_of(hardware['num_processes'], 'process')} with {number_of(hardware['num_threads'], 'thread')}{each}"
+    )
+
+
 def printable(name: str | Path) -> str:
     """A file's name as text that any stream can hold; bytes that aren't UTF-8 become `\\xff`."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -22,6 +22,7 @@ from imagelm.models.build import build_model
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import build_tokenizer, grammar_of, load_tokenizer, save_tokenizer
 from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
+from imagelm.utils.command_line import call_text
 from imagelm.utils.errors import InputError
 from tests.conftest import ROOT, SHARED, TINY, run, run_anew, train
 
@@ -282,6 +283,10 @@ def test_a_secret_on_the_command_line_is_not_recorded(monkeypatch):
     launch = parse_launch(["--dataset_dir", "d", "--output_dir", "o", "--use_cpu"])
     assert "hf_abc" not in launch.command
     assert launch.command.endswith("--seed 1")
+
+
+def test_a_secret_in_a_call_from_python_is_not_recorded():
+    assert call_text("train", {"hub_token": "hf_abc", "seed": 1}) == "imagelm.train(hub_token='<hidden>', seed=1)"
 
 
 def test_a_checkpoint_is_fine_tuned_and_refused_for_another_vocabulary(prepared, trained, tmp_path, grammar):

@@ -7,14 +7,18 @@ import logging
 import pytest
 
 from imagelm.commands.logs import log_to_terminal
+from imagelm.data.arguments import PrepareArguments
+from imagelm.data.prepare import prepare
 from tests.conftest import ROOT, random_rows, run, write_jsonl
 
+LEVELS = ("INFO", "WARNING")
 PREPARE = """
 import logging, sys
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.prepare import prepare
 {setting}
-prepare(PrepareArguments(data_files=["rows.jsonl"], vocab_file="vocab.json", output_dir="out"), command="test")
+files = {{"data_files": ["rows.jsonl"], "vocab_file": "vocab.json", "output_dir": "out"}}
+prepare(PrepareArguments(**files, on_bad_rows="skip"), command="test")
 """
 
 
@@ -45,13 +49,29 @@ def test_only_the_first_of_several_processes_shows_information(package, capsys, 
     assert capsys.readouterr() == ("", "warning: shown by all\n")
 
 
-def test_a_library_call_prints_nothing(tmp_path, grammar):
-    write_jsonl(tmp_path / "rows.jsonl", random_rows(30, seed=0))
+@pytest.fixture
+def rows(tmp_path, grammar):
+    """A folder with 30 rows, one row without tokens, and their vocabulary."""
+    write_jsonl(tmp_path / "rows.jsonl", [*random_rows(30, seed=0), {"label": 1}])
     write_jsonl(tmp_path / "vocab.json", [grammar.vocabulary])
+    return tmp_path
+
+
+def test_preparing_logs_a_summary_and_warns_about_skipped_rows(rows, package, caplog):
+    package.setLevel(logging.INFO)
+    files = {"data_files": [str(rows / "rows.jsonl")], "vocab_file": str(rows / "vocab.json")}
+    prepare(PrepareArguments(**files, output_dir=str(rows / "out"), on_bad_rows="skip"), command="test")
+    logged = {level: [record.message for record in caplog.records if record.levelname == level] for level in LEVELS}
+    assert logged["INFO"][0].startswith("rows: 31 read, 1 bad, ") and logged["INFO"][-1] == f"written: {rows / 'out'}"
+    (warning,) = logged["WARNING"]
+    assert warning.startswith(f"skipped 1 bad row, all listed in bad_rows.jsonl:\n  {rows / 'rows.jsonl'}:31: ")
+
+
+def test_a_library_call_prints_nothing_once_its_log_is_off(rows):
     setting = 'logging.getLogger("imagelm").setLevel(logging.CRITICAL)'
-    done = run("-c", PREPARE.format(setting=setting), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    done = run("-c", PREPARE.format(setting=setting), cwd=rows, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert "imagelm" not in done.stderr
+    assert "bad row" not in done.stderr
 
 
 def test_a_library_user_may_show_the_log_lines_elsewhere(package, caplog):

@@ -113,7 +113,10 @@ def test_the_help_lists_every_option_with_its_default(name):
         assert f" {option.flag} {option.values}".rstrip() + " " in text
         if option.default not in (None, False):
             assert f"(default: {option.default})" in text
-    assert "Exit codes: 0 done, 2 the input is wrong" in text
+        if modes := option.field.metadata.get("modes"):
+            assert f"{option.field.metadata['help']} (modes: {', '.join(modes)})" in text
+    stopped = "130 and 143 stopped by Ctrl-C and SIGTERM"
+    assert f"Exit codes: 0 done, 2 the input is wrong, {stopped}, 1 " in text
 
 
 @pytest.mark.parametrize("name", COMMANDS)

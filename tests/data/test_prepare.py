@@ -250,7 +250,7 @@ def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_ou
 def test_cutting_more_than_a_hundredth_of_the_image_tokens_is_warned_about(tmp_path, vocab_file):
     write_jsonl(tmp_path / "rows.jsonl", random_rows(30, seed=17))
     done = run(*command(tmp_path, vocab_file, "--max_length", "9"))
-    assert "warning: truncation cut" in done.stdout
+    assert "warning: truncation cut" in done.stderr
 
 
 def test_the_dataset_card_states_what_the_statistics_hold(prepared):

@@ -82,4 +82,4 @@ def test_a_missing_library_is_named_with_what_installs_it(trained, tmp_path):
     code += "from imagelm.export.onnx import export_onnx;"
     code += f"export_onnx({str(trained / 'best_model')!r}, Path({str(tmp_path / 'o')!r}), False)"
     done = run("-c", code)
-    assert "requirements-onnx.txt" in done.stderr and not (tmp_path / "o").exists()
+    assert 'pip install "imagelm[onnx]"' in done.stderr and not (tmp_path / "o").exists()

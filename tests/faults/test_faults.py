@@ -89,7 +89,7 @@ def test_each_damaged_file_of_the_newest_checkpoint_is_found_and_the_one_before_
         damage(cut / "checkpoint-120" / name)
         plan = plan_of(cut)
         assert plan.checkpoint == str(cut / "checkpoint-110"), name
-        assert plan.notes[0].startswith(f"passed over {cut / 'checkpoint-120'}: ")
+        assert plan.notes[0].startswith(f"skipped {cut / 'checkpoint-120'}: ")
         assert name in plan.notes[0]
         shutil.rmtree(cut / "checkpoint-120")
         (cut / "kept").rename(cut / "checkpoint-120")
@@ -108,7 +108,7 @@ def test_a_missing_state_is_an_error_unless_it_is_allowed_and_weights_and_step_a
         plan_of(cut)
     assert ("--allow_partial_resume" in str(error.value)) == (name in PARTS)
     if name not in PARTS:
-        with pytest.raises(InputError, match="no checkpoint of it is whole"):
+        with pytest.raises(InputError, match="none of its checkpoints is complete"):
             plan_of(cut, allow_partial=True)
         return
     plan = plan_of(cut, allow_partial=True)
@@ -153,9 +153,8 @@ def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_diff
     write_manifest(cut / "checkpoint-120")
     with pytest.raises(InputError) as error:
         plan_of(cut)
-    assert f"{cut / 'checkpoint-120'} is of a run that differs in\n  {field}: another there, {mine} now" in str(
-        error.value
-    )
+    differing = f"belongs to a run with other settings:\n  {field}: another there, {mine} now"
+    assert f"{cut / 'checkpoint-120'} {differing}" in str(error.value)
 
 
 def test_a_damaged_record_is_no_reason_to_lose_a_run(cut):

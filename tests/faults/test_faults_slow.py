@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagelm.evaluation.report import accuracy_interval
+from imagelm.evaluation.interval import accuracy_interval
 from imagelm.training.manifest import inspect_checkpoint
 from tests.conftest import run, train, write_jsonl
 from tests.faults.common import DROPOUT, same_weights, start, steps, wait_for
@@ -87,7 +87,7 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
             assert shown - int(match[1]) <= SAVE_STEPS
         else:
             early += 1
-        assert "passed over" not in watched.said
+        assert "skipped" not in watched.said
         shown = max(shown, watched.step)
         whole_ones = [step for step in steps(output) if inspect_checkpoint(output / f"checkpoint-{step}").is_whole]
         assert whole_ones == steps(output)

@@ -59,13 +59,13 @@ def test_a_failed_push_loses_no_run_and_can_be_repeated(module_hub: LocalHub, pr
     module_hub.faults.answer(500, "/commit/")
     done = run(*words(prepared, tmp_path / "out", *more), **environment(module_hub, tmp_path / "home"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    command = f"python push_to_hub.py --model_dir {tmp_path / 'out/best_model'} --repo_id alice/late"
+    command = f"imagelm push --model_dir {tmp_path / 'out/best_model'} --repo_id alice/late"
     assert f"The run is complete; push it later with: {command}" in done.stderr
     assert (tmp_path / "out/report/training_report.md").is_file()
     module_hub.faults.clear()
     again = run(*words(prepared, tmp_path / "out", *more), **environment(module_hub, tmp_path / "home"))
     assert again.returncode == 0, again.stderr
-    assert "this run is complete" in again.stdout and "model.safetensors" in module_hub.repo("alice/late").files()
+    assert "is already complete" in again.stdout and "model.safetensors" in module_hub.repo("alice/late").files()
 
 
 def test_checkpoints_with_pickles_are_refused(prepared: Path, tmp_path: Path):

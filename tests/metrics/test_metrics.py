@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from imagelm.evaluation.report import accuracy_interval
+from imagelm.evaluation.interval import accuracy_interval
 from imagelm.metrics import COLUMNS, GREATER_IS_BETTER, ComputeMetrics, RowReduction, token_nll
 from imagelm.models.build import load_model
 from imagelm.tokens.grammar import Grammar

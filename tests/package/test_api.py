@@ -34,8 +34,11 @@ def test_an_unknown_name_is_an_attribute_error():
 
 SCRIPT = """
 import json
-import imagelm
+import datasets, imagelm, transformers
 
+# The caller's settings of other libraries, which must be the same afterwards.
+datasets.disable_progress_bars()
+transformers.logging.set_verbosity_info()
 stats = imagelm.prepare("data", data_files=["rows.jsonl"], vocab_file="vocab.json")
 assert stats == json.load(open("data/stats.json"))
 assert stats["command"] == "imagelm.prepare(output_dir='data', data_files=['rows.jsonl'], vocab_file='vocab.json')"
@@ -45,11 +48,15 @@ options = {
     **{"eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
 }
 figures = imagelm.train("data", "out", **options)
+command = json.load(open("out/run.json"))["command"]
+assert command.startswith("imagelm.train(dataset_dir='data', output_dir='out', config_overrides='num_hidden_layers=2,")
 assert figures == json.load(open("out/best_model/eval_results.json"))
 model = imagelm.load("out/best_model")
 assert isinstance(model, imagelm.LoadedModel)
 assert model.grammar.vocabulary == json.load(open("vocab.json"))
 imagelm.push("out/best_model", "me/x", dry_run="preview", num_drawings=0)
+assert datasets.are_progress_bars_disabled() and transformers.logging.is_progress_bar_enabled()
+assert transformers.logging.get_verbosity() == transformers.logging.INFO
 """
 
 

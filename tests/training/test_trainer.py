@@ -1,4 +1,4 @@
-"""The loss, resuming, best_model and the leak proof, on tiny real runs."""
+"""The loss, resuming, best_model and the leak check, on tiny real runs."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def plan_of(folder: Path, overwrite: bool = False, identity: dict | None = None,
 def test_a_folder_with_other_files_is_neither_trained_into_nor_emptied(tmp_path, overwrite):
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500/theirs").touch()
-    with pytest.raises(InputError, match="aren't of a run"):
+    with pytest.raises(InputError, match="files that no training run wrote"):
         plan_of(tmp_path, overwrite)
     assert (tmp_path / "checkpoint-500/theirs").exists()
 
