@@ -81,8 +81,8 @@ def prepare(output_dir: str, **options: Any) -> dict[str, Any]:
 def train(dataset_dir: str, output_dir: str, **options: Any) -> dict[str, Any]:
     """Trains a model on prepared rows, or resumes an interrupted run: `imagelm train`.
 
-    For several processes, call it from a script that `accelerate launch` starts. The output folder stays locked until
-    the process ends.
+    For several processes, call it from a script that `accelerate launch` starts. The output folder is locked until
+    it returns.
 
     Args:
         dataset_dir: What `prepare` wrote.

@@ -39,15 +39,10 @@ def causal_product(
     """The function that `AttentionInterface` asks for.
 
     Args:
-        module: The attention layer.
-        query: Shape (rows, heads, length, head size); key and value may have fewer heads.
-        key: The same.
-        value: The same.
+        query: Shape (rows, heads, length, head size), as `key` and `value`, which may have fewer heads.
         attention_mask: None for a plain causal mask.
-        dropout: Of the attention probabilities.
         scaling: Of the scores; None for one over the root of the head size.
         is_causal: False for an encoder's layer.
-        kwargs: Other arguments of the layer.
 
     Returns:
         Shape (rows, length, heads, head size), and None for the probabilities.
@@ -75,11 +70,7 @@ def _repeat_heads(x: Tensor, groups: int) -> Tensor:
 def in_chunks(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
     """softmax(query · keyᵀ + causal mask) · value, with dropout on the probabilities.
 
-    Args:
-        query: Scaled; shape (rows, heads, length, head size), as are the others; a single query sees all keys.
-        key: See `query`.
-        value: See `query`.
-        dropout: Share of the probabilities that is set to zero.
+    All of shape (rows, heads, length, head size); the queries are scaled, and a single one sees all keys.
     """
     if query.shape[2] == 1:
         shares = torch.matmul(query, key.transpose(-1, -2)).softmax(-1).to(value.dtype)

@@ -30,21 +30,13 @@ KEPT_BYTES = 2**30
 
 @dataclass
 class ComputePlan:
-    """How a training run computes.
+    """How a training run computes."""
 
-    Attributes:
-        attention: transformers' name of the attention.
-        activation: The config's name of the activation function.
-        compiled: Whether the blocks are compiled.
-        reason: Why, or why not.
-        keeps_memory: Whether the process keeps freed memory from step to step.
-    """
-
-    attention: str
-    activation: str
+    attention: str  # transformers' name
+    activation: str  # the config's name
     compiled: bool
-    reason: str
-    keeps_memory: bool
+    reason: str  # why the blocks are compiled, or why not
+    keeps_memory: bool  # freed memory, from step to step
 
     def note(self) -> str:
         """One line for the log."""
@@ -63,7 +55,7 @@ def accelerate_training(
     """Prepares a model for fast training; weights and names of parameters stay.
 
     Args:
-        model: The model, not yet wrapped.
+        model: Not yet wrapped.
         device: Where it will train.
         choice: `--compile`: auto, on or off.
         flops: Floating-point operations that training takes in this process; decides for auto.
@@ -92,16 +84,10 @@ class FastTanhGELU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape and dtype."""
         if not torch.compiler.is_compiling():
             return functional.gelu(x, approximate="tanh")
         wide = x.float()
         return (wide * torch.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide**3))).to(x.dtype)
-
-
-def training_flops(model: PreTrainedModel, num_tokens: float) -> float:
-    """6 · parameters · tokens: forward and backward products, without those of attention."""
-    return 6.0 * model.num_parameters() * num_tokens
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -128,11 +114,7 @@ def compile_in_training(block: nn.Module, batch: tuple[int, int] | None) -> None
 
 
 def keep_memory() -> bool:
-    """Makes glibc keep freed memory for the next step, instead of returning it and faulting it in again page by page.
-
-    Returns:
-        Whether this system's C library can.
-    """
+    """Makes glibc keep freed memory, instead of faulting it in again page by page in each step; False if it can't."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc

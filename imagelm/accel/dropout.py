@@ -58,5 +58,4 @@ class FastDropout(nn.Dropout):
     """`nn.Dropout` that draws by `drop`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
         return drop(x, self.p) if self.training and self.p else x

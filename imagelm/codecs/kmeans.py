@@ -7,7 +7,7 @@ are in `imagelm.remote_code.codec_imagelm`, which is published with the model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,8 @@ def fit_patch_codec(images: np.ndarray, patch_size: int, codebook_size: int, see
     Raises:
         InputError: The images have fewer different patches than `codebook_size`.
     """
-    patches = _sample(
-        images, lambda part: cut_patches(part, patch_size).flatten(0, 1), images[0].size // patch_size**2, seed
-    )
-    different, counts = np.unique(patches, axis=0, return_counts=True)
-    if len(different) < codebook_size:
-        raise InputError(
-            f"the training images have {len(different)} different patches of {patch_size}×{patch_size} pixels, fewer "
-            f"than --codebook_size {codebook_size}; choose a smaller codebook"
-        )
+    different, counts = np.unique(_sample_patches(images, patch_size, seed), axis=0, return_counts=True)
+    check_codebook_size(codebook_size, len(different), f"different patches of {patch_size}×{patch_size} pixels")
     centroids = _kmeans(different.astype(np.float32), counts, codebook_size, seed)
     centroids = np.rint(centroids).clip(0, 255).astype(np.uint8)
     centroids = _fill_up(np.unique(centroids, axis=0), different, codebook_size)
@@ -73,14 +66,11 @@ def fit_unified_codec(
     ±127 and coordinates the image's side, while colours end at 1, so that unscaled distances hardly depend on
     brightness.
 
-    Args:
+    Args (the others as in `fit_patch_codec`):
         images: Training images; uint8, shape (images, height, width, channels).
-        codebook_size: Number of centroids.
-        seed: Of the sample and the start.
         features: Which of `x, y, t, R, G, B, A, Gx, Gy`, in which order.
         scaling: "standardize" or "none".
         t: Numbers of the images, where `t` is among the features; shape (images,).
-        config: Further entries of the codec's config, such as `fit`.
 
     Raises:
         InputError: The images have fewer different pixels than `codebook_size`.
@@ -94,11 +84,7 @@ def fit_unified_codec(
     deviation = vectors.std(0) if scaling == "standardize" else np.ones(vectors.shape[1])
     scale = 1 / np.where(deviation > 0, deviation, 1)
     vectors, counts = np.unique(vectors, axis=0, return_counts=True)
-    if len(vectors) < codebook_size:
-        raise InputError(
-            f"the training images have {len(vectors)} different pixels, fewer than --codebook_size {codebook_size}; "
-            "choose a smaller codebook"
-        )
+    check_codebook_size(codebook_size, len(vectors), "different pixels")
     centroids = _kmeans(vectors * scale, counts, codebook_size, seed) / scale
     tensors = {"codebook": torch.from_numpy(centroids), "scale": torch.from_numpy(scale)}
     return UnifiedCodec(_config(images, config) | {"features": list(features)}, tensors)
@@ -108,23 +94,16 @@ def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels:
     """A unified codebook from a CSV of centroids: a header of feature names, then one line per centroid.
 
     A column `cluster_id` gives the entry's number; without it the lines are numbered in their order. The centroids are
-    compared unscaled.
-
-    Args:
-        file: The CSV.
-        image_size: Height and width of the images.
-        channels: 1 or 3.
-        config: Further entries of the codec's config.
+    compared unscaled. `image_size` is height and width; `config` are further entries of the codec's config.
 
     Raises:
         InputError: The file can't be read or isn't such a table.
     """
+    content = read_input(file, "--centroids")
     try:
-        head, *lines = read_input(file, "--centroids").decode("utf-8-sig").splitlines() or [""]
+        head, *lines = content.decode("utf-8-sig").splitlines() or [""]
         names = [name.strip() for name in head.split(",")]
         table = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, len(names)))
-    except InputError:
-        raise
     except ValueError as error:
         raise InputError(f"--centroids {file} can't be read: {error}") from error
     features = [name for name in names if name != "cluster_id"]
@@ -145,19 +124,28 @@ def read_unified_codebook(file: str | Path, image_size: Sequence[int], channels:
     return UnifiedCodec(config, {"codebook": codebook, "scale": torch.ones(len(features), dtype=torch.float64)})
 
 
+def check_codebook_size(codebook_size: int, num_found: int, what: str) -> None:
+    """Raises `InputError` if the training images have fewer of `what` than the codebook gets entries."""
+    if num_found < codebook_size:
+        raise InputError(
+            f"the training images have {num_found} {what}, fewer than --codebook_size {codebook_size}; "
+            "choose a smaller codebook"
+        )
+
+
 def _config(images: np.ndarray, config: dict[str, Any]) -> dict[str, Any]:
     return {"image_size": list(images.shape[1:3]), "channels": images.shape[3], **config}
 
 
-def _sample(images: np.ndarray, cut: Callable[[torch.Tensor], torch.Tensor], num_values: int, seed: int) -> np.ndarray:
-    """Up to `NUM_FIT_VECTORS` vectors that `cut` makes of the images, the same number of each image."""
+def _sample_patches(images: np.ndarray, patch_size: int, seed: int) -> np.ndarray:
+    """Up to `NUM_FIT_VECTORS` patches, the same number of each image."""
     rng = np.random.default_rng([seed, 1])
-    per_image = num_values // images.shape[3]
+    per_image = (images.shape[1] // patch_size) * (images.shape[2] // patch_size)
     share = max(1, min(per_image, NUM_FIT_VECTORS // len(images)))
     chosen = np.sort(rng.permutation(len(images))[: NUM_FIT_VECTORS // share])
     parts = []
     for part in np.array_split(chosen, max(1, len(chosen) // 512)):
-        vectors = cut(torch.from_numpy(images[part])).view(len(part), per_image, -1).numpy()
+        vectors = cut_patches(torch.from_numpy(images[part]), patch_size).view(len(part), per_image, -1).numpy()
         taken = np.argsort(rng.random((len(part), per_image)), axis=1)[:, :share]
         parts.append(np.take_along_axis(vectors, taken[..., None], axis=1).reshape(len(part) * share, -1))
     return np.concatenate(parts)

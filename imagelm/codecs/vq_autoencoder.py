@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from vector_quantize_pytorch import VectorQuantize
 
+from imagelm.codecs.kmeans import check_codebook_size
 from imagelm.remote_code.codec_imagelm import Autoencoder, LearnedCodec, cut_patches, to_signal
 from imagelm.utils.device import has_fast_bfloat16
 from imagelm.utils.errors import DivergedError, InputError
@@ -43,10 +44,8 @@ def fit_learned_codec(
     Args:
         images: Training images; uint8, shape (images, height, width, channels), sides divisible by `patch_size`.
         patch_size: Pixels a token and side, a power of 2.
-        codebook_size: Number of entries.
         seed: Of weights and order.
         steps: Optimizer steps (AdamW, warm-up and cosine).
-        device: Where to train.
         config: Further entries of the codec's config, such as `fit`.
 
     Raises:
@@ -56,18 +55,15 @@ def fit_learned_codec(
     if patch_size < 2 or patch_size & (patch_size - 1):
         raise InputError(f"--patch_size {patch_size}: a learned codebook needs a power of 2, at least 2")
     height, width, channels = images.shape[1:]
-    num_patches = len(images) * (height // patch_size) * (width // patch_size)
-    if num_patches < codebook_size:
-        raise InputError(
-            f"the training images have {num_patches} patches of {patch_size}×{patch_size} pixels, fewer than "
-            f"--codebook_size {codebook_size}; choose a smaller codebook"
-        )
+    tokens_an_image = (height // patch_size) * (width // patch_size)
+    what = f"patches of {patch_size}×{patch_size} pixels"
+    check_codebook_size(codebook_size, len(images) * tokens_an_image, what)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         autoencoder = Autoencoder(channels, patch_size, HIDDEN, NUM_BLOCKS, CODE_SIZE).to(device)
         _start_at_components(autoencoder, images, patch_size, seed)
-        vectors_a_step = _batch_size(images) * (height // patch_size) * (width // patch_size)
-        quantizer = _quantizer(codebook_size, vectors_a_step / codebook_size).to(device)
+        mean_use = _batch_size(images) * tokens_an_image / codebook_size
+        quantizer = _quantizer(codebook_size, mean_use).to(device)
         _train(autoencoder, quantizer, images, steps, np.random.default_rng([seed, 1]), device)
     settings = {"image_size": [height, width], "channels": channels, "patch_size": patch_size}
     tensors = {name: value.detach().cpu() for name, value in autoencoder.state_dict().items()}

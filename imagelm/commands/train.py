@@ -28,8 +28,7 @@ if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --he
 
     from imagelm.accel.compile import ComputePlan
     from imagelm.hub.arguments import RunPush
-    from imagelm.training.inputs import TrainingInputs
-    from imagelm.training.launch import Launch
+    from imagelm.training.launch import Launch, TrainingInputs
     from imagelm.training.resume import ResumePlan
     from imagelm.training.run_record import RunRecord
     from imagelm.training.trainer import ImageTrainer
@@ -56,7 +55,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     started = time.perf_counter() if started is None else started
     from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.hub.callback import check_hub, publish_run, requested_push
-    from imagelm.training.inputs import load_inputs
+    from imagelm.training.launch import load_inputs
     from imagelm.training.resume import plan_resume_together, run_identity
     from imagelm.training.run_record import RunRecord
     from imagelm.utils.atomic_io import read_json
@@ -67,30 +66,30 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     model, plan = make_model(launch, data)
 
     # A new run, or one to resume
-    identity = run_identity(data.stats, data.grammar.vocabulary, model.config, args, launch.run, launch.model)
-    resume = plan_resume_together(args, identity, launch.data.overwrite, launch.data.allow_partial_resume)
-    if resume.finished:
-        where = f"{output} is already complete; see {output / REPORT_FOLDER}"
-        logger.info("the run in %s. To train again, add --overwrite", where)
-        if push and is_main:
-            publish_run(push, output / BEST_FOLDER)
-        return read_json(output / BEST_FOLDER / RESULTS_FILE)
-    start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
-    logger.info("%s", "\n".join([*resume.notes, start]))
-    record = RunRecord(output, identity, launch, data.stats, is_main, started, resume.is_new)
-    if push and is_main:  # whether a push can succeed is known before hours of training
-        logger.info("%s", check_hub(push))
+    identity = run_identity(launch, data.stats, data.grammar.vocabulary, model.config)
+    with plan_resume_together(launch, identity) as resume:
+        if resume.finished:
+            where = f"{output} is already complete; see {output / REPORT_FOLDER}"
+            logger.info("the run in %s. To train again, add --overwrite", where)
+            if push and is_main:
+                publish_run(push, output / BEST_FOLDER)
+            return read_json(output / BEST_FOLDER / RESULTS_FILE)
+        start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
+        logger.info("%s", "\n".join([*resume.notes, start]))
+        record = RunRecord(launch, identity, data.stats, started, is_new=resume.checkpoint is None)
+        if push and is_main:  # whether a push can succeed is known before hours of training
+            logger.info("%s", check_hub(push))
 
-    baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
-    majority, bag = (baselines.get(name, 0) for name in ("majority_accuracy", "bag_of_tokens_accuracy"))
-    logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
-    trainer = train(launch, data, model, plan, record, resume, push)
-    results = evaluate(launch, data, baselines)
-    if is_main:
-        report(launch, data, trainer, record, results)
-        if push:
-            publish_run(push, output / BEST_FOLDER)
-    return results[BEST_FOLDER]
+        baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
+        majority, bag = (baselines.get(name, 0) for name in ("majority_accuracy", "bag_of_tokens_accuracy"))
+        logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
+        trainer = train(launch, data, model, plan, record, resume, push)
+        results = evaluate(launch, data, baselines)
+        if is_main:
+            report(launch, data, trainer, record, results)
+            if push:
+                publish_run(push, output / BEST_FOLDER)
+        return results[BEST_FOLDER]
 
 
 def parse_launch(words: list[str], command: str | None = None) -> Launch:
@@ -122,10 +121,10 @@ def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, C
     """Builds or loads the model, proves that it can't see the class, and chooses how it computes."""
     from transformers import enable_full_determinism, set_seed
 
-    from imagelm.accel.compile import accelerate_training, training_flops
+    from imagelm.accel.compile import accelerate_training
     from imagelm.evaluation.leakage import prove_no_leak
     from imagelm.models.build import build_model, name_classes
-    from imagelm.training.evaluate import leak_proof_rows
+    from imagelm.training.trainer import leak_proof_rows
 
     args, stats = launch.args, data.stats
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
@@ -136,7 +135,8 @@ def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, C
     logger.info(
         "model: %s, %s parameters, %d positions", model.config.model_type, f"{model.num_parameters():,}", max_length
     )
-    flops = training_flops(model, launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"]))
+    num_tokens = launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"])
+    flops = 6.0 * model.num_parameters() * num_tokens  # forward and backward products, without those of attention
     batch = (args.per_device_train_batch_size, max_length) if lengths["min"] == lengths["max"] else None
     choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
     plan = accelerate_training(model, args.device, choice, flops, batch, launch.attention())
@@ -171,7 +171,9 @@ def train(
     if push and push.each_save:
         trainer.add_callback(PushWhileTraining(trainer, push))
     threads = number_of(launch.num_threads, "thread")
-    logger.info("%s", "\n".join([*launch.notes, f"computing in {trainer.dtype_name} with {threads}, {plan.note()}"]))
+    precision = trainer.accelerator.mixed_precision
+    dtype = "fp32" if precision == "no" else precision
+    logger.info("%s", "\n".join([*launch.notes, f"computing in {dtype} with {threads}, {plan.note()}"]))
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=resume.checkpoint)
@@ -185,9 +187,9 @@ def train(
 
 def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Measures the saved models on the test rows; the results by folder name."""
-    from imagelm.training.evaluate import evaluate_folder
-    from imagelm.training.model_folder import read_selection
-    from imagelm.utils.atomic_io import write_json
+    from imagelm.training.callbacks import read_selection
+    from imagelm.training.trainer import evaluate_folder
+    from imagelm.utils.manifest import add_json
 
     results = {}
     for name in (BEST_FOLDER, FINAL_FOLDER):
@@ -199,7 +201,7 @@ def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) 
             **baselines,
         }
         if launch.args.process_index == 0:
-            write_json(folder / RESULTS_FILE, results[name])
+            add_json(folder, {RESULTS_FILE: results[name]})
     return results
 
 
@@ -208,7 +210,7 @@ def report(
 ) -> None:
     """Writes the report, and the records of the run into the models' folders."""
     from imagelm.evaluation.report import baseline_warning, summary, write_report
-    from imagelm.training.model_folder import write_records
+    from imagelm.training.run_record import write_records
 
     output, run, history = launch.output, record.update(ended="finished"), trainer.state.log_history
     write_report(output / REPORT_FOLDER, results[BEST_FOLDER], results[FINAL_FOLDER], history, run, data.stats)

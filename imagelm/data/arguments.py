@@ -204,6 +204,12 @@ class PrepareArguments(OptionGroup):
             )
 
     def _check_output(self) -> None:
+        from imagelm.utils.output_folder import check_outside  # imported late, as above
+
+        for name in ("images", "test_images", "data_files", "vocab_file", "class_names", "codec", "centroids"):
+            value = getattr(self, name)
+            for source in [value] if isinstance(value, str) else value or []:
+                check_outside(self.output_dir, f"--{name}", source)
         for folder in [*(self.images or []), *(self.test_images or [])]:
             inside = Path(self.output_dir).resolve().is_relative_to(Path(folder).resolve())
             if folder and Path(folder).is_dir() and inside:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, List, Value
+from datasets.config import DATASETDICT_JSON_FILENAME
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
@@ -25,7 +27,8 @@ from imagelm.data.stats import dataset_card, describe, summary, warnings
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
 from imagelm.utils.artifacts import BAD_ROWS_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
-from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json, write_text
+from imagelm.utils.atomic_io import write_json, write_text
+from imagelm.utils.output_folder import atomic_folder, check_replaceable
 from imagelm.utils.quiet import quiet_datasets
 
 logger = logging.getLogger(__name__)
@@ -43,8 +46,8 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
     """
     output = Path(arguments.output_dir)
-    check_output_free(output, STATS_FILE, arguments.overwrite)
-    with atomic_folder(output) as staging:
+    check = partial(check_replaceable, marker=DATASETDICT_JSON_FILENAME, overwrite=arguments.overwrite)
+    with atomic_folder(output, check) as staging:
         with open(staging / BAD_ROWS_FILE, "wb") as keep:
             problems = ProblemLog(keep)
             source = _open_source(arguments, staging, problems)

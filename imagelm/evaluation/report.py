@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
 from imagelm.tokens.vocabulary import CLS
-from imagelm.utils.atomic_io import atomic_folder, write_text
+from imagelm.utils.atomic_io import write_text
+from imagelm.utils.output_folder import atomic_folder
 from imagelm.utils.text import processes, table_cell
 
 REPORT_FILE = "training_report.md"

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from imagelm.accel.last_block import at_positions, only_at
 from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.loading import OnnxSession, load_for_inference, require_library
 from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
-from imagelm.utils.atomic_io import atomic_folder, check_output_free, write_json
+from imagelm.utils.atomic_io import write_json
 from imagelm.utils.errors import InputError
+from imagelm.utils.output_folder import atomic_folder, check_outside, check_replaceable
 
 TOLERANCE = 1e-3  # of float32 weights, relative to the largest logit
 
@@ -43,7 +45,9 @@ def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = F
     Raises:
         InputError: The folder holds no model, the output exists, or a library is missing.
     """
-    check_output_free(output, ONNX_CONFIG, overwrite)
+    check = partial(check_replaceable, marker=ONNX_CONFIG, overwrite=overwrite)
+    check(output)
+    check_outside(output, "--model", model_folder)
     loaded = load_for_inference(LoadArguments(model=model_folder, device="cpu"))
     model, positions = loaded.model, loaded.num_positions or 64
     model.set_attn_implementation("eager")  # fewer operations in the graph than sdpa's: a tenth of the time
@@ -58,7 +62,7 @@ def export_onnx(model_folder: str, output: Path, int8: bool, overwrite: bool = F
     def difference(folder: Path) -> float:
         return float(np.abs(OnnxSession(folder)(other.numpy(), other_last.numpy()) - expected).max())
 
-    with atomic_folder(output) as staging:
+    with atomic_folder(output, check) as staging:
         content = {"model": model_folder, "weights": "int8" if int8 else "float32"}
         write_json(staging / ONNX_CONFIG, content | {"vocabulary": loaded.grammar.vocabulary})
         with _quiet():

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from imagelm.hub.facts import CardFacts
 from imagelm.inference.loading import LoadedModel
-from imagelm.models.processor import CODE_FILES, PIPELINE_TASK
+from imagelm.models.save import CODE_FILES, PIPELINE_TASK
 from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER

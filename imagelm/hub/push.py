@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -18,12 +19,13 @@ from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import Staged
 from imagelm.hub.upload import check_tag, look_at, send, validate_cards
-from imagelm.utils.atomic_io import atomic_folder, write_json
-from imagelm.utils.errors import HubError, InputError
+from imagelm.utils.atomic_io import write_json
+from imagelm.utils.errors import HubError
+from imagelm.utils.output_folder import atomic_folder, check_outside, check_replaceable
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_FILE = "uploads.json"
+UPLOADS_FILE = "uploads.json"
 STAGERS = {"dataset": stage_dataset, "model": stage_model, "space": stage_space}
 
 
@@ -71,16 +73,17 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
 
 def _preview(options: PushArguments, folder: Path, level: int) -> None:
     """Writes what would be uploaded to a folder; needs no network."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
-        raise InputError(f"--dry_run {folder} holds other files; name a folder that doesn't exist")
-    with atomic_folder(folder) as home:
+    for flag, source in (("--model_dir", options.model_dir), ("--dataset_dir", options.dataset_dir)):
+        if source:
+            check_outside(folder, flag, source)
+    with atomic_folder(folder, partial(check_replaceable, marker=UPLOADS_FILE, overwrite=True)) as home:
         staged = _stage(options, home)
         check_staged(staged, options.token or get_token())
         listing = {
             one.kind: {"repo_id": one.repo_id, "files": {name: file.stat().st_size for name, file in one.files.items()}}
             for one in staged
         }
-        write_json(home / MANIFEST_FILE, listing)
+        write_json(home / UPLOADS_FILE, listing)
         for one in staged:
             _log_contents(one, level)
             for name, file in one.files.items():

@@ -20,7 +20,7 @@ from imagelm.hub.arguments import PushArguments
 from imagelm.hub.facts import read_record
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import CARD_FILE, DATASET_COPIED, Staged
-from imagelm.utils.artifacts import CODEC_FOLDER, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
+from imagelm.utils.artifacts import CODEC_FOLDER, MANIFEST_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.quiet import quiet_datasets
@@ -101,7 +101,7 @@ def _card(repo_id: str, options: PushArguments, stats: dict[str, Any], dataset: 
 
 def _not_uploaded(source: Path, dataset: DatasetDict, files: dict[str, Path]) -> list[str]:
     """A line for each entry of the prepared folder that isn't uploaded, neither unchanged nor as Parquet."""
-    sent = {*(name.split("/")[0] for name in files), *dataset, "dataset_dict.json"}
+    sent = {*(name.split("/")[0] for name in files), *dataset, "dataset_dict.json", MANIFEST_FILE}
     inner = [path for folder in (TOKENIZER_FOLDER, CODEC_FOLDER) for path in (source / folder).glob("*")]
     names = [path.name for path in source.iterdir() if path.name not in sent]
     names += [name for path in inner if (name := path.relative_to(source).as_posix()) not in files]

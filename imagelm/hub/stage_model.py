@@ -34,13 +34,14 @@ from imagelm.inference.arguments import ClassArguments, GenerationArguments, Loa
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
-from imagelm.models.processor import copy_code
+from imagelm.models.save import copy_code
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.tokens.tokenizer import load_tokenizer, save_tokenizer
 from imagelm.utils.artifacts import RESULTS_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import save_png
+from imagelm.utils.manifest import damage
 from imagelm.utils.text import number_of
 
 # Why common files of trained folders aren't uploaded.
@@ -48,6 +49,7 @@ REASONS = {
     r".*\.(bin|pt|pth|pkl|pickle|ckpt|npy|npz)": "may hold a pickle, which runs code when it is loaded",
     r"(optimizer|scheduler|rng_state|scaler).*": "training state",
     r"(training_args|trainer_state|run|stats|log_history|selection)\.json": "the card contains what matters of it",
+    r"complete\.json": "the list of this folder's files",
     r".*\.py": "not code of this project",
 }
 
@@ -93,7 +95,7 @@ def check_model_folder(source: Path) -> list[str]:
     """Returns the names of the weight files, and of their index if there are several.
 
     Raises:
-        InputError: Weights, config or tokenizer are missing.
+        InputError: Weights, config or tokenizer are missing, or a file isn't as it was written.
     """
     if not source.is_dir():
         raise InputError(f"--model_dir {source}: no such folder; name one of imagelm train, such as …/best_model")
@@ -108,6 +110,8 @@ def check_model_folder(source: Path) -> list[str]:
         raise InputError(f"--model_dir {source} holds {what}; save the model with safetensors first")
     if not (source / "tokenizer_config.json").is_file():
         raise InputError(f"--model_dir {source} holds no tokenizer; push the folder that imagelm train wrote")
+    if reason := damage(source):
+        raise InputError(f"--model_dir {source} is damaged: {reason}. Restore it, or train again with --overwrite")
     return weights
 
 

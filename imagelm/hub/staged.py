@@ -9,7 +9,7 @@ from pathlib import Path
 from imagelm.codecs.reconstruction import CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE
 from imagelm.evaluation.report import PLOTS
 from imagelm.inference.loading import LoadedModel
-from imagelm.models.processor import CODE_FILES
+from imagelm.models.save import CODE_FILES
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, register_causal_product
+from imagelm.accel.attention import CAUSAL_PRODUCT, use_causal_product
 from imagelm.models.arguments import DEFAULT_SIZE, ModelArguments
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import join_first
@@ -43,7 +43,7 @@ def build_model(
 
     Args:
         arguments: From scratch (type, overrides or a config file), or a checkpoint.
-        tokenizer: The data's tokenizer.
+        tokenizer: The data's.
         max_length: The data's longest row, in tokens.
         attention: transformers' `attn_implementation`; None leaves the choice to the architecture.
 
@@ -51,10 +51,13 @@ def build_model(
         InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
             don't fit the data.
     """
+    stock = None if attention == CAUSAL_PRODUCT else attention
     if arguments.model_name_or_path:
-        model = _load_checkpoint(arguments.model_name_or_path, tokenizer, attention)
+        model = _load_checkpoint(arguments.model_name_or_path, tokenizer, stock)
     else:
-        model = _from_scratch(arguments, tokenizer, max_length, attention)
+        model = _from_scratch(arguments, tokenizer, max_length, stock)
+    if attention == CAUSAL_PRODUCT:
+        use_causal_product(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and positions < max_length:
         raise InputError(
@@ -119,23 +122,12 @@ def _from_scratch(
             raise ValueError(
                 f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads"
             )
-        return AutoModelForCausalLM.from_config(config, attn_implementation=_usable(attention, config))
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     # Configs check themselves, each in its own way.
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         raise InputError(
             f"no {blank.model_type} model can be built like this: {error}; see --config_overrides"
         ) from error
-
-
-def _usable(attention: str | None, config: PretrainedConfig) -> str | None:
-    """The attention, or None if it is ours and the architecture doesn't support it."""
-    if attention != CAUSAL_PRODUCT:
-        return attention
-    register_causal_product()
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if isinstance(architecture, type) and issubclass(architecture, PreTrainedModel):
-        return attention if architecture.is_backend_compatible() else None
-    return None
 
 
 def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
@@ -187,7 +179,6 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, Any
 def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
-        attention = _usable(attention, AutoConfig.from_pretrained(name, trust_remote_code=False))
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
@@ -196,12 +187,9 @@ def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: s
     ours = tokenizer.get_vocab()
     if theirs != ours or model.config.vocab_size != len(ours):
         differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
-        example = ""
-        if differing:
-            first = differing[0]
-            example = f"; {first} has id {theirs.get(first)} there, {ours.get(first)} here"
+        examples = (f"; {token} has id {theirs.get(token)} there, {ours.get(token)} here" for token in differing)
         raise InputError(
             f"{name} has a vocabulary of {model.config.vocab_size} tokens that differs from the data's {len(ours)}"
-            f"{example}. Prepare the data with the model's own vocab.json, or train from scratch"
+            f"{next(examples, '')}. Prepare the data with the model's own vocab.json, or train from scratch"
         )
     return model

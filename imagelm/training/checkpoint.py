@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and which of them a run resumes from.
+"""Checkpoints that are whole or absent.
 
 One idea: while a run trains, Trainer's `output_dir` is a staging folder. When Trainer has written a checkpoint there,
 `data_state.json` (which run it is, and its position in the data) and the manifest are added, everything is brought to
@@ -12,18 +12,20 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 
-from imagelm.training.manifest import PARTS, inspect_checkpoint, read_manifest, write_manifest
-from imagelm.utils.artifacts import DATA_STATE_FILE
-from imagelm.utils.atomic_io import WRITE_ERRORS, read_json, replace_folder, why_not_written, write_json
-from imagelm.utils.errors import DivergedError, InputError, StorageError
+from imagelm.training.manifest import PARTS
+from imagelm.utils.artifacts import DATA_STATE_FILE, MANIFEST_FILE
+from imagelm.utils.atomic_io import WRITE_ERRORS, read_json, why_not_written, write_json
+from imagelm.utils.errors import DivergedError, StorageError
+from imagelm.utils.manifest import read_manifest, write_manifest
+from imagelm.utils.output_folder import place_folder, remove_folder
 
+STATE_FILE = "trainer_state.json"  # Trainer's own
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d+)")
 STAGING_FOLDER = ".checkpoint-0.partial-save"  # a name that `remove_leftovers` knows, should a kill leave it there
 
@@ -31,11 +33,8 @@ STAGING_FOLDER = ".checkpoint-0.partial-save"  # a name that `remove_leftovers` 
 class CheckpointWriter(TrainerCallback):
     """Makes Trainer write its checkpoints into a staging folder, and renames each one when it is whole.
 
-    `Trainer.save_model` must call `begin`: it is what Trainer calls first when it writes a checkpoint.
-
-    Args:
-        trainer: The trainer that this is a callback of.
-        identity: What determines the weights of this run; kept in every checkpoint.
+    `Trainer.save_model` must call `begin`: it is what Trainer calls first when it writes a checkpoint. Every checkpoint
+    keeps `identity`, what determines the weights of this run.
 
     Attributes:
         output: The run's output folder.
@@ -99,9 +98,16 @@ class CheckpointWriter(TrainerCallback):
             written = self.staging / checkpoint.name
             # A pickle that nothing reads, with the user's tokens in clear.
             (written / "training_args.bin").unlink(missing_ok=True)
-            write_json(written / DATA_STATE_FILE, {"identity": self.identity, **_position(self.trainer)})
+            content = {
+                "identity": self.identity,
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "data_seed": args.seed if args.data_seed is None else args.data_seed,
+                "rows_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            }
+            write_json(written / DATA_STATE_FILE, content)
             write_manifest(written)
-            replace_folder(written, checkpoint)
+            place_folder(written, checkpoint)
             shutil.rmtree(self.staging, ignore_errors=True)
         self._raise_in_all(None)
         self.saving, self.unconfirmed = False, checkpoint
@@ -115,13 +121,13 @@ class CheckpointWriter(TrainerCallback):
         if limit and self.trainer.is_world_process_zero():
             older = [folder for folder in checkpoints(self.output) if step_of(folder) < step_of(newest)]
             for folder in older[: max(0, len(older) - limit + 1)]:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
 
     def withdraw(self) -> Path | None:
         """Removes the newest checkpoint if the very next step wasn't finite, and returns it."""
         checkpoint, self.unconfirmed = self.unconfirmed, None
         if checkpoint is not None and self.trainer.is_world_process_zero():
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove_folder(checkpoint)
         return checkpoint
 
     def _final_folder(self) -> Path:
@@ -139,61 +145,14 @@ class CheckpointWriter(TrainerCallback):
             )
 
 
-@dataclass
-class CheckpointChoice:
-    """The checkpoint that a run resumes from.
-
-    Attributes:
-        checkpoint: Its folder; None if there is none to resume from.
-        missing: Parts that it lacks.
-        notes: Which ones were skipped and why, a line each.
-    """
-
-    checkpoint: Path | None = None
-    missing: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def choose_checkpoint(output: Path, named: Path | None, allow_partial: bool) -> CheckpointChoice:
-    """The newest whole checkpoint, or the one that the user named.
-
-    Args:
-        output: Output folder of the run.
-        named: A checkpoint in it; None for the newest.
-        allow_partial: Whether it may lack optimizer, scheduler, random numbers or data state.
-
-    Raises:
-        InputError: The named one isn't whole, or none is, but one could be resumed with `allow_partial`.
-    """
-    choice, usable = CheckpointChoice(), None
-    for folder in [named] if named else reversed(checkpoints(output)):
-        report = inspect_checkpoint(folder)
-        if report.is_whole:
-            choice.checkpoint = folder
-            return choice
-        choice.notes.append(f"skipped {folder}: {report.why}")
-        usable = usable or (report if report.is_usable else None)
-    if usable and not allow_partial:
-        raise InputError(
-            "\n".join(choice.notes) + f"\n{usable.folder} has weights and step, but lacks a part of its state. "
-            "Resuming from it gives other weights than the uninterrupted run; add --allow_partial_resume to do so"
-        )
-    if named and not usable:
-        raise InputError(f"--resume_from_checkpoint {named} can't be resumed: {inspect_checkpoint(named).why}")
-    if usable:
-        choice.checkpoint, choice.missing = usable.folder, list(usable.problems)
-        choice.notes.append(f"{usable.folder} is resumed without its {', '.join(choice.missing)}")
-    return choice
-
-
 def checkpoints(output: Path) -> list[Path]:
-    """The folders of checkpoints, whole or not, the newest last."""
-    found = [folder for folder in output.iterdir() if CHECKPOINT_PATTERN.fullmatch(folder.name) and folder.is_dir()]
+    """The folders of checkpoints, whole or not, the newest last; not those in which only the user's files are left."""
+    named = [folder for folder in output.iterdir() if CHECKPOINT_PATTERN.fullmatch(folder.name)]
+    found = [folder for folder in named if any((folder / name).exists() for name in (MANIFEST_FILE, STATE_FILE))]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -205,12 +164,7 @@ def checkpoint_identity(checkpoint: Path) -> dict | None:
 
 
 def copy_intact_files(checkpoint: Path, missing: list[str]) -> Path:
-    """Copies the intact files of a damaged checkpoint into a folder beside it, for Trainer to read.
-
-    Args:
-        checkpoint: The checkpoint.
-        missing: Parts that aren't copied.
-    """
+    """Copies the files of a damaged checkpoint, without the missing parts, into a folder beside it for Trainer."""
     folder = checkpoint.with_name(f".{checkpoint.name}.partial-resume")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -223,12 +177,7 @@ def copy_intact_files(checkpoint: Path, missing: list[str]) -> Path:
 
 
 class PartialResume(TrainerCallback):
-    """Restores what is left if optimizer or scheduler is missing: Trainer alone would reset both.
-
-    Args:
-        folder: The intact files; None if nothing is resumed.
-        missing: Parts that aren't among them.
-    """
+    """Restores what is left in `folder` if optimizer or scheduler is missing: Trainer alone would reset both."""
 
     def __init__(self, folder: str | None, missing: list[str]) -> None:
         self.folder, self.missing = Path(folder or "."), missing
@@ -250,27 +199,12 @@ class PartialResume(TrainerCallback):
             group["lr"] = learning_rate
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Removes the folder."""
         if self.missing and state.is_world_process_zero:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def check_weights(model: torch.nn.Module | None, step: int) -> None:
-    """Refuses weights that aren't finite.
-
-    Raises:
-        DivergedError: One isn't.
-    """
+    """Raises `DivergedError` if a weight isn't finite."""
     for name, weight in model.named_parameters() if model else ():
         if not weight.isfinite().all():
             raise DivergedError(f"weight {name} isn't finite at step {step}: the run diverged; nothing was saved of it")
-
-
-def _position(trainer: Trainer) -> dict[str, float | None]:
-    args, state = trainer.args, trainer.state
-    return {
-        "step": state.global_step,
-        "epoch": state.epoch,
-        "data_seed": args.seed if args.data_seed is None else args.data_seed,
-        "rows_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-    }

@@ -1,4 +1,4 @@
-"""Fits the arguments of a run to this machine.
+"""What a run starts from: its arguments, fitted to this machine, and the prepared rows.
 
 One idea: everything that can fail before the first step fails here, with a message, and everything that the program
 decides itself (dtype, threads, attention, devices) is decided here and logged.
@@ -6,24 +6,36 @@ decides itself (dtype, threads, attention, devices) is decided here and logged.
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from datasets import DatasetDict
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from imagelm.accel.attention import CAUSAL_PRODUCT
+from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_prepared, load_stats
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
+from imagelm.models.save import make_processor
+from imagelm.remote_code.processing_imagelm import ImageLMProcessor
+from imagelm.tokens.grammar import Grammar
+from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import DataArguments, RunArguments
+from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import check_folder_name
 from imagelm.utils.command_line import given_words, invocation
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
 from imagelm.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Training arguments that are refused, and why: each would make a figure wrong or omit it.
 UNWANTED_ARGUMENTS = {
@@ -50,7 +62,6 @@ class OneDeviceArguments(TrainingArguments):
 
     @property
     def n_gpu(self) -> int:
-        """The number of GPUs of this process."""
         return min(super().n_gpu, 1)
 
 
@@ -75,14 +86,10 @@ class Launch:
 
     @property
     def output(self) -> Path:
-        """The folder of the run."""
         return Path(self.args.output_dir or "")
 
     def attention(self) -> str | None:
-        """transformers' `attn_implementation` on this device.
-
-        None leaves the choice to the architecture: sdpa if it supports that.
-        """
+        """transformers' `attn_implementation` on this device; None leaves the choice to the architecture."""
         if self.run.attention != "auto":
             return self.run.attention
         return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
@@ -110,8 +117,7 @@ def resolve_launch(
     Raises:
         InputError: A value can't work, or doesn't fit the way the program was launched.
     """
-    if note := _check_launch(args):
-        notes.append(note)
+    notes += _check_launch(args)
     _check_training_arguments(args)
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
@@ -130,8 +136,8 @@ def _own_command(num_processes: int) -> str:
     return shlex.join([*launcher, *program, *given_words()])
 
 
-def _check_launch(args: TrainingArguments) -> str | None:
-    """Refuses launches that would train something other than requested; a note for the log, or None."""
+def _check_launch(args: TrainingArguments) -> list[str]:
+    """Refuses launches that would train something other than requested; returns notes for the log."""
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != args.world_size:
         raise InputError(
@@ -139,12 +145,10 @@ def _check_launch(args: TrainingArguments) -> str | None:
             "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
     num_gpus = torch.cuda.device_count() if args.device.type == "cuda" else 0
-    if args.world_size == 1 and num_gpus > 1:
-        return (
-            f"{num_gpus} GPUs are visible, one is used; "
-            f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
-        )
-    return None
+    if args.world_size > 1 or num_gpus <= 1:
+        return []
+    remedy = f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
+    return [f"{num_gpus} GPUs are visible, one is used; {remedy}"]
 
 
 def _check_training_arguments(args: TrainingArguments) -> None:
@@ -170,3 +174,35 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
     check_folder_name(args.output_dir or "")
+
+
+@dataclass
+class TrainingInputs:
+    """The rows of a run, and what belongs to them."""
+
+    dataset: DatasetDict  # both splits, as prepared
+    train: Dataset  # changed in each epoch if augmentation is on
+    stats: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    grammar: Grammar
+    processor: ImageLMProcessor | None  # None for data without a codec
+
+
+def load_inputs(launch: Launch) -> TrainingInputs:
+    """Loads the prepared rows, and checks that no image is in both splits.
+
+    Raises:
+        InputError: The folder isn't prepared data, or an image is in both splits.
+    """
+    args, folder = launch.args, Path(launch.data.dataset_dir)
+    dataset = load_prepared(folder, with_images=launch.run.augment is not None)
+    stats = load_stats(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    grammar = grammar_of(tokenizer)
+    check_disjoint(dataset)
+    codec = load_codec_of(folder)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
+    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
+    logger.info("data: %d training and %d test rows, no image in both", len(dataset["train"]), len(dataset["test"]))
+    return TrainingInputs(dataset, train, stats, tokenizer, grammar, processor)

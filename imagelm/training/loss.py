@@ -64,7 +64,8 @@ class TokenAndSlotLoss:
         slot_nll = (nll * in_slot).sum()
         loss = nll.sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
         if torch.is_grad_enabled():
-            self._add(nll, num_tokens, slot_nll, in_slot)
+            sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
+            self._sums = sums if self._sums is None else self._sums + sums
         else:
             self._nll = nll
         if self.cls_loss_weight == 0:
@@ -86,7 +87,3 @@ class TokenAndSlotLoss:
         """The likelihoods of the last evaluated batch, for `RowReduction`; None if they were taken already."""
         nll, self._nll = self._nll, None
         return nll
-
-    def _add(self, nll: Tensor, num_tokens: Tensor, slot_nll: Tensor, in_slot: Tensor) -> None:
-        sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
-        self._sums = sums if self._sums is None else self._sums + sums

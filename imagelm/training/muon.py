@@ -30,12 +30,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         model: `hidden_matrices` decides which parameters go to Muon.
-        lr: AdamW's learning rate.
+        lr: AdamW's learning rate; `betas` and `eps` are AdamW's, too.
         muon_lr: Muon's learning rate, the spectral norm of an update of a square matrix.
-        momentum: Muon's momentum.
         weight_decay: Decoupled weight decay, for Muon's matrices only.
-        betas: AdamW's.
-        eps: AdamW's.
     """
 
     def __init__(
@@ -128,11 +125,7 @@ def hidden_matrices(model: PreTrainedModel) -> list[Tensor]:
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest matrices with singular values of about 1 (0.7 to 1.2), by Newton-Schulz iteration.
 
-    Args:
-        matrices: Shape (batch, rows, columns).
-
-    Returns:
-        The same shape and dtype.
+    Shape (batch, rows, columns) and dtype stay.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(torch.bfloat16 if has_fast_bfloat16(matrices.device) else torch.float32)

@@ -6,74 +6,60 @@ seed). A run resumes only if its own record is the same; otherwise it is refused
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 from transformers import PretrainedConfig, TrainingArguments
 
-from imagelm.models.arguments import ModelArguments
-from imagelm.training.arguments import RunArguments
-from imagelm.training.checkpoint import (
-    CHECKPOINT_PATTERN,
-    checkpoint_identity,
-    checkpoints,
-    choose_checkpoint,
-    copy_intact_files,
-)
+from imagelm.training.checkpoint import CHECKPOINT_PATTERN, checkpoint_identity, checkpoints, copy_intact_files
+from imagelm.training.launch import Launch
+from imagelm.training.manifest import CheckpointReport, inspect_checkpoint
 from imagelm.training.run_record import read_record
-from imagelm.utils.artifacts import BEST_FOLDER, DIVERGED_FILE, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, RUN_FILE
-from imagelm.utils.atomic_io import remove_leftovers
+from imagelm.utils.artifacts import (
+    BEST_FOLDER,
+    DIVERGED_FILE,
+    FINAL_FOLDER,
+    HISTORY_FILE,
+    MANIFEST_FILE,
+    REPORT_FOLDER,
+    RESULTS_FILE,
+    RUN_FILE,
+    SELECTION_FILE,
+    STATS_FILE,
+)
 from imagelm.utils.errors import InputError, StorageError, describe
+from imagelm.utils.manifest import damage
+from imagelm.utils.output_folder import locked, remove_folder, remove_leftovers
 
 OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
+# What versions before 0.2, which wrote no manifest, left in these folders.
+KNOWN_FILES = re.compile(
+    r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model.*\.bin|(optimizer|scheduler|rng_state|scaler).*\.(pt|pth|bin)"
+    r"|(model\.safetensors\.index|config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab"
+    r"|trainer_state|training_args|data_state|selection|eval_results|run|stats|log_history|processor_config"
+    r"|preprocessor_config|codec_config)\.json|codec.*\.safetensors|\w+_imagelm\.py|merges\.txt|training_report\.md"
+    r"|(loss|perplexity|accuracy|learning_rate|confusion_matrix)\.png)"
+)
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
 # The fields of TrainingArguments that determine the weights; the others are about files, logs and intervals.
 DECISIVE_ARGUMENTS = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "average_tokens_across_devices",
-    "data_seed",
-    "dataloader_drop_last",
-    "full_determinism",
-    "gradient_accumulation_steps",
-    "label_smoothing_factor",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "metric_for_best_model",
-    "neftune_noise_alpha",
-    "num_train_epochs",
-    "optim",
-    "optim_args",
-    "per_device_train_batch_size",
-    "seed",
-    "train_sampling_strategy",
-    "warmup_steps",
-    "weight_decay",
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "average_tokens_across_devices"),
+    *("dataloader_drop_last", "train_sampling_strategy", "seed", "data_seed", "full_determinism"),
+    *("label_smoothing_factor", "neftune_noise_alpha", "metric_for_best_model"),
 )
 
 
-def run_identity(
-    stats: dict,
-    vocabulary: dict[str, int],
-    config: PretrainedConfig,
-    args: TrainingArguments,
-    run: RunArguments,
-    model: ModelArguments,
-) -> dict:
+def run_identity(launch: Launch, stats: dict, vocabulary: dict[str, int], config: PretrainedConfig) -> dict:
     """What determines the weights of a run, ready for JSON."""
-    arguments = args.to_dict()
+    args, run, arguments = launch.args, launch.run, launch.args.to_dict()
     architecture = {
         name: value
         for name, value in config.to_dict().items()
@@ -84,13 +70,13 @@ def run_identity(
         "vocabulary": hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest(),
         "world_size": args.world_size,
         "mixed_precision": args.mixed_precision,
-        "started_from": model.model_name_or_path,
+        "started_from": launch.model.model_name_or_path,
         "augment": run.augment,
         "cls_loss_weight": run.cls_loss_weight,
         "optimizer": run.optimizer,
         "muon_learning_rate": run.muon_learning_rate if run.optimizer == "muon" else None,
         **{f"model.{name}": value for name, value in architecture.items()},
-        **{name: arguments[name] for name in DECISIVE_ARGUMENTS},
+        **{name: arguments[name] for name in sorted(DECISIVE_ARGUMENTS)},
     }
     return json.loads(json.dumps(decisive, default=str))
 
@@ -100,126 +86,149 @@ class ResumePlan:
     """What happens in the output folder.
 
     Attributes:
-        checkpoint: What Trainer resumes from; None starts at step 0.
+        checkpoint: What Trainer resumes from; None starts at step 0: nothing of an earlier launch remains.
         missing: Parts that the checkpoint lacks.
         finished: Whether this very run is complete.
-        is_new: Whether nothing of an earlier launch remains.
         notes: What was skipped or replaced, and why, a line each.
     """
 
     checkpoint: str | None = None
     missing: list[str] = field(default_factory=list)
     finished: bool = False
-    is_new: bool = False
     notes: list[str] = field(default_factory=list)
 
 
 def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool = False) -> ResumePlan:
     """Decides what happens to the contents of the output folder; call it on the main process only.
 
-    Args:
-        args: With the output folder, and a checkpoint of it if the user named one.
-        identity: `run_identity` of this run.
-        overwrite: Whether to delete an earlier run.
-        allow_partial: Whether a checkpoint may lack a part of its state.
+    `overwrite` deletes an earlier run; `allow_partial` resumes from a checkpoint that lacks a part of its state.
 
     Raises:
         InputError: The folder holds other files, another run, or no checkpoint that can be resumed.
     """
     output, asked = Path(str(args.output_dir)), args.resume_from_checkpoint or ""
     restart, named = asked.lower() == "false", None if asked.lower() in ("", "true", "false") else Path(asked)
+    if (output / SELECTION_FILE).exists() or (output / MANIFEST_FILE).exists():
+        raise InputError(f"--output_dir {output} is the folder of a model or checkpoint; choose the folder of a run")
     if not (output / RUN_FILE).is_file():
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             raise InputError(f"--output_dir {output} holds files that no training run wrote; choose another folder")
         if named:
             raise InputError(f"--resume_from_checkpoint {named}: give its run's folder as --output_dir")
-        return ResumePlan(is_new=True)
+        return ResumePlan()
     remove_leftovers(output, OURS)
     (output / DIVERGED_FILE).unlink(missing_ok=True)
     if overwrite:
         delete_run(output)
-        return ResumePlan(is_new=True)
+        return ResumePlan()
     notes = _check_same_run(output, identity)
     if named and named.resolve().parent != output.resolve():
         raise InputError(f"--resume_from_checkpoint {named} isn't a checkpoint in --output_dir {output}")
-    finished = (output / FINAL_FOLDER / RESULTS_FILE).is_file() and (output / REPORT_FOLDER).exists()
-    if finished and not restart and not named:
-        return ResumePlan(finished=True, notes=notes)
+    if (output / FINAL_FOLDER).is_dir() and not restart and not named:
+        lacking = [reason for name in (BEST_FOLDER, FINAL_FOLDER) if (reason := _why_unfinished(output / name))]
+        if not lacking and (output / REPORT_FOLDER).is_dir():
+            return ResumePlan(finished=True, notes=notes)
+        notes += lacking
     if not restart and (plan := _resume(output, identity, named, allow_partial, notes)):
         return plan
-    if finished or checkpoints(output):
+    if (output / FINAL_FOLDER).is_dir() or checkpoints(output):
         why = "a new start was requested" if restart else "none of its checkpoints is complete"
         raise InputError(
             "\n".join([*notes, f"--output_dir {output} holds this run, but {why}; add --overwrite to delete it"])
         )
     delete_run(output)
-    return ResumePlan(is_new=True, notes=notes)
+    return ResumePlan(notes=notes)
 
 
-def plan_resume_together(args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool) -> ResumePlan:
-    """`plan_resume` on the main process, which locks the folder until it ends; every process must call it.
+@contextmanager
+def plan_resume_together(launch: Launch, identity: dict) -> Iterator[ResumePlan]:
+    """`plan_resume` on the main process, which locks the folder inside the context; every process must enter it.
 
     Raises:
         InputError: In every process.
         StorageError: The folder can't be created or read; in every process.
     """
+    args, options = launch.args, launch.data
     decision: list[object] = [None, None]
-    if args.process_index == 0:
-        try:
-            lock_output(Path(str(args.output_dir)))
-            decision = [plan_resume(args, identity, overwrite, allow_partial), None]
-        except InputError as error:
-            decision = [None, InputError(str(error))]
-        except OSError as error:
-            decision = [None, StorageError(f"--output_dir {args.output_dir}: {describe(error)}")]
-    plan, refusal = broadcast_object_list(decision)
-    if refusal:  # in every process, so that none waits for another
-        raise refusal if args.process_index == 0 else type(refusal)("see the main process")
-    return plan
+    with ExitStack() as lock:
+        if args.process_index == 0:
+            try:
+                lock.enter_context(lock_output(launch.output))
+                decision = [plan_resume(args, identity, options.overwrite, options.allow_partial_resume), None]
+            except InputError as error:
+                decision = [None, InputError(str(error))]
+            except OSError as error:
+                decision = [None, StorageError(f"--output_dir {args.output_dir}: {describe(error)}")]
+        plan, refusal = broadcast_object_list(decision)
+        if refusal:  # in every process, so that none waits for another
+            raise refusal if args.process_index == 0 else type(refusal)("see the main process")
+        yield plan
 
 
-def lock_output(output: Path) -> None:
-    """Creates the folder, and keeps a second run out of it as long as this process lives.
+@contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Creates the folder, and keeps a second run out of it inside the context.
 
     Raises:
         InputError: Another run writes into it.
     """
     output.mkdir(parents=True, exist_ok=True)
-    folder = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise InputError(f"--output_dir {output}: another run is writing into it; wait for it, or stop it") from error
-    except OSError:  # a file system without locks
-        with suppress(OSError):
-            os.close(folder)
+    with locked(output) as ours:
+        if not ours:
+            raise InputError(f"--output_dir {output}: another run is writing into it; wait for it, or stop it")
+        yield
 
 
 def delete_run(output: Path) -> None:
     """Deletes what a run leaves in its output folder, and nothing else."""
-    if not output.is_dir():
-        return
     for entry in output.iterdir():
-        if entry.name in OUR_FOLDERS or CHECKPOINT_PATTERN.fullmatch(entry.name):
-            shutil.rmtree(entry)
+        if entry.is_dir() and (entry.name in OUR_FOLDERS or CHECKPOINT_PATTERN.fullmatch(entry.name)):
+            remove_folder(entry, KNOWN_FILES)
     for name in (DIVERGED_FILE, RUN_FILE):
         (output / name).unlink(missing_ok=True)
+
+
+def _why_unfinished(folder: Path) -> str | None:
+    """What a finished run's model folder lacks; a push needs all of its records."""
+    missing = [name for name in (RESULTS_FILE, RUN_FILE, STATS_FILE, HISTORY_FILE) if not (folder / name).is_file()]
+    reason = f"{', '.join(missing)} is missing" if missing else damage(folder)
+    return f"{folder} is written again: {reason}" if reason else None
 
 
 def _resume(
     output: Path, identity: dict, named: Path | None, allow_partial: bool, notes: list[str]
 ) -> ResumePlan | None:
-    """Where the run resumes; None if there is no checkpoint to resume from."""
-    choice = choose_checkpoint(output, named, allow_partial)
-    notes += choice.notes
-    if choice.checkpoint is None:
+    """Resumes from the newest whole checkpoint, or from the named one; None if there is none to resume from.
+
+    Raises:
+        InputError: The named one isn't whole, none is, but one could be resumed with `allow_partial`, or it is of
+            another run.
+    """
+    skipped: list[str] = []
+    found: CheckpointReport | None = None  # the newest whole one, otherwise the newest that could be resumed
+    for folder in [named] if named else reversed(checkpoints(output)):
+        report = inspect_checkpoint(folder)
+        if report.is_whole:
+            found = report
+            break
+        skipped.append(f"skipped {folder}: {report.why}")
+        if named and not report.is_usable:
+            raise InputError(f"--resume_from_checkpoint {named} can't be resumed: {report.why}")
+        found = found or (report if report.is_usable else None)
+    notes += skipped
+    if found is None:
         return None
-    theirs = checkpoint_identity(choice.checkpoint)
-    if theirs is not None:
-        _check_same(f"{choice.checkpoint} belongs to a run", theirs, identity)
-    source = copy_intact_files(choice.checkpoint, choice.missing) if choice.missing else choice.checkpoint
-    return ResumePlan(str(source), choice.missing, notes=notes)
+    checkpoint, missing = found.folder, list(found.problems)
+    if missing and not allow_partial:
+        raise InputError(
+            "\n".join(skipped) + f"\n{checkpoint} has weights and step, but lacks a part of its state. "
+            "Resuming from it gives other weights than the uninterrupted run; add --allow_partial_resume to do so"
+        )
+    if missing:
+        notes.append(f"{checkpoint} is resumed without its {', '.join(missing)}")
+    if (recorded := checkpoint_identity(checkpoint)) is not None:
+        _check_same(f"{checkpoint} belongs to a run", recorded, identity)
+    return ResumePlan(str(copy_intact_files(checkpoint, missing) if missing else checkpoint), missing, notes=notes)
 
 
 def _check_same_run(output: Path, identity: dict) -> list[str]:

@@ -6,13 +6,14 @@ updated at every checkpoint, so that a killed run loses no more of its record th
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
 import time
 from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +23,9 @@ import torch
 from transformers import TrainerCallback
 
 from imagelm.training.launch import Launch
-from imagelm.utils.artifacts import RUN_FILE
+from imagelm.utils.artifacts import HISTORY_FILE, RUN_FILE, STATS_FILE
 from imagelm.utils.atomic_io import raise_storage_error, read_json, write_json
+from imagelm.utils.manifest import add_json
 
 LIBRARIES = (
     *("accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"),
@@ -35,11 +37,8 @@ class RunRecord(TrainerCallback):
     """Writes `run.json`; only the main process does.
 
     Args:
-        output: The output folder.
         identity: What determines the weights.
-        launch: Its arguments and decisions.
         stats: `stats.json` of the data.
-        is_main: Whether this process writes.
         started: `time.perf_counter()` when this launch began.
         is_new: Whether the run has no earlier launch.
 
@@ -49,30 +48,27 @@ class RunRecord(TrainerCallback):
         spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
-    def __init__(
-        self, output: Path, identity: dict, launch: Launch, stats: dict, is_main: bool, started: float, is_new: bool
-    ) -> None:
-        self.file, self.is_main, self.started = output / RUN_FILE, is_main, started
-        self.training_started = started
+    def __init__(self, launch: Launch, identity: dict, stats: dict, started: float, is_new: bool) -> None:
+        args = launch.args
+        self.file, self.is_main = launch.output / RUN_FILE, args.process_index == 0
+        self.started = self.training_started = started
         self.step: int | None = None
         self.spikes: list[dict] = []
-        earlier = {} if is_new else read_record(output)
-        args = launch.args
+        earlier = {} if is_new else read_record(launch.output)
         self.entry = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": launch.command,
-            "from_step": 0,
-            "to_step": 0,
-            "train_seconds": 0.0,
-            "seconds": 0.0,
+            **{"from_step": 0, "to_step": 0, "train_seconds": 0.0, "seconds": 0.0},
             "ended": None,  # and stays None if the process is killed
         }
-        self.content = {
+        self.content: dict[str, Any] = {
             "command": launch.command,
             "identity": identity,
             "base_model": _hub_id(identity["started_from"]),
-            "config": args.to_dict()
-            | {name: dataclasses.asdict(part) for name, part in _parts(launch).items()},  # tokens are masked by to_dict
+            "config": {
+                **args.to_dict(),  # tokens are masked by to_dict
+                **{"imagelm": asdict(launch.run), "model": asdict(launch.model), "data": asdict(launch.data)},
+            },
             "seeds": {
                 "split": stats["options"]["seed"],
                 "model": args.seed,
@@ -80,9 +76,7 @@ class RunRecord(TrainerCallback):
             },
             "data": {
                 "dataset_dir": launch.data.dataset_dir,
-                "fingerprint": stats["fingerprint"],
-                "num_rows": stats["num_rows"],
-                "command": stats["command"],
+                **{name: stats[name] for name in ("fingerprint", "num_rows", "command")},
             },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             **_git(),
@@ -97,37 +91,25 @@ class RunRecord(TrainerCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Records how the training ended."""
         ended = None if error is None else f"{type(error).__name__}: {error}"
         # A failure to write the record must not hide the error that ended the training.
         with nullcontext() if error is None else suppress(OSError):
             self.update(self.step, ended)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Starts the clock of the training."""
         self.training_started = time.perf_counter()
         self.entry["from_step"] = self.step = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Keeps the step."""
         self.step = state.global_step
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        """Updates the file."""
         saved = f"checkpoint-{state.global_step} is saved; run the same command again to continue from it"
         with raise_storage_error(self.file, saved):
             self.update(state.global_step)
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:
-        """Updates the times of this launch and writes the file.
-
-        Args:
-            step: The step that was reached.
-            ended: How the launch ended; None while it runs.
-
-        Returns:
-            The record.
-        """
+        """Updates step, times and end (None while it runs) of this launch, writes the file and returns the record."""
         now = time.perf_counter()
         self.entry["seconds"] = now - self.started
         if step is not None:
@@ -158,6 +140,16 @@ def read_record(output: Path) -> dict:
     return {}
 
 
+def write_records(folder: Path, run: dict, stats: dict, history: list[dict]) -> None:
+    """Writes run, data statistics and log history into a model's folder, where the model card finds them."""
+    # JSON has no infinite numbers, but a gradient norm in fp16 may be infinite.
+    finite = [
+        {name: value for name, value in log.items() if not isinstance(value, float) or math.isfinite(value)}
+        for log in history
+    ]
+    add_json(folder, {RUN_FILE: run, STATS_FILE: stats, HISTORY_FILE: finite})
+
+
 def earlier_launches(record: dict) -> list[dict]:
     """The launches in a record; versions before 0.2 called them legs."""
     return record.get("launches", record.get("legs", []))
@@ -184,10 +176,6 @@ def hardware(device: torch.device, num_processes: int, num_threads: int) -> dict
 def _hub_id(name: str | None) -> str | None:
     """A checkpoint's id on the Hub; None for a local folder, which nobody else has, and for no checkpoint."""
     return name if name and not Path(name).exists() else None
-
-
-def _parts(launch: Launch) -> dict[str, Any]:
-    return {"imagelm": launch.run, "model": launch.model, "data": launch.data}
 
 
 def _git() -> dict[str, str | bool | None]:

@@ -49,11 +49,8 @@ SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 class FiniteSteps(TrainerCallback):
     """Stops a run before the optimizer's step if loss or gradient isn't finite.
 
-    The trainer calls `begin` for each update and `add` after each backward pass.
-
-    Args:
-        trainer: The trainer that this is a callback of.
-        checkpoints: Its checkpoints; the newest is confirmed by a finite step and withdrawn by any other.
+    The trainer calls `begin` for each update and `add` after each backward pass. A finite step confirms the newest
+    checkpoint, any other withdraws it.
     """
 
     def __init__(self, trainer: Trainer, checkpoints: CheckpointWriter) -> None:
@@ -61,7 +58,6 @@ class FiniteSteps(TrainerCallback):
         self.begin([])
 
     def begin(self, batches: list[dict[str, Tensor]]) -> None:
-        """Starts an update of these batches."""
         self.batches, self.num_added = batches, 0
         self.loss = self.grad_norm = torch.zeros(())
 
@@ -76,17 +72,16 @@ class FiniteSteps(TrainerCallback):
             self.grad_norm = get_total_norm(gradients)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Checks the update in all processes.
-
-        Raises:
-            DivergedError: In every process, with step, learning rate and rows.
-        """
+        """Checks the update; raises `DivergedError` in every process, with step, learning rate and rows."""
         loss, norm = self.loss.float(), self.grad_norm.float().to(args.device)
         figures = torch.stack([loss, norm, (~loss.isfinite()).float(), (~norm.isfinite()).float()])
         if args.world_size > 1:
             figures = self.trainer.accelerator.reduce(figures, reduction="mean")
         loss, norm, bad_loss, bad_norm = figures.tolist()
-        if bad_loss or (bad_norm and not _scaler_recovers(self.trainer)):
+        # fp16's loss scale explains such a gradient unless it is 1: the step is skipped and the scale reduced.
+        scaler = self.trainer.accelerator.scaler
+        recovers = scaler is not None and scaler.get_scale() > 1
+        if bad_loss or (bad_norm and not recovers):
             self._stop(loss, norm)
         self.checkpoints.confirm()
         if state.is_world_process_zero:
@@ -113,11 +108,7 @@ class FiniteSteps(TrainerCallback):
 
 
 class LossSpikes:
-    """Logs losses that are far above the last ones.
-
-    Attributes:
-        found: Step, loss and the usual loss of each; the first `MAX_KEPT_SPIKES`.
-    """
+    """Logs losses that are far above the last ones; `found` keeps the first `MAX_KEPT_SPIKES`, for the run's record."""
 
     def __init__(self) -> None:
         self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
@@ -139,25 +130,10 @@ class LossSpikes:
         self.losses.append(loss)
 
 
-def check_loss(loss: float, learning_rate: float, step: int) -> None:
-    """Refuses to continue from an evaluation that isn't finite.
-
-    Raises:
-        DivergedError: It isn't.
-    """
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss on the test rows is {loss} after step {step} (learning rate {learning_rate:.3g}): the run "
-            "diverged and was stopped; best_model and the earlier checkpoints are kept. Try a lower --learning_rate"
-        )
-
-
 def find_rows(dataset: Any, wanted: Sequence[np.ndarray]) -> list[int]:
     """The numbers of rows in the training split, by their content; -1 for one that isn't there.
 
-    Args:
-        dataset: Rows with `input_ids`, read by lists of numbers.
-        wanted: Rows as they were in a batch, padded on the right; each of shape (longest row,).
+    `wanted` are rows as they were in a batch, padded on the right; each of shape (longest row,).
     """
     found = [-1] * len(wanted)
     for start in range(0, len(dataset), READ_ROWS):
@@ -179,24 +155,12 @@ def learning_rate_of(trainer: Trainer) -> float:
     return float(trainer.lr_scheduler.get_last_lr()[0])
 
 
-def _scaler_recovers(trainer: Trainer) -> bool:
-    """Whether fp16's loss scale explains a gradient that isn't finite: the step is skipped and the scale reduced.
-
-    At a scale of 1 it no longer does.
-    """
-    scaler = trainer.accelerator.scaler
-    return scaler is not None and scaler.get_scale() > 1
-
-
 class StopOnSignal(TrainerCallback):
     """Ends training after SIGTERM or Ctrl-C, with a checkpoint of the last whole step; also a context manager.
 
     Signals are caught inside the context; a second one, later than `REPEAT_SECONDS`, ends a lone process at once.
     Trainer's own `enable_jit_checkpoint` waits three seconds, saves in the middle of a step, and then ends as if the
     training were finished.
-
-    Args:
-        trainer: The trainer that this is a callback of.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -208,7 +172,9 @@ class StopOnSignal(TrainerCallback):
 
     def __enter__(self) -> StopOnSignal:
         self._earlier = {number: signal.signal(number, self._catch) for number in SIGNALS}
-        _end_with_launcher()
+        # SIGTERM when `accelerate launch` is gone: a signal to it alone would leave the training unattended.
+        if MIXED_PRECISION_VARIABLE in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -216,25 +182,25 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Saves, unless the epoch ends here: then its own evaluation comes first."""
-        if self._is_asked():
+        """Stops if any process was asked to; saves, unless the epoch ends here: then its own evaluation comes first."""
+        if args.world_size > 1:
+            mark = torch.tensor([self.signal_number], device=args.device)
+            self.signal_number = int(self.trainer.accelerator.gather(mark).max())
+        self.stopping = self.signal_number > 0
+        if self.stopping:
             control.should_training_stop = True
-            control.should_save = control.should_save or not _ends_epoch(state.epoch)
+            control.should_save = control.should_save or not float(state.epoch).is_integer()
 
     def on_epoch_end(self, args, state, control, **kwargs) -> None:
         """Skips what belongs to the end of an epoch if training stops in the middle of one."""
         if not self.stopping:
             return
-        at_end = _ends_epoch(state.epoch)
+        at_end = float(state.epoch).is_integer()
         control.should_save = at_end
         control.should_evaluate, control.should_log = control.should_evaluate and at_end, control.should_log and at_end
 
     def raise_if_stopped(self) -> None:
-        """Call it after training.
-
-        Raises:
-            StoppedError: A signal ended it; in every process.
-        """
+        """Raises `StoppedError` in every process if a signal ended the training."""
         if self.stopping:
             step = self.trainer.state.global_step
             raise StoppedError(
@@ -242,14 +208,6 @@ class StopOnSignal(TrainerCallback):
                 f"{self.trainer.args.output_dir}; run the same command again to continue from it",
                 self.signal_number,
             )
-
-    def _is_asked(self) -> bool:
-        """Whether any process was asked to stop."""
-        if self.trainer.args.world_size > 1:
-            mark = torch.tensor([self.signal_number], device=self.trainer.args.device)
-            self.signal_number = int(self.trainer.accelerator.gather(mark).max())
-        self.stopping = self.stopping or self.signal_number > 0
-        return self.stopping
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         first = not self._caught_at
@@ -261,13 +219,3 @@ class StopOnSignal(TrainerCallback):
                 again = "; send the signal again to stop immediately" if self.trainer.args.world_size == 1 else ""
                 text = f"{signal.Signals(number).name}: saving a checkpoint after this step{again}\n"
                 os.write(sys.stderr.fileno(), text.encode())  # print isn't safe inside a handler
-
-
-def _ends_epoch(epoch: float) -> bool:
-    return epoch == int(epoch)
-
-
-def _end_with_launcher() -> None:
-    """Asks for SIGTERM when `accelerate launch` is gone: a signal to it alone would leave the training unattended."""
-    if MIXED_PRECISION_VARIABLE in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))

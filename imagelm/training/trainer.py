@@ -7,6 +7,9 @@ global batch, figures over the whole split) and keeps every model and checkpoint
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,29 +29,36 @@ from transformers import (
 )
 
 from imagelm.data.augmentation import AugmentedRows
+from imagelm.evaluation.interval import accuracy_interval
+from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.metrics import ComputeMetrics, RowReduction
+from imagelm.models.build import load_model
+from imagelm.models.save import add_processor, save_model, weights_sha256
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
-from imagelm.tokens.tokenizer import grammar_of
+from imagelm.tokens.tokenizer import grammar_of, save_tokenizer
 from imagelm.training.arguments import RunArguments
-from imagelm.training.callbacks import EpochOfRows, EvaluationLines, QuietProgress
-from imagelm.training.checkpoint import CheckpointWriter
+from imagelm.training.callbacks import EpochOfRows, QuietProgress
+from imagelm.training.checkpoint import CheckpointWriter, check_weights
 from imagelm.training.loss import RowCollator, TokenAndSlotLoss
-from imagelm.training.model_folder import save_folder
 from imagelm.training.muon import MuonWithAdamW
 from imagelm.training.safety import FiniteSteps
+from imagelm.utils.artifacts import SELECTION_FILE, TRAINING_ARGUMENTS_FILE
+from imagelm.utils.atomic_io import raise_storage_error, write_json, write_text
 from imagelm.utils.errors import InputError
+from imagelm.utils.manifest import damage
+from imagelm.utils.output_folder import atomic_folder
+
+logger = logging.getLogger(__name__)
+
+NUM_LEAK_PROOF_ROWS = 32
 
 
 class ImageTrainer(Trainer):
     """Trainer with our loss, metrics, collator and checkpoints; it takes no step that isn't finite.
 
     Args:
-        model: The model, with its `loss_type` set (see `imagelm.models.build.fix_loss_scale`).
-        args: transformers' arguments.
-        run: Our arguments.
-        tokenizer: The data's tokenizer.
-        train: Training rows, or None to evaluate only.
-        test: Test rows.
+        model: With its `loss_type` set (see `imagelm.models.build.fix_loss_scale`).
+        train: Training rows; None to evaluate only.
         processor: Saved with the model, if rows were made from images.
         identity: What determines the weights; kept in every checkpoint.
     """
@@ -85,8 +95,8 @@ class ImageTrainer(Trainer):
         self.finite_steps = FiniteSteps(self, self.checkpoints)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        for callback in (EvaluationLines(), self.finite_steps, self.checkpoints):
-            self.add_callback(callback)
+        self.add_callback(self.finite_steps)
+        self.add_callback(self.checkpoints)
         if isinstance(train, AugmentedRows):
             if args.dataloader_persistent_workers:
                 raise InputError("--dataloader_persistent_workers: remove it; such workers don't see a new epoch")
@@ -107,9 +117,39 @@ class ImageTrainer(Trainer):
         self.checkpoints.begin()
         super().save_model(output_dir, _internal_call)
 
-    def save_folder(self, folder: Path, selection: dict) -> None:
-        """Saves the model as a whole folder that anyone can load; see `imagelm.training.model_folder`."""
-        save_folder(self, folder, selection, self.arguments, self.processor)
+    def save_folder(self, folder: Path, selection: dict, checkpoint: Path | None = None) -> None:
+        """Saves the model as a whole Hugging Face folder: weights, configs, tokenizer, training arguments, processor.
+
+        Every process must call it; the main one writes.
+
+        Args:
+            folder: Where to.
+            selection: Why this model was chosen.
+            checkpoint: Take the weights of this checkpoint instead of the present ones.
+
+        Raises:
+            DivergedError: The weights aren't finite; nothing was written.
+            StorageError: It can't be written.
+        """
+        check_weights(self.model, self.state.global_step)
+        unwrap = functools.partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+        state_dict = self.accelerator.get_state_dict(unwrap(self.model_wrapped))
+        tokenizer = self.processing_class
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        if self.is_world_process_zero():
+            with raise_storage_error(folder, "The earlier folder is unchanged"), atomic_folder(folder) as staging:
+                if checkpoint:
+                    model = load_model(checkpoint)
+                    save_model(model, staging, tokenizer, model.state_dict())
+                else:
+                    save_model(unwrap(self.model), staging, tokenizer, state_dict)
+                save_tokenizer(tokenizer, staging)
+                if self.processor:
+                    add_processor(staging, self.processor)
+                # JSON instead of the library's training_args.bin, a pickle that holds tokens in clear.
+                write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(self.arguments, indent=2) + "\n")
+                write_json(staging / SELECTION_FILE, selection)
+        self.accelerator.wait_for_everyone()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -134,7 +174,7 @@ class ImageTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the training perplexity and the loss at the slot, which the weighted loss alone doesn't show."""
+        """Adds training perplexity and the loss at the slot, which the weighted loss hides; tells of evaluations."""
         if "loss" in logs:
             sums = self.token_and_slot_loss.take_sums()
             token_nll, tokens, slot_nll, slots = self.accelerator.reduce(sums, reduction="sum").tolist()
@@ -142,24 +182,60 @@ class ImageTrainer(Trainer):
             logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
             logs["cls_loss"] = slot_nll / max(slots, 1)
         super().log(logs, start_time)
-
-    @property
-    def dtype_name(self) -> str:
-        """The dtype of matrix products: bf16, fp16 or fp32."""
-        return {"no": "fp32"}.get(self.accelerator.mixed_precision, self.accelerator.mixed_precision)
-
-    def evaluate_in_fp32(self) -> dict[str, float]:
-        """Evaluates without mixed precision, so that everyone who loads the model gets the same figures.
-
-        Call it on a trainer that hasn't trained: accelerate wraps the model in autocast only once.
-        """
-        self.accelerator.autocast_handler = AutocastKwargs(enabled=False)
-        return self.evaluate()
+        if "eval_loss" in logs and self.state.max_steps and self.is_world_process_zero():
+            logger.info(
+                "step %d/%d: perplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
+                *(self.state.global_step, self.state.max_steps, logs["eval_perplexity"]),
+                *(logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
+            )
 
 
 def rows_only(dataset: Dataset) -> Dataset:
     """The column that a model reads, as arrays."""
     return dataset.select_columns(["input_ids"]).with_format("numpy")
+
+
+def evaluate_folder(
+    folder: Path, args: TrainingArguments, run: RunArguments, tokenizer: PreTrainedTokenizerBase, test: Dataset
+) -> dict[str, Any]:
+    """Evaluates a saved model on the test rows in fp32, and proves that it doesn't see the answer.
+
+    The folder is loaded again, as the figures must be those that everyone gets who loads it. Every process calls this.
+
+    Returns:
+        Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the 95 % interval of the
+        CLS-slot accuracy, the leak check, the SHA-256 of the weights, and a row as an example.
+
+    Raises:
+        LeakError: The class logits depend on what comes after `<CLS>`.
+        InputError: The folder is damaged.
+    """
+    if reason := damage(folder):
+        raise InputError(f"{folder} is damaged: {reason}. Run the same command again: it writes the folder again")
+    model = load_model(folder)
+    trainer = ImageTrainer(model, args, run, tokenizer, None, test)
+    # Before the first step: accelerate wraps the model in autocast only once.
+    trainer.accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    results: dict[str, Any] = dict(trainer.evaluate())
+    results.pop("epoch", None)
+    results.pop("eval_model_preparation_time", None)
+    results["eval_samples"] = len(test)
+    results["eval_dtype"] = "float32"
+    results["weights_sha256"] = weights_sha256(folder)
+    results["example_row"] = tokenizer.decode(test[0]["input_ids"])
+    results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(test))
+    results |= {f"eval_{name.removeprefix('cls_')}": value for name, value in trainer.metrics.details.items()}
+    rows = leak_proof_rows(test)
+    results["leak_proof_rows"] = len(rows)
+    results["leak_proof_difference"] = prove_no_leak(model, grammar_of(tokenizer), rows, args.seed)
+    return results
+
+
+def leak_proof_rows(dataset: Dataset) -> list[Tensor]:
+    """Rows for the leak check, spread evenly over the dataset; each int64, shape (length,)."""
+    step = max(1, len(dataset) // NUM_LEAK_PROOF_ROWS)
+    chosen = dataset.select(range(0, len(dataset), step)[:NUM_LEAK_PROOF_ROWS])
+    return [torch.tensor(row) for row in chosen["input_ids"]]
 
 
 def _muon(args: TrainingArguments, run: RunArguments) -> tuple[Any, dict[str, Any]]:

@@ -76,5 +76,5 @@ def test_a_library_call_prints_nothing_once_its_log_is_off(rows):
 
 def test_a_library_user_may_show_the_log_lines_elsewhere(package, caplog):
     package.setLevel(logging.INFO)
-    logging.getLogger("imagelm.training.inputs").info("data: 1 training row")
+    logging.getLogger("imagelm.training.launch").info("data: 1 training row")
     assert caplog.messages == ["data: 1 training row"]

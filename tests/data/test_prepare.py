@@ -242,7 +242,7 @@ def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_ou
     assert (tmp_path / "out/stats.json").stat().st_mtime_ns == stamp
     assert run(*command(tmp_path, vocab_file, "--overwrite")).returncode == 0
     assert (tmp_path / "out/stats.json").stat().st_mtime_ns != stamp
-    (tmp_path / "out/stats.json").unlink()
+    (tmp_path / "out/dataset_dict.json").unlink()
     assert run(*command(tmp_path, vocab_file, "--overwrite")).returncode == 2
     assert not list(tmp_path.glob(".*partial*"))
 

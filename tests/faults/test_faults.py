@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
 import resource
@@ -11,21 +12,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
-from imagelm.training.manifest import inspect_checkpoint, write_manifest
+from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.resume import lock_output, plan_resume
 from imagelm.training.run_record import earlier_launches, read_record
+from imagelm.training.trainer import evaluate_folder
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError, StorageError, describe
+from imagelm.utils.manifest import write_manifest
 from tests.conftest import ROOT, TINY, train
 from tests.faults.common import DROPOUT, mounted, remount, same_weights, start_fork, steps, wait_for
 from tests.training.test_trainer import make_trainer
@@ -94,6 +99,70 @@ def test_each_damaged_file_of_the_newest_checkpoint_is_found_and_the_one_before_
         shutil.rmtree(cut / "checkpoint-120")
         (cut / "kept").rename(cut / "checkpoint-120")
     assert plan_of(cut).checkpoint == str(cut / "checkpoint-120")
+
+
+# Damaged models and records
+
+
+@pytest.mark.parametrize(("name", "damage"), [("model.safetensors", flip_a_byte), ("selection.json", empty)])
+def test_a_damaged_best_model_is_chosen_again_from_the_checkpoints(cut, prepared, name, damage):
+    damage(cut / "best_model" / name)
+    done = train(prepared, cut, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert f"{cut / 'best_model'} is damaged: {name}" in done.stderr
+    assert "chosen again from the evaluated checkpoints (steps: 120)" in done.stderr
+    best = load_file(cut / "best_model/model.safetensors")
+    assert all(best[key].equal(value) for key, value in load_file(cut / "checkpoint-120/model.safetensors").items())
+    assert json.loads((cut / "best_model/selection.json").read_text())["step"] == 120
+    assert json.loads((cut / "best_model/eval_results.json").read_text())["step"] == 120
+
+
+def test_a_run_is_finished_only_with_everything_that_a_push_needs(uninterrupted, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    assert plan_of(output).finished
+    names = ("eval_results.json", "run.json", "stats.json", "log_history.json", "model.safetensors", "config.json")
+    for file in [output / folder / name for folder in ("best_model", "final_model") for name in names]:
+        for damage in (delete, flip_a_byte):
+            content = file.read_bytes()
+            damage(file)
+            plan = plan_of(output)
+            assert not plan.finished and plan.checkpoint == str(output / "checkpoint-120"), file
+            assert file.name in plan.notes[0] and str(file.parent) in plan.notes[0]
+            file.write_bytes(content)
+    assert plan_of(output).finished
+
+
+def test_a_damaged_folder_is_not_evaluated(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted / "best_model", tmp_path / "model")
+    flip_a_byte(tmp_path / "model/config.json")
+    with pytest.raises(InputError, match=r"is damaged: config.json isn't what was written"):
+        evaluate_folder(tmp_path / "model", None, None, None, None)
+
+
+@pytest.mark.parametrize("folder", ["best_model", "final_model", "checkpoint-120"])
+def test_the_folder_of_a_model_is_no_place_for_a_run(uninterrupted, folder):
+    before = {file.name: file.read_bytes() for file in (uninterrupted / folder).iterdir()}
+    identity = json.loads((uninterrupted / "run.json").read_text())["identity"]
+    with pytest.raises(InputError, match="is the folder of a model or checkpoint"):
+        plan_of(uninterrupted / folder, identity)
+    assert {file.name: file.read_bytes() for file in (uninterrupted / folder).iterdir()} == before
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_overwriting_a_run_deletes_only_what_a_run_wrote(uninterrupted, tmp_path, with_manifest):
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    mine = [output / name for name in ("notes.md", "best_model/notes.txt", "report/mine.png", "checkpoint-110/a/b")]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    if not with_manifest:  # as versions before 0.2 left the models
+        for folder in ("best_model", "final_model", "report"):
+            (output / folder / MANIFEST_FILE).unlink()
+    args = TrainingArguments(output_dir=str(output), use_cpu=True)
+    plan_resume(args, {}, overwrite=True)
+    assert sorted(file for file in output.rglob("*") if file.is_file()) == sorted(mine)
 
 
 PARTS = {"optimizer.pt": "optimizer", "scheduler.pt": "scheduler", "rng_state.pth": "random numbers"}
@@ -174,10 +243,14 @@ def test_the_launches_of_a_record_of_an_earlier_version_count_on(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed_and_a_folder_that_was_moved_aside_is_restored(cut):
-    for name in (".checkpoint-130.partial-save", ".best_model.partial-x1", ".checkpoint-120.old-y2/checkpoint-120"):
+    for name in (
+        ".checkpoint-130.partial-save",
+        ".best_model.partial-x1x1x1x1",
+        ".checkpoint-120.old-y2y2y2y2/checkpoint-120",
+    ):
         (cut / name).mkdir(parents=True)
-    (cut / ".best_model.old-z3").mkdir()
-    (cut / "best_model").rename(cut / ".best_model.old-z3/best_model")
+    (cut / ".best_model.old-z3z3z3z3").mkdir()
+    (cut / "best_model").rename(cut / ".best_model.old-z3z3z3z3/best_model")
     (cut / ".run.json.partial-99").write_text("{")
     (cut / ".theirs.partial-1").mkdir()
     plan_of(cut)
@@ -268,10 +341,24 @@ def test_sigterm_and_ctrl_c_save_and_end_with_their_code_and_the_run_goes_on_bit
 
 
 def test_two_runs_cannot_write_into_one_folder(tmp_path):
-    lock_output(tmp_path / "out")
-    with pytest.raises(InputError, match="another run is writing into it"):
-        lock_output(tmp_path / "out")
-    lock_output(tmp_path / "other")
+    refused = pytest.raises(InputError, match="another run is writing into it")
+    with lock_output(tmp_path / "out"):
+        with refused, lock_output(tmp_path / "out"):
+            pass
+        with lock_output(tmp_path / "other"):
+            pass
+
+
+def test_a_folder_is_free_again_when_the_run_ends_or_fails_though_a_worker_of_it_lives_on(tmp_path):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with pytest.raises(StorageError), lock_output(tmp_path):
+        worker.start()
+        raise StorageError("the disk is full")
+    for _ in range(2):
+        with lock_output(tmp_path):
+            pass
+    worker.kill()
+    worker.join()
 
 
 @pytest.mark.slow

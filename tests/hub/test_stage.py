@@ -24,9 +24,10 @@ from imagelm.hub.arguments import PushArguments
 from imagelm.hub.checks import check_staged
 from imagelm.hub.privacy import find_private, without_paths
 from imagelm.hub.stage_data import stage_dataset
-from imagelm.hub.stage_model import stage_model
+from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import DATASET_FILES, Staged
+from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
@@ -40,7 +41,9 @@ MODEL, ROWS = "alice/animals", "alice/animal-rows"
 @pytest.fixture
 def folder(pictured: Path, tmp_path: Path) -> Path:
     """A copy of the trained folder, for the test to damage."""
-    return Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
+    folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
+    (folder / MANIFEST_FILE).unlink()  # as for a folder that another program wrote
+    return folder
 
 
 def stage(folder: Path, tmp_path: Path, **more: object) -> Staged:
@@ -315,3 +318,15 @@ def test_a_resaved_tokenizer_gets_its_portable_class_back(folder: Path, tmp_path
     config = json.loads((stage(folder, tmp_path).folder / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+def test_a_folder_that_is_not_as_it_was_written_is_refused(pictured, tmp_path):
+    folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path / "best_model"))
+    check_model_folder(folder)
+    for name in ("config.json", "model.safetensors", "eval_results.json", "codec.safetensors"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1])
+        with pytest.raises(InputError, match=f"is damaged: {name} has"):
+            check_model_folder(folder)
+        (folder / name).write_bytes(content)
+    check_model_folder(folder)

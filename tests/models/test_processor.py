@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTo
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_codec_of, load_prepared
 from imagelm.data.prepare import prepare
-from imagelm.models.processor import make_processor
+from imagelm.models.save import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import load_tokenizer
 from tests.conftest import CLASSES, ROOT, run_anew

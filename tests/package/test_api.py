@@ -51,6 +51,12 @@ figures = imagelm.train("data", "out", **options)
 command = json.load(open("out/run.json"))["command"]
 assert command.startswith("imagelm.train(dataset_dir='data', output_dir='out', config_overrides='num_hidden_layers=2,")
 assert figures == json.load(open("out/best_model/eval_results.json"))
+try:  # the folder isn't locked any more, neither after a run nor after one that is refused
+    imagelm.train("data", "out", **options, learning_rate=1e-4)
+    raise AssertionError("another run was trained into the folder")
+except imagelm.InputError as error:
+    assert "holds a run that differs in\\n  learning_rate: 5e-05 there, 0.0001 now" in str(error)
+assert imagelm.train("data", "out", **options) == figures
 model = imagelm.load("out/best_model")
 assert isinstance(model, imagelm.LoadedModel)
 assert model.grammar.vocabulary == json.load(open("vocab.json"))

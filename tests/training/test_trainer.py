@@ -213,7 +213,7 @@ def test_work_is_discarded_only_when_asked_for(trained, tmp_path):
     with pytest.raises(InputError, match="allow_partial_resume"):
         plan_of(output, identity=identity)
     assert (output / "best_model/model.safetensors").exists()
-    assert plan_of(output, overwrite=True, identity=identity) == ResumePlan(is_new=True)
+    assert plan_of(output, overwrite=True, identity=identity) == ResumePlan()
     assert not (output / "best_model").exists()
 
 

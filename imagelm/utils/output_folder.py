@@ -1,0 +1,347 @@
+"""Output folders that are either whole or absent, and in which nothing of the user's is ever deleted.
+
+One idea: write into a hidden folder next to the final one, list its files in a manifest, flush it to the disk, then
+rename. An earlier folder is exchanged in one step and removed file by file: what its manifest doesn't name is moved
+into the new folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import glob
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from imagelm.utils.artifacts import MANIFEST_FILE
+from imagelm.utils.atomic_io import sync, sync_folder
+from imagelm.utils.errors import InputError
+from imagelm.utils.manifest import read_manifest, write_manifest
+from imagelm.utils.text import list_first
+
+logger = logging.getLogger(__name__)
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
+# The names that `atomic_folder` and `atomic_file` write to, and that a killed process may leave behind.
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-([a-z0-9_]{8}|\d+|save|resume)")
+
+
+def check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
+    """Refuses an output folder that exists, unless it may be overwritten and this program wrote it.
+
+    Args:
+        path: The folder to be written.
+        marker: A file that only a folder of this kind holds. `--overwrite` replaces nothing else, so that a mistake
+            such as `--output_dir ~ --overwrite` can't touch a home folder.
+        overwrite: Whether the user asked to replace what is there.
+
+    Raises:
+        InputError: The folder holds something and may not be replaced.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; choose another folder")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists and is not empty; add --overwrite to replace it, or choose another folder")
+    if not (path / marker).exists():
+        raise InputError(
+            f"{path} holds no {marker}, so it wasn't written by this program; --overwrite won't replace it. "
+            "Choose another folder"
+        )
+    if read_manifest(path) is None:
+        raise InputError(
+            f"{path} holds no valid {MANIFEST_FILE}, the list of the files that this program wrote there (versions "
+            "before 0.2 wrote none); --overwrite won't replace it. Delete it yourself, or choose another folder"
+        )
+
+
+def check_outside(output: str | Path, option: str, source: str | Path) -> None:
+    """Refuses an output folder that holds what the output is made from.
+
+    Args:
+        output: The folder to be written.
+        option: The option that names the source, for the message.
+        source: A file, a folder or a glob pattern; anything else, such as a Hub id, is no path.
+
+    Raises:
+        InputError: The source is the output folder, or is in it.
+    """
+    is_path = Path(source).exists() or glob.has_magic(str(source))
+    if is_path and Path(source).resolve().is_relative_to(Path(output).resolve()):
+        raise InputError(f"{option} {source} is inside the output folder {output}; choose another output folder")
+
+
+@contextmanager
+def atomic_folder(path: Path, check: Callable[[Path], None] = lambda folder: None) -> Iterator[Path]:
+    """Yields a staging folder next to `path`; on success it gets a manifest and replaces `path`.
+
+    On any error it is removed. What killed processes left beside `path` is removed first. Files in `path` that its
+    manifest doesn't name are moved into the new folder.
+
+    Args:
+        path: The folder to be written.
+        check: Raises an `InputError` if a folder must not be replaced. It is called at once and again at the moment of
+            the rename, because the user may put something there meanwhile.
+
+    Raises:
+        InputError: `check` refuses what is there, or another process is writing the folder.
+    """
+    path = Path(path).resolve()
+    check(path)
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _new_staging(path) as staging:
+        number = staging.stat().st_ino
+        try:
+            yield staging
+            os.chmod(staging, 0o777 & ~_umask())
+            write_manifest(staging)
+            place_folder(staging, path, check)
+        except BaseException:
+            # After an exchange the earlier folder has this name, and may hold the user's files.
+            if staging.exists() and staging.stat().st_ino == number:
+                shutil.rmtree(staging, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+            raise
+
+
+def place_folder(staging: Path, path: Path, check: Callable[[Path], None] = lambda folder: None) -> None:
+    """Moves a finished folder to `path`; of an earlier one, the user's own files are kept.
+
+    Raises:
+        InputError: `check` refuses the folder that is there.
+    """
+    sync_folder(staging)
+    try:
+        os.rename(staging, path)  # also over an empty folder
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        check(path)
+        if error.errno == errno.ENOTDIR:
+            raise
+        _exchange(staging, path)
+        try:
+            check(staging)  # what was there until this moment
+        except InputError:
+            _exchange(staging, path)
+            raise
+        _empty_into(staging, path)
+    sync(path.parent)
+
+
+def remove_folder(folder: Path, known: re.Pattern[str] | None = None) -> None:
+    """Removes the files that a folder's manifest names, and the folder itself if nothing else is in it.
+
+    Args:
+        folder: The folder.
+        known: Without a valid manifest, the names of the files to remove.
+    """
+    written: Iterable[str] | None = read_manifest(folder)
+    if written is None:
+        written = [file.name for file in folder.iterdir() if known and known.fullmatch(file.name)]
+    for name in [*written, MANIFEST_FILE]:
+        (folder / name).unlink(missing_ok=True)
+    parents = {parent for name in written for parent in Path(name).parents}
+    for parent in sorted(parents | {Path()}, key=lambda path: len(path.parts), reverse=True):
+        with suppress(OSError):  # not empty, or gone
+            (folder / parent).rmdir()
+
+
+def remove_leftovers(folder: Path, names: re.Pattern[str]) -> bool:
+    """Removes what killed writers left behind, and restores a folder that was moved aside.
+
+    Args:
+        folder: The folder that holds the final paths.
+        names: The names of the final paths.
+
+    Returns:
+        Whether a living process is writing to one of the paths; what it writes stays.
+    """
+    living = False
+    for entry in list(folder.iterdir()):
+        match = LEFTOVER.fullmatch(entry.name)
+        if not match or not names.fullmatch(match["name"]):
+            continue
+        if not entry.is_dir():
+            entry.unlink(missing_ok=True)
+            continue
+        with locked(entry) as ours:
+            if not ours:
+                living = True
+                continue
+            final = folder / match["name"]
+            moved = entry / final.name if match["kind"] == "old" else entry  # a whole folder, or an unfinished one
+            if moved != entry and moved.exists() and not final.exists():
+                os.rename(moved, final)
+            elif read_manifest(moved) is not None and final.is_dir():
+                _empty_into(moved, final)  # the earlier folder, after an exchange
+            elif read_manifest(moved) is not None:
+                remove_folder(moved)
+            else:
+                shutil.rmtree(moved, ignore_errors=True)  # which only this program knows
+            with suppress(OSError):
+                entry.rmdir()
+    return living
+
+
+_held: dict[int, tuple[int, int]] = {}  # descriptors of locked folders → device and inode
+
+
+def _release_in_child() -> None:
+    while _held:
+        os.close(_held.popitem()[0])
+
+
+os.register_at_fork(after_in_child=_release_in_child)  # a worker that outlives a killed parent must not hold its locks
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0) -> Iterator[bool]:
+    """Locks a folder until the end of the block, against other processes and other blocks of this one.
+
+    Args:
+        folder: The folder.
+        patience: How long to wait for the lock, in seconds.
+
+    Yields:
+        Whether it could be locked; also true on a file system without locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    status = os.fstat(descriptor)
+    deadline = time.monotonic() + patience
+    try:
+        while (free := _try_lock(descriptor)) is False and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if free:
+            _held[descriptor] = status.st_dev, status.st_ino
+        yield free
+    finally:
+        if not free:
+            os.close(descriptor)
+        elif _held.pop(descriptor, None):  # not in a forked child, which has closed it
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once, even if a child was forked this very moment
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+@contextmanager
+def _new_staging(path: Path) -> Iterator[Path]:
+    """A locked hidden folder beside `path`; refuses if another process has one for the same path."""
+    with ExitStack() as stack:
+        status = path.parent.stat()
+        with ExitStack() as turn:
+            # One process at a time looks for others. A run that holds the lock of its whole folder needs no turn.
+            if (status.st_dev, status.st_ino) not in _held.values():
+                turn.enter_context(locked(path.parent, patience=2))
+            if remove_leftovers(path.parent, re.compile(re.escape(path.name))):
+                raise InputError(f"{path}: another process is writing this folder; wait for it, or stop it")
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+            stack.enter_context(locked(staging))
+        yield staging
+
+
+def _exchange(staging: Path, path: Path) -> None:
+    """Exchanges two folders."""
+    if _renameat2(staging, path, RENAME_EXCHANGE):
+        return
+    # In steps where the system has no exchange; a kill in between is repaired by `remove_leftovers`.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / path.name
+    os.rename(path, aside)
+    try:
+        os.rename(staging, path)
+    except BaseException:
+        os.rename(aside, path)
+        aside.parent.rmdir()
+        raise
+    os.rename(aside, staging)
+    aside.parent.rmdir()
+
+
+def _empty_into(old: Path, new: Path) -> None:
+    """Deletes what this program wrote into `old`, and moves everything else to the same place in `new`."""
+    written = read_manifest(old)
+    if written is None:  # an earlier version wrote it: its files have the names of the new ones
+        written = read_manifest(new) or {}
+    folders = {parent.as_posix() for name in written for parent in Path(name).parents}
+    kept: list[str] = []
+
+    def empty(place: str) -> None:
+        for entry in list(os.scandir(old / place)):
+            name = (Path(place) / entry.name).as_posix()
+            if name in folders and entry.is_dir(follow_symlinks=False):
+                empty(name)
+            elif name in written:
+                os.unlink(entry.path)
+            elif name != MANIFEST_FILE and _move(Path(entry.path), new / name):
+                kept.append(name)
+        if place:
+            with suppress(OSError):  # it holds what couldn't be moved
+                os.rmdir(old / place)
+
+    empty("")
+    if kept:
+        lines = [f"kept in {new}, because this program didn't write it:", *list_first(sorted(kept))]
+        logger.info("%s", "\n".join(lines))
+    # Under a name that `remove_leftovers` doesn't know, should something have come meanwhile.
+    rest = old.with_name(f"{new.name}.kept{old.suffix.removeprefix('.partial')}")
+    os.rename(old, rest)
+    (rest / MANIFEST_FILE).unlink(missing_ok=True)
+    try:
+        rest.rmdir()
+    except OSError:
+        logger.warning("%s holds files that this program didn't write and couldn't move to %s", rest, new)
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Moves a file or folder, unless something is at the target."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _renameat2(source, target, RENAME_NOREPLACE):
+            if os.path.lexists(target):
+                return False
+            os.rename(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def _renameat2(source: Path, target: Path, flag: int) -> bool:
+    """Linux's renameat2; False if the system or the file system doesn't have it."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here = ctypes.c_int(-100)  # AT_FDCWD: names are relative to the working folder
+    if renameat2(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flag)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(target))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
