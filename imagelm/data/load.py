@@ -19,6 +19,7 @@ from imagelm.tokens.tokenizer import load_grammar
 from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
+from imagelm.utils.manifest import damage
 from imagelm.utils.text import first_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREPARE_AGAIN = "write the data again with imagelm prepare"
+FILES_BESIDE_ROWS = (STATS_FILE, f"{TOKENIZER_FOLDER}/", f"{CODEC_FOLDER}/")
 NEEDED_STATS = ("class_names", "classes", "fingerprint", "lengths", "max_length", "num_rows")
 
 
@@ -48,6 +50,8 @@ def load_prepared(folder: str | Path, splits: Collection[str] | None = None, wit
         raise InputError(
             f"--dataset_dir {folder} holds no {STATS_FILE}; write it with imagelm prepare --output_dir {folder}"
         )
+    if damaged := damage(folder, FILES_BESIDE_ROWS):
+        raise InputError(f"--dataset_dir {folder} isn't what was prepared: {damaged}; {PREPARE_AGAIN}")
     stats, dataset = load_stats(folder), load_saved_dataset(folder, "--dataset_dir")
     if not isinstance(dataset, DatasetDict) or not set(SPLITS) <= set(dataset):
         raise InputError(f"--dataset_dir {folder} lacks the splits {' and '.join(SPLITS)}; {PREPARE_AGAIN}")

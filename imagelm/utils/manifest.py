@@ -61,14 +61,18 @@ def damaged_files(folder: Path, files: dict[str, dict]) -> Iterator[tuple[str, s
             yield name, "isn't what was written (its SHA-256 differs)"
 
 
-def damage(folder: Path) -> str | None:
-    """Which files of a folder aren't as they were written; None if all are, or if it has no manifest."""
+def damage(folder: Path, starts: tuple[str, ...] = ("",)) -> str | None:
+    """Which files of a folder aren't as they were written; None if all are, or if it has no manifest.
+
+    Only files whose names begin with one of `starts` are read.
+    """
     if not (folder / MANIFEST_FILE).exists():
         return None
     files = read_manifest(folder)
     if files is None:
         return f"{MANIFEST_FILE} is damaged"
-    return "; ".join(f"{name} {reason}" for name, reason in damaged_files(folder, files)) or None
+    read = {name: entry for name, entry in files.items() if name.startswith(starts)}
+    return "; ".join(f"{name} {reason}" for name, reason in damaged_files(folder, read)) or None
 
 
 def _write(folder: Path, files: dict[str, dict]) -> None:

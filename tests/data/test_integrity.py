@@ -22,7 +22,8 @@ from tests.images import cats_and_dogs, prepare_images
 
 @pytest.fixture
 def data(prepared, tmp_path) -> Path:
-    return shutil.copytree(prepared, tmp_path / "data")
+    """A copy of prepared data without their manifest, so that the content alone tells what was changed."""
+    return shutil.copytree(prepared, tmp_path / "data", ignore=shutil.ignore_patterns("complete.json"))
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,28 @@ def test_another_vocabulary_is_refused(data, grammar):
     assert problems(data) == ["the vocabulary changed"]
     file.write_text("{")
     with pytest.raises(InputError, match=r"tokenizer\.json can't be read"):
+        load_prepared(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["stats.json", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "codec/codec.json"]
+)
+def test_a_changed_file_beside_the_rows_is_named(with_images, tmp_path, name):
+    data = shutil.copytree(with_images, tmp_path / "data")
+    (data / "README.md").write_text("My own words.")
+    load_prepared(data)
+    (data / name).write_text((data / name).read_text() + "\n")
+    with pytest.raises(InputError, match=f"isn't what was prepared: {name} has [0-9,]+ bytes instead of"):
+        load_prepared(data)
+
+
+def test_the_codec_of_other_data_is_refused(with_images, tmp_path):
+    cats_and_dogs(tmp_path / "in", seed=1)
+    prepare_images(tmp_path / "other", tmp_path / "in")
+    data = shutil.copytree(with_images, tmp_path / "data")
+    shutil.rmtree(data / "codec")
+    shutil.copytree(tmp_path / "other/codec", data / "codec")
+    with pytest.raises(InputError, match=r"codec/codec\.safetensors isn't what was written"):
         load_prepared(data)
 
 
