@@ -12,6 +12,7 @@ from pathlib import Path
 from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, options_of
 from imagelm.utils.errors import InputError
 
+TABLE_SUFFIXES = (".parquet", ".arrow")
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 # Metadata: the input that an option goes with, and whether an existing codec decides it.
 IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
@@ -72,6 +73,13 @@ class PrepareArguments(OptionGroup):
         **IMAGES,
     )
     label_column: str | None = option("column or NPZ array with the labels", None, metavar="NAME", **IMAGES)
+    image_root: str | None = option(
+        "folder for the relative paths in Parquet and Arrow files; no file outside it is read, and without it none at "
+        "all",
+        None,
+        metavar="FOLDER",
+        **IMAGES,
+    )
     augment: str | None = option(
         "how variants of training images differ: any of shift=2,rotate=10,scale=0.1,hflip,vflip (pixels, degrees, "
         "share); needs --variants",
@@ -168,6 +176,7 @@ class PrepareArguments(OptionGroup):
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
         parse_size(self.image_size)
+        check_image_root(self.image_root, [*(self.images or []), *(self.test_images or [])])
         if self.max_length is not None:
             from imagelm.tokens.grammar import NUM_FRAME_TOKENS  # needs numpy
 
@@ -217,6 +226,16 @@ class PrepareArguments(OptionGroup):
                     f"--output_dir {self.output_dir} is inside the image folder {folder}, and would be read as a class "
                     "next time; choose another folder"
                 )
+
+
+def check_image_root(folder: str | None, images: list[str]) -> None:
+    """Refuses an `--image_root` that is no folder, or that has no effect because no image comes from a table."""
+    if folder is None:
+        return
+    if not folder or not Path(folder).is_dir():
+        raise InputError(f"--image_root {folder}: no such folder; name the folder that the paths start from")
+    if images and not any(Path(name).suffix in TABLE_SUFFIXES for name in images):
+        raise InputError(f"--image_root {folder} has no effect, as no .parquet or .arrow file is named; remove it")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

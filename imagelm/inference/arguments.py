@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagelm.data.arguments import check_image_root
 from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option
 from imagelm.utils.errors import InputError
 
@@ -94,6 +95,13 @@ class InputArguments(OptionGroup):
     )
     image_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     label_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
+    image_root: str | None = option(
+        "folder for the relative paths in Parquet and Arrow files of --images; no file outside it is read, and without "
+        "it none at all",
+        None,
+        metavar="FOLDER",
+        **READING,
+    )
     num_rows: int | None = option("read only the first N rows", None, minimum=1, **READING)
 
     def __post_init__(self) -> None:
@@ -102,9 +110,10 @@ class InputArguments(OptionGroup):
             raise InputError(f"{' and '.join(given)} are given; give one input at a time")
         if self.split and not (self.dataset_dir or self.images):
             raise InputError(f"--split {self.split} needs --dataset_dir or --images")
-        for name in ("image_column", "label_column"):
+        for name in ("image_column", "label_column", "image_root"):
             if getattr(self, name) and not self.images:
                 raise InputError(f"--{name} needs --images")
+        check_image_root(self.image_root, self.images or [])
         super().__post_init__()
 
 

@@ -222,7 +222,7 @@ def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
 def _image_inputs(options: InputArguments, images: Sequence[str], loaded: LoadedModel) -> InputRows:
     codec = require_codec(loaded, "--images")
     _check_split(options, images)
-    source = open_images(images, options.image_column, options.label_column, options.split)
+    source = open_images(images, options.image_column, options.label_column, options.split, options.image_root)
     inputs = InputRows([], source, list(source.notes))
     classes = [] if source.labels is None else _labels(source.class_names or [], loaded, inputs.notes)
     count, num_animated = min(len(source), options.num_rows or len(source)), 0

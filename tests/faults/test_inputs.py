@@ -14,11 +14,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from datasets.config import HF_DATASETS_CACHE
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,6 +32,7 @@ from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.data.sources.decode import BadImage, read_image
 from imagelm.data.sources.open import open_images
+from imagelm.inference.arguments import InputArguments
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
 from imagelm.tokens.grammar import Grammar
@@ -361,21 +364,105 @@ def test_an_npz_of_pickled_objects_is_refused(tmp_path):
         open_images([str(tmp_path / "x.npz")])
 
 
-def test_a_path_in_a_table_may_not_lead_out_of_its_folder(tmp_path):
-    inside, outside = tmp_path / "data", tmp_path / "private.png"
-    inside.mkdir()
-    image_bytes = png(smooth_images(1, channels=3)[0])
-    outside.write_bytes(image_bytes)
-    (inside / "own.png").write_bytes(image_bytes)
-    (inside / "link.png").symlink_to(outside)
-    paths = [str(outside), str(inside / "../private.png"), str(inside / "link.png"), str(inside / "own.png")]
-    column = pa.array(
-        [{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    )
-    pq.write_table(pa.table({"image": column, "label": [0, 1, 0, 1]}), inside / "x.parquet")
-    found = list(open_images([str(inside / "x.parquet")]).load(0, 4))
-    assert all(isinstance(image, BadImage) and "leads out of" in image.reason for image in found[:3])
-    assert found[3].size == (28, 28) or not isinstance(found[3], BadImage)
+@pytest.fixture
+def stranger(tmp_path) -> Path:
+    """A folder with images of other people, one of them behind a link out of it, and a file beside the folder."""
+    inside = tmp_path / "downloads"
+    (inside / "pics").mkdir(parents=True)
+    for file in (tmp_path / "private.png", inside / "passport.png", inside / "pics/0.png"):
+        file.write_bytes(png(smooth_images(1, channels=3)[0]))
+    (inside / "link.png").symlink_to(tmp_path / "private.png")
+    os.mkfifo(inside / "pipe.png")
+    return inside
+
+
+def write_paths(file: Path, paths: list, **columns: list) -> Path:
+    """A Parquet or Arrow file of rows with a path and no bytes."""
+    cells = [{"bytes": None, "path": path} for path in paths]
+    column = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"image": column, "label": [i % 2 for i in range(len(paths))], **columns})
+    if file.suffix == ".parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return file
+
+
+def reasons(source) -> list[str | None]:
+    """Why each image can't be read; None for one that can."""
+    return [getattr(image, "reason", None) for image in source.load(0, len(source))]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_reads_no_file_beside_it(stranger, suffix, monkeypatch):
+    monkeypatch.chdir(stranger)
+    paths = [str(stranger / "passport.png"), "passport.png", "pics/0.png", "../private.png", "link.png", "/dev/zero"]
+    paths += [str(Path(HF_DATASETS_CACHE) / "downloads/x.png"), "\0", "x" * 5000]
+    source = open_images([str(write_paths(stranger / f"x.{suffix}", paths))])
+    assert all("--image_root" in reason for reason in reasons(source)) and source.notes == []
+
+
+def test_a_table_reads_files_inside_image_root_only(stranger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = ["passport.png", "pics/0.png", "pics/../passport.png", str(stranger / "pics/0.png")]
+    outside = ["../private.png", str(tmp_path / "private.png"), "link.png", "/dev/zero", "\0", "pics/../../private.png"]
+    bad = {"pipe.png": "not a regular file", "none.png": "no longer exists", "x" * 5000: "can't be decoded"}
+    table = write_paths(stranger / "x.parquet", [*good, *outside, *bad, None])
+    source = open_images([str(table)], image_root=str(stranger))
+    found = reasons(source)
+    assert found[: len(good)] == [None] * len(good)
+    assert all("leads out of" in reason for reason in found[len(good) : len(good) + len(outside)])
+    assert all(said in reason for said, reason in zip(bad.values(), found[len(good) + len(outside) :], strict=False))
+    assert found[-1] == "there is no image in this row"
+    assert source.notes == [f"13 of 14 rows of {table} name a file, which is read from {stranger}"]
+
+
+def test_urls_in_a_table_are_never_opened(stranger):
+    urls = ["http://127.0.0.1:9/x.png", "hf://datasets/a/b/x.png", f"zip://x.png::{stranger}/x.zip"]
+    urls += [f"file://{stranger}/passport.png"]
+    name = str(write_paths(stranger / "x.parquet", urls))
+    for root in (None, str(stranger)):
+        assert all("URLs aren't opened" in reason for reason in reasons(open_images([name], image_root=root)))
+
+
+def test_columns_that_only_the_library_would_open_are_not_decoded(stranger):
+    """Images inside lists and structures, and an image column called t, whose numbers the codec could use."""
+    path = {"bytes": None, "path": str(stranger / "passport.png")}
+    image = datasets.Image()
+    features = {"image": image, "t": image, "many": [image], "deep": {"bytes": image, "path": datasets.Value("string")}}
+    row = {"image": path, "t": path, "many": [path], "deep": {"bytes": path, "path": "x.png"}}
+    schema = datasets.Features(features).arrow_schema
+    pq.write_table(pa.Table.from_pylist([row], schema=schema), stranger / "x.parquet")
+    name = str(stranger / "x.parquet")
+    source = open_images([name])
+    assert source.extra("t") is None and "--image_root" in str(reasons(source)[0])
+    for column in ("many", "deep"):
+        with pytest.raises(InputError, match="holds no images"):
+            open_images([name], image_column=column)
+
+
+def test_a_saved_dataset_reads_files_inside_its_folder_only(stranger, tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [{"bytes": b"x", "path": None}] * 4, "label": [0, 1, 0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(stranger / "saved")
+    (file,) = (stranger / "saved").glob("*.arrow")
+    write_paths(file, ["own.png", str(stranger / "saved/own.png"), "../passport.png", str(tmp_path / "private.png")])
+    (stranger / "saved/own.png").write_bytes((stranger / "passport.png").read_bytes())
+    source = open_images([str(stranger / "saved")])
+    found = reasons(source)
+    assert found[:2] == [None, None] and all("leads out of" in reason for reason in found[2:])
+    assert source.notes == [f"4 of 4 rows of {stranger}/saved name a file, which is read from {stranger}/saved"]
+
+
+def test_an_image_root_without_effect_is_refused(stranger):
+    for images, root, said in (("pics", stranger, "has no effect"), ("x.arrow", stranger / "none", "no such folder")):
+        with pytest.raises(InputError, match=said):
+            PrepareArguments(images=[images], output_dir="o", image_root=str(root))
+        with pytest.raises(InputError, match=said):
+            InputArguments(images=[images], image_root=str(root))
+    with pytest.raises(InputError, match="--image_root needs --images"):
+        InputArguments(image_root=str(stranger))
 
 
 def test_a_saved_dataset_may_not_name_files_outside_of_it(prepared, tmp_path):

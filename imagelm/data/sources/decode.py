@@ -20,7 +20,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from imagelm.utils.errors import InputError
 
 LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
-TABLE_SUFFIXES = (".parquet", ".arrow")
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 NUM_FRAMES = "num_frames"  # in `info` of an image that has several
 
@@ -113,9 +112,9 @@ class ImageSource(ABC):
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes an image file; of an animated one the first frame."""
-    if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
-        return BadImage("not a regular file")
     try:
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
+            return BadImage("not a regular file")
         # By a handle: given a name, Pillow 13 maps TIFF files into memory and turns them wrongly by their EXIF note.
         with warnings.catch_warnings(), open(file, "rb") if isinstance(file, Path) else file as stream:
             # An image of more than 89 million pixels counts as a decompression bomb, as Pillow proposes.

@@ -1,4 +1,8 @@
-"""Parquet, Arrow and Hub datasets as image sources."""
+"""Parquet, Arrow and Hub datasets as image sources.
+
+One idea: a table from elsewhere isn't trusted. Its rows are read as they are stored, so that no library opens the files
+and URLs that they name; a file is opened only where its whole path, links followed, is in a folder that was allowed.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,40 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME, HF_CACHE_HOME
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME, HF_DATASETS_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
-from imagelm.data.sources.decode import LABEL_KEYS, TABLE_SUFFIXES, BadImage, ImageSource, LazyImages, read_image
+from imagelm.data.arguments import TABLE_SUFFIXES
+from imagelm.data.sources.decode import LABEL_KEYS, BadImage, ImageSource, LazyImages, read_image
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import first_line, printable
+from imagelm.utils.text import first_line, printable, shorten
 
+BINARY = ("binary", "large_binary")
 STATE_FILES = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # of `save_to_disk`
 
 
 class DatasetSource(ImageSource):
-    """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub."""
+    """A Hugging Face dataset: Parquet, Arrow, `save_to_disk` or Hub.
 
-    def __init__(self, name: str, image_column: str | None, label_column: str | None, split: str | None) -> None:
+    Args:
+        name: The file, folder or id.
+        image_column, label_column, split: As for `open_images`.
+        image_root: Where a Parquet or Arrow file may name files; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_column: str | None,
+        label_column: str | None,
+        split: str | None,
+        image_root: str | None = None,
+    ) -> None:
         super().__init__(name)
+        self.folders = _image_folders(name, image_root)
         found = load_dataset(name)
         if isinstance(found, datasets.DatasetDict):
             if split is None:
@@ -42,9 +65,10 @@ class DatasetSource(ImageSource):
                 f"--images {name}: column {self.image_column!r} holds no images; choose another --image_column "
                 f"({', '.join(likely) or 'none does'})"
             )
-        self.images = found.select_columns([self.image_column])
-        if isinstance(features[self.image_column], datasets.Image):
-            self.images = self.images.cast_column(self.image_column, datasets.Image(decode=False))
+        self.images = found.select_columns([self.image_column]).with_format("arrow")  # which decodes nothing
+        if self.folders and (count := _num_by_path(self.images[:][self.image_column])):
+            folder = printable(image_root or name)
+            self.notes.append(f"{count} of {len(found)} rows of {name} name a file, which is read from {folder}")
         self.table = found
         classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         classes += [column for column in LABEL_KEYS if column in features and column not in classes]
@@ -66,19 +90,31 @@ class DatasetSource(ImageSource):
         return len(self.images)
 
     def load(self, start: int, stop: int) -> LazyImages:
-        return LazyImages(self._read, self.images[start:stop][self.image_column])
+        return LazyImages(self._read, self.images[start:stop][self.image_column].to_pylist())
 
     def _read(self, entry: dict | bytes | None) -> Image.Image | BadImage:
-        if isinstance(entry, dict):
-            entry = entry.get("bytes") or entry.get("path")
-            if isinstance(entry, str) and not _is_inside(entry, Path(self.origin).parent, HF_CACHE_HOME):
-                return BadImage(f"its path leads out of the dataset's folder: {printable(entry)}")
-        if not entry:
-            return BadImage("there is no image in this row")
-        return read_image(io.BytesIO(entry) if isinstance(entry, bytes) else Path(entry))
+        file, path = (entry["bytes"], entry["path"]) if isinstance(entry, dict) else (entry, None)
+        if file:
+            return read_image(io.BytesIO(file))
+        return self._read_file(path) if path else BadImage("there is no image in this row")
+
+    def _read_file(self, path: str) -> Image.Image | BadImage:
+        shown = shorten(repr(path))
+        if "://" in path:
+            return BadImage(f"the row holds the URL {shown} and no image; URLs aren't opened: store the images' bytes")
+        if not self.folders:
+            return BadImage(
+                f"the row holds the path {shown} and no image; if you trust this table, name the folder that it may "
+                "read files from with --image_root"
+            )
+        for folder in self.folders:
+            if "\0" not in path and _is_inside(file := Path(folder, path), folder):
+                return read_image(Path(os.path.realpath(file)))
+        return BadImage(f"the path {shown} leads out of {printable(self.folders[0])}; such files aren't read")
 
     def extra(self, name: str) -> np.ndarray | None:
-        return np.asarray(self.table.with_format("numpy")[name][:]) if name in self.table.column_names else None
+        is_plain = isinstance(self.table.features.get(name), datasets.Value)  # an image of this name would be decoded
+        return np.asarray(self.table.with_format("numpy")[name][:]) if is_plain else None
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -137,16 +173,33 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
         raise InputError(f"--images {name}: no file or folder, and no dataset that can be loaded ({reason})") from error
 
 
-def _is_inside(path: str | Path, *folders: str | Path) -> bool:
-    """Whether a path, with all links followed, is inside one of the folders."""
-    real = Path(os.path.realpath(path))
-    return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+def _image_folders(name: str, image_root: str | None) -> list[str | Path]:
+    """The folders in which the rows of a dataset may name files."""
+    if Path(name).suffix in TABLE_SUFFIXES:
+        return [image_root] if image_root else []
+    return [name] if Path(name).exists() else [HF_DATASETS_CACHE, HF_HUB_CACHE]
+
+
+def _num_by_path(column: pa.ChunkedArray) -> int:
+    """The number of rows that hold the path of an image and not its bytes."""
+    if not pa.types.is_struct(column.type):
+        return 0
+    sizes = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes").cast(pa.large_binary())), 0)
+    return pc.sum(pc.and_(pc.equal(sizes, 0), pc.is_valid(pc.struct_field(column, "path")))).as_py() or 0
+
+
+def _is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path, with all links followed, is inside a folder."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _holds_images(feature: object) -> bool:
     """Whether a column holds images: by its type, or as {bytes, path} or bytes in a Parquet file without types."""
-    if isinstance(feature, datasets.Image):
-        return True
     if isinstance(feature, dict):
-        return {"bytes", "path"} <= set(feature)
-    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+        is_image = _is_value(feature.get("bytes"), *BINARY, "null")
+        return is_image and _is_value(feature.get("path"), "string", "large_string", "null")
+    return isinstance(feature, datasets.Image) or _is_value(feature, *BINARY)
+
+
+def _is_value(feature: object, *types: str) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in types

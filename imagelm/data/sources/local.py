@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagelm.data.sources.decode import LABEL_KEYS, TABLE_SUFFIXES, ImageSource, LazyImages, natural_key, read_image
+from imagelm.data.arguments import TABLE_SUFFIXES
+from imagelm.data.sources.decode import LABEL_KEYS, ImageSource, LazyImages, natural_key, read_image
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable
 

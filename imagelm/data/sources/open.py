@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imagelm.data.arguments import PrepareArguments
-from imagelm.data.sources.decode import TABLE_SUFFIXES, BadImage, ImageSource, LazyImages, natural_key
+from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments
+from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natural_key
 from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
 from imagelm.data.sources.local import ArraySource, FileSource, FolderSource
 from imagelm.utils.errors import InputError
@@ -103,7 +103,8 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     if test is not None and useless:
         raise InputError(f"{useless[0]} has no effect where test images are given; remove it")
     sides = [(names, split) for names, split in zip((train, test), splits, strict=True) if names is not None]
-    sources = [open_images(names, arguments.image_column, arguments.label_column, split) for names, split in sides]
+    columns = arguments.image_column, arguments.label_column
+    sources = [open_images(names, *columns, split, arguments.image_root) for names, split in sides]
     for source, (names, _) in zip(sources, sides, strict=True):
         if not len(source):
             raise InputError(f"{', '.join(names)} holds no images")
@@ -124,7 +125,11 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
 
 
 def open_images(
-    names: Sequence[str], image_column: str | None = None, label_column: str | None = None, split: str | None = None
+    names: Sequence[str],
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split: str | None = None,
+    image_root: str | None = None,
 ) -> ImageSource:
     """Opens image folders (one folder per class), single files, Parquet/Arrow/Hub datasets or NPZ files as one list.
 
@@ -132,12 +137,13 @@ def open_images(
         names: Files, folders, or ids of datasets on the Hub.
         image_column, label_column: Columns or NPZ arrays; found by type and name by default.
         split: Which split of a dataset with several; None takes the only one, or "train".
+        image_root: Where Parquet and Arrow files may name image files; None: nowhere.
 
     Raises:
         InputError: A name doesn't exist or holds no images.
     """
     try:
-        sources = [_open(name, image_column, label_column, split) for name in names]
+        sources = [_open(name, image_column, label_column, split, image_root) for name in names]
     except OSError as error:
         raise InputError(f"--images: {error.strerror}: {error.filename}") from error
     return sources[0] if len(sources) == 1 else _JoinedSource(sources)
@@ -178,14 +184,16 @@ def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:
     return np.array([number.get(name, -1) for name in own])[labels]
 
 
-def _open(name: str, image_column: str | None, label_column: str | None, split: str | None) -> ImageSource:
+def _open(
+    name: str, image_column: str | None, label_column: str | None, split: str | None, image_root: str | None
+) -> ImageSource:
     path = Path(name)
     if not name:
         raise InputError("--images holds an empty name; is a variable unset?")
     if path.suffix == ".npz" and path.is_file():
         return ArraySource(path, image_column, label_column)
     if path.suffix in TABLE_SUFFIXES or is_saved_dataset(path):
-        return DatasetSource(name, image_column, label_column, split)
+        return DatasetSource(name, image_column, label_column, split, image_root)
     if path.exists() and (asked := image_column or label_column):
         raise InputError(f"--images {name} has no columns, so none is named {asked!r}; remove the option")
     if path.is_dir():
