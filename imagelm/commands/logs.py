@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from imagelm.utils.text import printable
+
 
 class _Terminal(logging.Handler):
     """Prints information as plain lines and warnings on stderr, both between progress bars."""
@@ -15,8 +17,9 @@ class _Terminal(logging.Handler):
         from tqdm import tqdm  # imported late, so that --help answers at once
 
         is_warning = record.levelno >= logging.WARNING
+        text = printable(self.format(record), keep="\n")
         stream = sys.stderr if is_warning else sys.stdout
-        tqdm.write(f"warning: {self.format(record)}" if is_warning else self.format(record), file=stream)
+        tqdm.write(f"warning: {text}" if is_warning else text, file=stream)
         stream.flush()
 
 

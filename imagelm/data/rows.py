@@ -18,7 +18,7 @@ import xxhash
 
 from imagelm.tokens.grammar import Grammar
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import NUM_LISTED, list_first
+from imagelm.utils.text import NUM_LISTED, list_first, printable
 
 KEPT_BYTES = 1 << 16  # of a bad line in bad_rows.jsonl
 SPLITS = ("train", "test")
@@ -97,7 +97,7 @@ class ProblemLog:
         """Counts a problem as `file:line: found, expected`; for an image, `file` is its place and `line` is None."""
         self.counts[kind] += 1
         if len(self.shown) < NUM_LISTED:
-            self.shown.append(f"{file if line is None else f'{file}:{line}'}: {reason}")
+            self.shown.append(printable(f"{file if line is None else f'{file}:{line}'}: {reason}"))
         if self.keep is not None:
             entry: dict[str, object] = {"file": file, "line": line, "kind": kind, "reason": reason}
             if text is not None:

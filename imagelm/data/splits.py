@@ -12,6 +12,7 @@ import numpy as np
 
 from imagelm.data.rows import SPLITS, RowTable
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import printable
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 DROPPED = -1
@@ -144,7 +145,7 @@ def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: li
     smallest = present[np.argmin(counts[present])]
     if counts[smallest] < 2:
         raise InputError(
-            f"class {class_names[smallest]} has 1 image, and a stratified split needs 2 of each class; "
+            f"class {printable(class_names[smallest])} has 1 image, and a stratified split needs 2 of each class; "
             "add images of it, drop the class, or use --split_by hash"
         )
     num_test = int(np.ceil(test_size * len(labels)))

@@ -16,7 +16,7 @@ from imagelm.data.splits import Duplicates
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import BAD_ROWS_FILE, TEMPLATES_FOLDER
-from imagelm.utils.text import NUM_LISTED, number_of, table_cell
+from imagelm.utils.text import NUM_LISTED, display_names, number_of, printable, table_cell
 
 CUT_WARNING_SHARE = 0.01
 LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "transformers")
@@ -83,7 +83,7 @@ def summary(stats: dict) -> list[str]:
     """What was prepared, one line per step."""
     cut = stats["truncation"]
     return [
-        *(f"images: {note}" for note in stats.get("images", {}).get("notes", [])),
+        *(printable(f"images: {note}") for note in stats.get("images", {}).get("notes", [])),
         *_codec_in_words(stats),
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, "
         f"{stats['repaired_tails']} tails repaired, {stats['duplicates_dropped']} duplicates dropped",
@@ -104,30 +104,32 @@ def warnings(stats: dict) -> list[str]:
         found.append([f"truncation cut {100 * share:.1f} % of all image tokens; a larger --max_length keeps them"])
     present = [label for label, count in enumerate(stats["classes"]["train"]) if count]
     if len(present) == 1:
-        name = stats["class_names"][present[0]]
+        name = display_names(stats["class_names"])[present[0]]
         found.append([f"all training rows have the class {name}; there is nothing to classify"])
     if conflicts["total"]:
         what = f"dropped {number_of(conflicts['total'], 'row')} with the image of another row, but another label:"
         found.append([what, *conflicts["first"]])
-    return ["\n  ".join(lines) for lines in found]
+    return ["\n  ".join(map(printable, lines)) for lines in found]
 
 
 def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None = None) -> str:
     """The dataset card (README.md) with its metadata; with ids on the Hub it shows how to load the data."""
     import jinja2  # late: only the card needs it
 
-    counts = zip(stats["class_names"], *(stats["classes"][name] for name in SPLITS), strict=True)
+    counts = zip(display_names(stats["class_names"]), *(stats["classes"][name] for name in SPLITS), strict=True)
     classes = [(class_token(label), table_cell(name), *sides) for label, (name, *sides) in enumerate(counts)]
     text = (TEMPLATES_FOLDER / "dataset_card.md").read_text(encoding="utf-8")
     template = jinja2.Template(text, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
-    return template.render(
+    text = template.render(
         row_form=ROW_FORM,
         stats=stats,
+        command=printable(stats["command"]),
         classes=classes,
         reconstruction=stats.get("codec", {}).get("reconstruction"),
         repo_id=repo_id,
         model_id=model_id,
     )
+    return printable(text, keep="\n")
 
 
 def _codec_in_words(stats: dict) -> list[str]:

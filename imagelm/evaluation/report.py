@@ -16,7 +16,7 @@ from matplotlib.ticker import FormatStrFormatter
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.output_folder import atomic_folder
-from imagelm.utils.text import processes, table_cell
+from imagelm.utils.text import display_names, printable, processes, table_cell
 
 REPORT_FILE = "training_report.md"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -28,7 +28,7 @@ PLOTS = {
     CONFUSION_FILE: "Confusion matrix",
 }
 TRAIN_COLOR, TEST_COLOR, SLOT_COLOR, BASELINE_COLOR = "#4c72b0", "#c44e52", "#2a8c55", "#777777"
-MAX_ANNOTATED_CLASSES = 20
+MAX_ANNOTATED_CLASSES, PLOT_NAME_WIDTH = 20, 24
 
 
 def write_report(folder: Path, results: dict, final: dict, history: list[dict], run: dict, stats: dict) -> None:
@@ -39,7 +39,7 @@ def write_report(folder: Path, results: dict, final: dict, history: list[dict], 
     """
     with atomic_folder(folder) as staging:
         write_plots(staging, results, history)
-        write_text(staging / REPORT_FILE, _report(results, final, run, stats))
+        write_text(staging / REPORT_FILE, printable(_report(results, final, run, stats), keep="\n"))
 
 
 def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, str]:
@@ -107,7 +107,10 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     classes = "\n".join(
         f"| {table_cell(name)} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
         for name, row, accuracy in zip(
-            results["class_names"], results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True
+            display_names(results["class_names"]),
+            results["eval_confusion_matrix"],
+            results["eval_per_class_accuracy"],
+            strict=True,
         )
     )
     plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
@@ -150,7 +153,7 @@ the slot's logits changed by at most {results["leak_proof_difference"]:.1e}. The
 
 ## Reproduce this run
 
-    {run["command"]}
+    {printable(run["command"])}
 
 {run["durations"]["train"]:.0f} s training, {run["durations"]["total"]:.0f} s in all, on {machine}. Seed
 {run["identity"]["seed"]}. Commit {run["git_commit"] or "unknown"}. Versions: {versions}.
@@ -230,6 +233,7 @@ def _plot_confusion(axes: Axes, matrix: np.ndarray, names: list[str]) -> None:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if len(matrix) <= MAX_ANNOTATED_CLASSES:
+        names = display_names(names, PLOT_NAME_WIDTH)
         turned = 60 if max(map(len, names)) > 3 else 0
         names = [name.replace("$", r"\$") for name in names]  # which would begin a formula
         axes.set_xticks(range(len(matrix)), names, rotation=turned, ha="right" if turned else "center")

@@ -20,7 +20,7 @@ from imagelm.remote_code.codec_imagelm import Codec
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import processes, table_cell
+from imagelm.utils.text import printable, processes, table_cell
 
 TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
 # The oldest versions that work, as tests/hub/test_old_transformers.py shows.
@@ -46,7 +46,7 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **_values(facts, loaded))
     except jinja2.TemplateError as error:
         raise InputError(f"{TEMPLATE.name} can't be filled: {error}; restore the template") from error
-    return str(card)
+    return printable(card, keep="\n")
 
 
 def _metadata(facts: CardFacts, has_codec: bool) -> ModelCardData:
@@ -85,7 +85,7 @@ def _values(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
     """The values of the template's variables."""
     options, results = facts.options, facts.results
     model, grammar, codec = loaded.model, loaded.grammar, loaded.codec
-    names = [loaded.class_name(label) for label in range(grammar.num_classes)]
+    names = loaded.shown_names
     tokens = [grammar.tokens[i] for i in (*grammar.code_ids[[0, -1]], *grammar.class_ids[[0, -1]])]
     values: dict[str, Any] = {
         "name": options.repo_id.split("/")[-1],
@@ -222,7 +222,7 @@ def _training(facts: CardFacts) -> dict[str, Any]:
     ]
     return {
         "recipe": [(name, table_cell(str(value))) for name, value in recipe if value is not None],
-        "commands": [*([facts.stats["command"]] if facts.stats else []), run["command"]],
+        "commands": [printable(record["command"]) for record in (facts.stats, run) if record],
         "git_commit": run["git_commit"],
         "started_from": this["started_from"],
     }

@@ -22,6 +22,7 @@ from imagelm.hub.upload import check_tag, look_at, send, validate_cards
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.errors import HubError
 from imagelm.utils.output_folder import atomic_folder, check_outside, check_replaceable
+from imagelm.utils.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def _with_namespaces(options: PushArguments, user: str) -> PushArguments:
 def _log_contents(staged: Staged, level: int) -> None:
     logger.log(level, f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(staged.size)}")
     for note in staged.notes:
-        logger.log(level, f"  {note}")
+        logger.log(level, f"  {printable(note)}")
 
 
 def _size(num_bytes: int) -> str:

@@ -42,7 +42,7 @@ from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import save_png
 from imagelm.utils.manifest import damage
-from imagelm.utils.text import number_of
+from imagelm.utils.text import name_problem, number_of
 
 # Why common files of trained folders aren't uploaded.
 REASONS = {
@@ -76,6 +76,8 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
     if (folder / PROCESSOR_CONFIG).is_file():
         copy_code(folder)
     staged.loaded = loaded = _load(source, folder)
+    if problem := name_problem(loaded.class_names or []):
+        raise InputError(f"--model_dir {source}: {problem}; give them different ones in id2label of config.json")
     facts = CardFacts(options, source, folder)
     if facts.results:
         write_json(folder / RESULTS_FILE, facts.results)

@@ -282,7 +282,7 @@ def _labels(class_names: Sequence[str], loaded: LoadedModel, notes: list[str]) -
     if unknown := [name for name, label in zip(class_names, labels, strict=True) if label is None]:
         notes.append(
             f"{len(unknown)} of {len(labels)} classes of the input are unknown to the model "
-            f"({join_first(unknown, 5)}); their images don't count in the accuracy"
+            f"({join_first(map(printable, unknown), 5)}); their images don't count in the accuracy"
         )
     return labels
 

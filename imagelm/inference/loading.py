@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -41,7 +42,7 @@ from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 from imagelm.utils.quiet import quiet_transformers
-from imagelm.utils.text import first_line, join_first
+from imagelm.utils.text import display_names, first_line, join_first, normalized
 
 # What libraries raise if a folder's files are damaged or don't belong to a model.
 LOADING_ERRORS = (
@@ -96,20 +97,25 @@ class LoadedModel:
         return " ".join(tokens[i] if i < len(tokens) else f"<{i}>" for i in ids.tolist())
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number if it has no name."""
+        """The name of a class as the model has it, or its number if it has no name."""
         return str(label) if self.class_names is None else self.class_names[label]
+
+    @cached_property
+    def shown_names(self) -> list[str]:
+        """The names for tables and pictures, which other names neither cut nor control; indexed by label."""
+        return display_names(self.class_names or [str(label) for label in range(self.grammar.num_classes)])
 
     def class_text(self, label: int) -> str:
         """A class in a table: `cat (<CLS_3>)`, or `3` if it has no name."""
-        return str(label) if self.class_names is None else f"{self.class_names[label]} ({class_token(label)})"
+        return str(label) if self.class_names is None else f"{self.shown_names[label]} ({class_token(label)})"
 
     def label_named(self, name: str) -> int | None:
         """The label of the class with this name; None if there is no such class, or several.
 
         Only the name counts: the numbers of other data may start at 1 or follow another order.
         """
-        names = self.class_names or [str(label) for label in range(self.grammar.num_classes)]
-        return names.index(name) if names.count(name) == 1 else None
+        names = [normalized(self.class_name(label)) for label in range(self.grammar.num_classes)]
+        return names.index(normalized(name)) if names.count(normalized(name)) == 1 else None
 
     def require_label(self, name: str) -> int:
         """The label of a class by name, by number or as a token; raises an InputError if there is no such class."""
@@ -117,7 +123,7 @@ class LoadedModel:
         if label is None:
             label = int(name) if name.isdecimal() else class_number(name)
         if label is None or label >= self.grammar.num_classes:
-            known = join_first(map(self.class_name, range(self.grammar.num_classes)))
+            known = join_first(self.shown_names)
             raise InputError(f"class {name!r} is unknown to the model; it knows {known}")
         return label
 

@@ -26,6 +26,7 @@ from imagelm.inference.tasks import run_task
 from imagelm.utils.command_line import MAX_SEED, Option, options_of
 from imagelm.utils.errors import DivergedError, InputError
 from imagelm.utils.image_grid import save_png
+from imagelm.utils.text import printable
 
 
 def run_repl(loaded: LoadedModel, arguments: InferenceArguments) -> None:
@@ -55,14 +56,16 @@ class Repl(cmd.Cmd):
         self.arguments.output = dataclasses.replace(arguments.output, num_pictures=sys.maxsize)
         self.make_grid: Callable[[], np.ndarray | None] | None = None
         codec = "with its codec" if loaded.codec is not None else "without codec: tokens only"
-        self.intro = f"{loaded.name}, {loaded.grammar.num_classes} classes, {codec}. help lists the commands."
+        self.intro = (
+            f"{printable(loaded.name)}, {loaded.grammar.num_classes} classes, {codec}. help lists the commands."
+        )
 
     def onecmd(self, line: str) -> bool:
         """Runs a command; its errors are printed and don't end the prompt."""
         try:
             return super().onecmd(line)
         except (InputError, DivergedError, OSError, UnicodeError) as error:
-            print(f"error: {error}")
+            print(printable(f"error: {error}", keep="\n"))
             return False
 
     def do_classify(self, line: str) -> None:
@@ -96,7 +99,7 @@ class Repl(cmd.Cmd):
         if (pixels := self.make_grid()) is None:
             raise InputError("the last command generated no complete image, so there is nothing to write")
         save_png(pixels, line)
-        print(f"written: {line}")
+        print(printable(f"written: {line}"))
 
     do_picture = do_image  # the name of the first release
 
@@ -164,7 +167,7 @@ class Repl(cmd.Cmd):
         vars(arguments).update(mode=mode, **groups)
         arguments.check_samples()
         result = run_task(arguments, self.loaded)
-        print("\n".join([table(result.columns, result.cells), *result.summary]))
+        print("\n".join([table(result.columns, result.cells), *map(printable, result.summary)]))
         if mode not in ("generate", "continue"):
             return
         self.make_grid = result.make_grid

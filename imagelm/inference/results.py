@@ -22,9 +22,10 @@ from imagelm.tokens.grammar import Row
 from imagelm.utils.atomic_io import atomic_file
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown, image_grid, save_png
-from imagelm.utils.text import NUM_LISTED, shorten
+from imagelm.utils.text import NUM_LISTED, printable, shorten
 
-CUT_COLUMNS = ("tokens", "completion")  # the table shortens long cells of these columns, the file never does
+CUT_COLUMNS = {"tokens": 60, "completion": 60}  # the table shortens long cells of these columns, the file never does
+MAX_CELL = 250  # of other columns
 
 
 @dataclass
@@ -65,15 +66,17 @@ def write_results(result: TaskResult, options: OutputArguments) -> str:
     lines = [table(result.columns, shown)]
     if len(shown) < len(result.cells):
         lines.append(f"… and {len(result.cells) - len(shown)} more")
-    lines += ["", *result.summary] if result.summary else []
+    lines += ["", *map(printable, result.summary)] if result.summary else []
     written = (options.output, options.output_image if grid is not None else None)
-    return "\n".join([*lines, *(f"written: {name}" for name in written if name)])
+    return "\n".join([*lines, *(printable(f"written: {name}") for name in written if name)])
 
 
 def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Aligned text with a line of titles; token strings are shortened, numbers are aligned on the right."""
-    cuts = [name in CUT_COLUMNS for name in columns]
-    rows = [[shorten(cell) if cut else cell for cell, cut in zip(row, cuts, strict=True)] for row in [columns, *cells]]
+    """Aligned, printable text with a line of titles; long cells are shortened, numbers are aligned on the right."""
+    limits = [CUT_COLUMNS.get(name, MAX_CELL) for name in columns]
+    rows = [
+        [shorten(printable(cell), limit) for cell, limit in zip(row, limits, strict=True)] for row in [columns, *cells]
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     is_right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
 
@@ -124,7 +127,7 @@ def completion_grid(
             images += list(_decode(loaded, codec, [body]))
         else:
             images.append(hide_unknown(completed[0], 0, codec.grid))
-        captions.append("" if row.label is None else loaded.class_name(row.label))
+        captions.append("" if row.label is None else loaded.shown_names[row.label])
     if not images:
         return None
     several_count = len(completions[0])
@@ -148,7 +151,7 @@ def _decodable_body(codec: Codec, row: Row | None) -> np.ndarray | None:
 def _class_caption(loaded: LoadedModel, image: GeneratedRow, separator: str) -> str:
     if image.label is None:
         return ""
-    return f"{loaded.class_name(image.label)}{separator}{image.probability:.2f}"
+    return f"{loaded.shown_names[image.label]}{separator}{image.probability:.2f}"
 
 
 def _is_number(cell: str) -> bool:

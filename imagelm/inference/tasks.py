@@ -64,7 +64,7 @@ def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, ba
         name, probability = entries[0]["class"], entries[0]["probability"]
         answer = {"prediction": entries[0]["label"], "class": name, "probability": probability, "top": entries}
         records.append({**given, **answer, **figures})
-        then = "  ".join(f"{entry['class']} {entry['probability']:.4f}" for entry in entries[1:])
+        then = "  ".join(f"{loaded.shown_names[label]} {shares[label]:.4f}" for label in best[1:])
         label = "" if row.label is None else loaded.class_text(row.label)
         numbers = (f"{value:.4f}" for value in figures.values())
         cells.append([row.place, loaded.class_text(int(best[0])), f"{shares[best[0]]:.4f}", then, label, *numbers])
@@ -125,7 +125,7 @@ def generate(loaded: LoadedModel, options: GenerationArguments, classes: ClassAr
         records.append({"sample": i, **_record(loaded, image)})
         asked = [] if label is None or image.probabilities is None else [f"{image.probabilities[label]:.4f}"]
         cells.append([str(i), *_class_cells(loaded, image), *asked, loaded.text(image.ids)])
-    columns = ["sample", "class", "probability", *([f"p({loaded.class_name(label)})"] if label is not None else [])]
+    columns = ["sample", "class", "probability", *([f"p({loaded.shown_names[label]})"] if label is not None else [])]
     summary = []
     if label is not None:
         hits = sum(image.label == label for image in images)

@@ -113,7 +113,7 @@ class ImageLMProcessor(ProcessorMixin):
         return {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": own}, "layout": self.layout}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.codec.describe()}; classes {', '.join(self.class_names)})"
+        return f"{type(self).__name__}({self.codec.describe()}; classes {self.class_names})"
 
 
 class ImageLMPipeline(Pipeline):

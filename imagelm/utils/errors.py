@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from imagelm.utils.text import printable
+
 EXIT_INPUT_ERROR = 2
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
@@ -77,24 +79,29 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         sys.exit(EXIT_INPUT_ERROR)
     except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
     except OSError as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
+        _print_error(describe(error))
         sys.exit(EXIT_FAILURE)
     except (LeakError, DivergedError, StorageError, HubError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         sys.exit(EXIT_FAILURE)
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        print(printable(stopped, keep="\n"), file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _print_error(error: object) -> None:
+    """Messages hold names of files and classes, which must not control the terminal."""
+    print(printable(f"error: {error}", keep="\n"), file=sys.stderr)
 
 
 def describe(error: OSError) -> str:

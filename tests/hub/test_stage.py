@@ -28,6 +28,7 @@ from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import DATASET_FILES, Staged
 from imagelm.utils.artifacts import MANIFEST_FILE
+from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
@@ -330,3 +331,26 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused(pictured, tmp_path):
             check_model_folder(folder)
         (folder / name).write_bytes(content)
     check_model_folder(folder)
+
+
+def rename_classes(folder: Path, names: list[str]) -> None:
+    """As in a folder of an earlier version, which has no manifest."""
+    (folder / MANIFEST_FILE).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    results = json.loads((folder / "eval_results.json").read_text())
+    (folder / "eval_results.json").write_text(json.dumps(results | {"class_names": names}))
+
+
+def test_a_model_whose_classes_cannot_be_told_apart_is_not_published(folder: Path, tmp_path: Path):
+    rename_classes(folder, ["cat", "cat\u200b", "dog"])
+    with pytest.raises(InputError, match="classes 0 and 1 have names that look the same"):
+        stage(folder, tmp_path)
+
+
+def test_a_card_holds_no_control_characters_and_no_over_long_names(folder: Path, tmp_path: Path):
+    rename_classes(folder, ["c\x1b[2Jat", "d\u202eog", "x" * 500])
+    card = (stage(folder, tmp_path).folder / "README.md").read_text()
+    assert not set(card) & set("\x1b\u202e") and "x" * 40 not in card
+    assert all(name in card for name in ("c\\\\x1b\\[2Jat", "d\\\\u202eog", "x" * 39 + "…"))

@@ -233,3 +233,31 @@ def test_images_of_another_size_and_of_several_frames_are_counted(artist, photos
     assert "1 of 11 images aren't 8×8 pixels and are resized" in printed
     assert "1 images have several frames; the first one is used" in printed
     assert "8×8 pixels" not in infer("--mode", "classify", "--model", artist, "--images", photos)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["\r\x1b[2Kcat 99.9 %", "d\u202eog", "owl"], ["\\r\\x1b[2Kcat 99.9 % (<CLS_0>)", "d\\u202eog (<CLS_1>)"]),
+        (["cat", "cat", ""], ["cat (0) (<CLS_0>)", "cat (1) (<CLS_1>)", "(2) (<CLS_2>)"]),
+        (["x" * 500, "dog", "owl"], ["x" * 39 + "… (<CLS_0>)"]),
+    ],
+)
+def test_names_of_a_strangers_model_are_printable_and_told_apart_and_true_in_json(
+    artist, photos, tmp_path, infer, names, shown
+):
+    folder = shutil.copytree(artist, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    images = shutil.copytree(photos, tmp_path / "photos")
+    (images / "owl" / "a\x1b[2J\nb.png").write_bytes(next((photos / "owl").glob("*.png")).read_bytes())
+    out = infer("--model", folder, "--mode", "classify", "--images", images, "--top", 3, "--output", tmp_path / "o")
+    assert not set(out) & set("\x1b\r\u202e") and "a\\x1b[2J\\nb.png" in out
+    found = records(tmp_path / "o")
+    assert {entry["class"] for entry in found[0]["top"]} == set(names)
+    for record in found:
+        text = f"{names[record['prediction']]}"
+        assert record["class"] == text
+    answers = {record["prediction"] for record in found}
+    assert all((cell in out) == (label in answers) for label, cell in enumerate(shown))

@@ -19,6 +19,7 @@ from imagelm.tokens.vocabulary import load_vocabulary
 from imagelm.utils.artifacts import CODEC_FOLDER
 from imagelm.utils.atomic_io import read_input
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import name_problem, printable
 
 
 class JsonlRows:
@@ -47,7 +48,7 @@ class JsonlRows:
 
     def place(self, file: str, line: int) -> str:
         """`file:line`."""
-        return f"{file}:{line}"
+        return printable(f"{file}:{line}")
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows that are in the grammar."""
@@ -81,4 +82,6 @@ def _class_names(file: str | None, num_classes: int) -> list[str]:
         raise InputError(f'--class_names {file}: expected a list of names in the order of the labels: ["cat", "dog"]')
     if len(set(names)) != num_classes or len(names) != num_classes:
         raise InputError(f"--class_names {file} holds {len(names)} names; expected {num_classes} different ones")
+    if problem := name_problem(names):
+        raise InputError(f"--class_names {file}: {problem}; give each class a name of its own")
     return names

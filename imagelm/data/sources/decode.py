@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import normalized, printable
 
 LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")
@@ -66,7 +67,7 @@ class ImageSource(ABC):
 
     def place(self, i: int) -> str:
         """Where image `i` is, for messages."""
-        return f"{self.origin}:{i}"
+        return printable(f"{self.origin}:{i}")
 
     def name(self, i: int) -> str:
         """The name of image `i` within its source, without the path to the source."""
@@ -99,9 +100,10 @@ class ImageSource(ABC):
             raise InputError(f"the labels are of type {values.dtype}; expected whole numbers or strings")
         if values.dtype.kind == "S":
             values = np.char.decode(values, "utf-8", "backslashreplace")
-        self.class_names = sorted({str(value) for value in values.tolist()}, key=natural_key)
+        names = [normalized(value) for value in values.tolist()]
+        self.class_names = sorted(set(names), key=natural_key)
         number = {name: i for i, name in enumerate(self.class_names)}
-        self.labels = np.array([number[str(value)] for value in values.tolist()], dtype=np.int64)
+        self.labels = np.array([number[name] for name in names], dtype=np.int64)
 
     def _check_labelled(self, missing: np.ndarray) -> None:
         """Raises an InputError that names the first image without a label; `missing` is bool, shape (images,)."""

@@ -23,7 +23,7 @@ from PIL import Image
 from imagelm.data.arguments import TABLE_SUFFIXES
 from imagelm.data.sources.decode import LABEL_KEYS, BadImage, ImageSource, LazyImages, read_image
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import first_line, printable, shorten
+from imagelm.utils.text import first_line, normalized, printable, shorten
 
 BINARY = ("binary", "large_binary")
 STATE_FILES = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # of `save_to_disk`
@@ -82,7 +82,7 @@ class DatasetSource(ImageSource):
         values = np.asarray(self.table.with_format("numpy")[column][:])
         if isinstance(feature, datasets.ClassLabel):
             self._check_labelled(~((values >= 0) & (values < len(feature.names))))  # a missing one is −1 or NaN
-            self.class_names, self.labels = list(feature.names), values.astype(np.int64)
+            self.class_names, self.labels = list(map(normalized, feature.names)), values.astype(np.int64)
         else:
             self._number_labels(values)
 

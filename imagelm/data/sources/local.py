@@ -16,7 +16,7 @@ from PIL import Image
 from imagelm.data.arguments import TABLE_SUFFIXES
 from imagelm.data.sources.decode import LABEL_KEYS, ImageSource, LazyImages, natural_key, read_image
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import printable
+from imagelm.utils.text import decoded, normalized, printable
 
 IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 
@@ -35,7 +35,7 @@ class FileSource(ImageSource):
         return printable(self.files[i])
 
     def name(self, i: int) -> str:
-        return printable(self.files[i].relative_to(self.root).as_posix())
+        return decoded(self.files[i].relative_to(self.root).as_posix())
 
     def load(self, start: int, stop: int) -> LazyImages:
         return LazyImages(read_image, self.files[start:stop])
@@ -63,7 +63,7 @@ class FolderSource(FileSource):
             super().__init__(loose, root)
             return
         super().__init__([file for folder in classes for file in found[folder]], root)
-        self.class_names = [printable(folder.name) for folder in classes]
+        self.class_names = [normalized(folder.name) for folder in classes]
         self.labels = np.repeat(np.arange(len(classes)), [len(found[folder]) for folder in classes])
         empty = [printable(folder.name) for folder in folders if not found[folder]]
         if loose:

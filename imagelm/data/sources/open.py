@@ -21,6 +21,7 @@ from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natur
 from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
 from imagelm.data.sources.local import ArraySource, FileSource, FolderSource
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import name_problem, printable
 
 NO_HUB_IDS = {*Image.registered_extensions(), *TABLE_SUFFIXES, ".npz", ".zip"}  # suffixes of files
 READ_SIZE = 64  # images per slice; memory holds at most their files and one decoded image
@@ -116,7 +117,7 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
         notes += source.notes
     class_names = sources[0].class_names or []
     if len(class_names) < 2:
-        raise InputError(f"all images are of one class ({class_names[0]}); expected two or more")
+        raise InputError(f"all images are of one class ({printable(class_names[0])}); expected two or more")
     if arguments.split_by == "field" and test is None:
         raise InputError("--split_by field: images have no such field; name the test images with --test_images")
     labels = np.concatenate([relabel(source, class_names) for source in sources])
@@ -146,7 +147,13 @@ def open_images(
         sources = [_open(name, image_column, label_column, split, image_root) for name in names]
     except OSError as error:
         raise InputError(f"--images: {error.strerror}: {error.filename}") from error
-    return sources[0] if len(sources) == 1 else _JoinedSource(sources)
+    for source in sources:
+        _check_class_names(source)
+    if len(sources) == 1:
+        return sources[0]
+    joined = _JoinedSource(sources)
+    _check_class_names(joined)
+    return joined
 
 
 def batches(source: ImageSource, size: int = READ_SIZE) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
@@ -180,8 +187,14 @@ def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:
     for label in np.unique(labels):
         if own[label] not in number:
             example = source.place(int(np.flatnonzero(labels == label)[0]))
-            raise InputError(f"{example} is of class {own[label]!r}, which isn't among {', '.join(class_names)}")
+            known = ", ".join(map(printable, class_names))
+            raise InputError(f"{example} is of class {own[label]!r}, which isn't among {known}")
     return np.array([number.get(name, -1) for name in own])[labels]
+
+
+def _check_class_names(source: ImageSource) -> None:
+    if problem := name_problem(source.class_names or []):
+        raise InputError(f"--images {source.origin}: {problem}; rename one, or choose another --label_column")
 
 
 def _open(

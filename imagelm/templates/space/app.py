@@ -30,7 +30,14 @@ vocabulary = tokenizer.get_vocab()
 class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
 class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
 BEFORE = len(processor.layout["before_image"]) if processor else 0
-class_names = [model.config.id2label.get(label, str(label)) for label in range(len(class_ids))]
+# Names are shown without control and zero-width characters; equal ones are told apart by their number.
+class_names = [
+    "".join(c for c in str(model.config.id2label.get(label, label)) if c.isprintable()).strip()
+    for label in range(len(class_ids))
+]
+class_names = [
+    name if name and class_names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(class_names)
+]
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ from imagelm.data.arguments import parse_size
 from imagelm.data.load import load_prepared
 from imagelm.data.sources.decode import BadImage, natural_key, read_image, upright_size
 from imagelm.data.sources.open import batches, open_images, train_and_test
+from imagelm.data.stats import summary, warnings
 from imagelm.remote_code.codec_imagelm import flatten, read_pixels
 from imagelm.utils.errors import InputError
 from tests.conftest import run
@@ -725,3 +726,41 @@ def test_more_bad_images_than_are_shown_are_all_kept_in_the_file(tmp_path):
     kept = [json.loads(line)["file"] for line in (tmp_path / "out/bad_rows.jsonl").read_text().splitlines()]
     assert kept == [str(tmp_path / f"in/cat/bad{i}.png") for i in range(30)]
     assert len(np.concatenate([entries_in(rows, tmp_path / "out") for rows in data.values()])) == 8
+
+
+# Names
+
+
+def test_names_of_strangers_reach_summary_and_card_without_controls_and_the_data_unchanged(tmp_path):
+    names = ["cat\x1b[2J", "d\u202eog"]
+    class_folder(tmp_path / "in", {name: random_images(8, seed=i) for i, name in enumerate(names)})
+    (tmp_path / "in" / names[0] / "a\x1b]0;x\x07\nwritten: b.png").write_bytes(b"no image")
+    data, stats = prepare_images(tmp_path / "out", tmp_path / "in")
+    assert data["train"].features["label"].names == stats["class_names"] == names
+    card = (tmp_path / "out/README.md").read_text()
+    said = "\n".join([*summary(stats), *warnings(stats)])
+    for text in (said, card):
+        assert not set(text) & set("\x1b\x07\u202e")
+    assert sum("a\\x1b]0;x\\x07\\nwritten: b.png: not an image" in line for line in said.splitlines()) == 1
+    assert "| `<CLS_0>` | cat\\\\x1b\\[2J |" in card and "| `<CLS_1>` | d\\\\u202eog |" in card
+
+
+@pytest.mark.parametrize("names", [["caf\u00e9", "cafe\u0301"], ["cat", "cat\u200b"], ["cat", "\u200b"], ["a", " "]])
+def test_classes_that_people_cannot_tell_apart_are_refused(tmp_path, names):
+    class_folder(tmp_path / "in", {name: random_images(4, seed=i) for i, name in enumerate(names)})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    rows = {"image": [to_image(image) for image in random_images(8)], "label": [0, 1] * 4}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    for source in ("in", "x.parquet"):
+        with pytest.raises(InputError, match=r"look the same|has a blank name"):
+            prepare_images(tmp_path / "out", tmp_path / source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_is_the_same_in_either_unicode_form(tmp_path):
+    for side, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        class_folder(tmp_path / side, {name: random_images(6, seed=len(side)), "the": random_images(6, seed=9)})
+    np.savez(tmp_path / "x.npz", x=random_images(4), y=["caf\u00e9", "cafe\u0301", "the", "the"])
+    source = open_images([str(tmp_path / name) for name in ("train", "test", "x.npz")])
+    assert source.class_names == ["caf\u00e9", "the"]
+    assert np.bincount(source.labels).tolist() == [6 + 6 + 2, 6 + 6 + 2]
