@@ -6,6 +6,7 @@ are complete or absent. Tokens become pixels only here, and an image that can't 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,8 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import hide_unknown, image_grid, save_png
 from imagelm.utils.text import NUM_LISTED, printable, shorten
 
-CUT_COLUMNS = {"tokens": 60, "completion": 60}  # the table shortens long cells of these columns, the file never does
-MAX_CELL = 250  # of other columns
+# The table shortens long cells of these columns, the file never does.
+CUT_COLUMNS = {"tokens": 60, "completion": 60, "row": 250}
 
 
 @dataclass
@@ -73,7 +74,7 @@ def write_results(result: TaskResult, options: OutputArguments) -> str:
 
 def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Aligned, printable text with a line of titles; long cells are shortened, numbers are aligned on the right."""
-    limits = [CUT_COLUMNS.get(name, MAX_CELL) for name in columns]
+    limits = [CUT_COLUMNS.get(name, sys.maxsize) for name in columns]
     rows = [
         [shorten(printable(cell), limit) for cell, limit in zip(row, limits, strict=True)] for row in [columns, *cells]
     ]
