@@ -28,7 +28,6 @@ from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import DATASET_FILES, Staged
 from imagelm.utils.artifacts import MANIFEST_FILE
-from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
 from testing.local_hub import ALICE
@@ -334,8 +333,6 @@ def test_a_folder_that_is_not_as_it_was_written_is_refused(pictured, tmp_path):
 
 
 def rename_classes(folder: Path, names: list[str]) -> None:
-    """As in a folder of an earlier version, which has no manifest."""
-    (folder / MANIFEST_FILE).unlink()
     config = json.loads((folder / "config.json").read_text())
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     (folder / "config.json").write_text(json.dumps(config))
