@@ -55,8 +55,9 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     started = time.perf_counter() if started is None else started
     from imagelm.evaluation.baselines import baseline_accuracies
     from imagelm.hub.callback import check_hub, publish_run, requested_push
+    from imagelm.training.identity import run_identity
     from imagelm.training.launch import load_inputs
-    from imagelm.training.resume import plan_resume_together, run_identity
+    from imagelm.training.resume import plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.utils.atomic_io import read_json
 

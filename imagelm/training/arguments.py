@@ -21,6 +21,11 @@ class DataArguments:
     allow_partial_resume: bool = option(
         "resume from a checkpoint that lacks the state of the optimizer, scheduler, random numbers or data", False
     )
+    extend_run: bool = option(
+        "continue a run with a larger --max_steps or --num_train_epochs: from the newest checkpoint on, the learning "
+        "rate is that of the longer schedule; not needed with a constant schedule",
+        False,
+    )
 
 
 @dataclass

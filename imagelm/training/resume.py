@@ -6,8 +6,6 @@ seed). A run resumes only if its own record is the same; otherwise it is refused
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from transformers import PretrainedConfig, TrainingArguments
+from transformers import TrainingArguments
 
 from imagelm.training.checkpoint import CHECKPOINT_PATTERN, checkpoint_identity, checkpoints, copy_intact_files
+from imagelm.training.identity import check_same
 from imagelm.training.launch import Launch
 from imagelm.training.manifest import CheckpointReport, inspect_checkpoint
 from imagelm.training.run_record import read_record
@@ -47,38 +46,6 @@ KNOWN_FILES = re.compile(
     r"|(loss|perplexity|accuracy|learning_rate|confusion_matrix)\.png)"
 )
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
-# The fields of TrainingArguments that determine the weights; the others are about files, logs and intervals.
-DECISIVE_ARGUMENTS = (
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "average_tokens_across_devices"),
-    *("dataloader_drop_last", "train_sampling_strategy", "seed", "data_seed", "full_determinism"),
-    *("label_smoothing_factor", "neftune_noise_alpha", "metric_for_best_model"),
-)
-
-
-def run_identity(launch: Launch, stats: dict, vocabulary: dict[str, int], config: PretrainedConfig) -> dict:
-    """What determines the weights of a run, ready for JSON."""
-    args, run, arguments = launch.args, launch.run, launch.args.to_dict()
-    architecture = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in ("transformers_version", "use_cache", "dtype") and not name.startswith("_")
-    }
-    decisive = {
-        "data": stats["fingerprint"],
-        "vocabulary": hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest(),
-        "world_size": args.world_size,
-        "mixed_precision": args.mixed_precision,
-        "started_from": launch.model.model_name_or_path,
-        "augment": run.augment,
-        "cls_loss_weight": run.cls_loss_weight,
-        "optimizer": run.optimizer,
-        "muon_learning_rate": run.muon_learning_rate if run.optimizer == "muon" else None,
-        **{f"model.{name}": value for name, value in architecture.items()},
-        **{name: arguments[name] for name in sorted(DECISIVE_ARGUMENTS)},
-    }
-    return json.loads(json.dumps(decisive, default=str))
 
 
 @dataclass
@@ -98,10 +65,13 @@ class ResumePlan:
     notes: list[str] = field(default_factory=list)
 
 
-def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool = False) -> ResumePlan:
+def plan_resume(
+    args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool = False, extend: bool = False
+) -> ResumePlan:
     """Decides what happens to the contents of the output folder; call it on the main process only.
 
-    `overwrite` deletes an earlier run; `allow_partial` resumes from a checkpoint that lacks a part of its state.
+    `overwrite` deletes an earlier run; `allow_partial` resumes from a checkpoint that lacks a part of its state;
+    `extend` continues a run that was shorter on the schedule of the new length.
 
     Raises:
         InputError: The folder holds other files, another run, or no checkpoint that can be resumed.
@@ -121,15 +91,19 @@ def plan_resume(args: TrainingArguments, identity: dict, overwrite: bool, allow_
     if overwrite:
         delete_run(output)
         return ResumePlan()
-    notes = _check_same_run(output, identity)
+    models = [output / name for name in (BEST_FOLDER, FINAL_FOLDER) if (output / name).is_dir()]
+    if not checkpoints(output) and not models:
+        delete_run(output)
+        return ResumePlan(notes=[f"the earlier run in {output} saved nothing, and is replaced"])
+    notes, longer = _check_same_run(output, identity, extend)
     if named and named.resolve().parent != output.resolve():
         raise InputError(f"--resume_from_checkpoint {named} isn't a checkpoint in --output_dir {output}")
-    if (output / FINAL_FOLDER).is_dir() and not restart and not named:
+    if (output / FINAL_FOLDER).is_dir() and not (restart or named or longer):
         lacking = [reason for name in (BEST_FOLDER, FINAL_FOLDER) if (reason := _why_unfinished(output / name))]
         if not lacking and (output / REPORT_FOLDER).is_dir():
             return ResumePlan(finished=True, notes=notes)
         notes += lacking
-    if not restart and (plan := _resume(output, identity, named, allow_partial, notes)):
+    if not restart and (plan := _resume(output, identity, named, allow_partial, extend, notes)):
         return plan
     if (output / FINAL_FOLDER).is_dir() or checkpoints(output):
         why = "a new start was requested" if restart else "none of its checkpoints is complete"
@@ -154,7 +128,8 @@ def plan_resume_together(launch: Launch, identity: dict) -> Iterator[ResumePlan]
         if args.process_index == 0:
             try:
                 lock.enter_context(lock_output(launch.output))
-                decision = [plan_resume(args, identity, options.overwrite, options.allow_partial_resume), None]
+                plan = plan_resume(args, identity, options.overwrite, options.allow_partial_resume, options.extend_run)
+                decision = [plan, None]
             except InputError as error:
                 decision = [None, InputError(str(error))]
             except OSError as error:
@@ -196,7 +171,7 @@ def _why_unfinished(folder: Path) -> str | None:
 
 
 def _resume(
-    output: Path, identity: dict, named: Path | None, allow_partial: bool, notes: list[str]
+    output: Path, identity: dict, named: Path | None, allow_partial: bool, extend: bool, notes: list[str]
 ) -> ResumePlan | None:
     """Resumes from the newest whole checkpoint, or from the named one; None if there is none to resume from.
 
@@ -227,32 +202,19 @@ def _resume(
     if missing:
         notes.append(f"{checkpoint} is resumed without its {', '.join(missing)}")
     if (recorded := checkpoint_identity(checkpoint)) is not None:
-        _check_same(f"{checkpoint} belongs to a run", recorded, identity)
+        check_same(f"{checkpoint} belongs to a run", recorded, identity, extend)
     return ResumePlan(str(copy_intact_files(checkpoint, missing) if missing else checkpoint), missing, notes=notes)
 
 
-def _check_same_run(output: Path, identity: dict) -> list[str]:
-    """Refuses the folder of another run; returns notes for the log."""
+def _check_same_run(output: Path, identity: dict, extend: bool) -> tuple[list[str], bool]:
+    """Refuses the folder of another run; returns notes for the log, and whether this run is a longer one."""
     earlier = read_record(output).get("identity")
     if isinstance(earlier, dict):
-        _check_same(f"--output_dir {output} holds a run", earlier, identity)
-        return []
+        note = check_same(f"--output_dir {output} holds a run", earlier, identity, extend)
+        return ([note], True) if note else ([], False)
     # Each checkpoint has its own record, which is compared before it is resumed.
     if not checkpoints(output):
         raise InputError(
             f"{output / RUN_FILE} is damaged, and there is no checkpoint; add --overwrite to delete the run"
         )
-    return [f"{output / RUN_FILE} is damaged and is written again"]
-
-
-def _check_same(what: str, earlier: dict, identity: dict) -> None:
-    differences = [
-        f"  {name}: {earlier.get(name)} there, {identity.get(name)} now"
-        for name in sorted(earlier.keys() | identity.keys())
-        if earlier.get(name) != identity.get(name)
-    ]
-    if differences:
-        raise InputError(
-            f"{what} with other settings:\n" + "\n".join(differences) + "\n"
-            "Choose another --output_dir, or add --overwrite to delete that run"
-        )
+    return [f"{output / RUN_FILE} is damaged and is written again"], False

@@ -24,6 +24,7 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
+from imagelm.training.identity import check_same
 from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.resume import lock_output, plan_resume
 from imagelm.training.run_record import earlier_launches, read_record
@@ -99,6 +100,65 @@ def test_each_damaged_file_of_the_newest_checkpoint_is_found_and_the_one_before_
         shutil.rmtree(cut / "checkpoint-120")
         (cut / "kept").rename(cut / "checkpoint-120")
     assert plan_of(cut).checkpoint == str(cut / "checkpoint-120")
+
+
+# The same run, a longer one, and one that never began
+
+
+def changed(output: Path, **changes) -> dict:
+    """The identity of the run with changes; None removes a setting, as an older library would not have it."""
+    identity = json.loads((output / "run.json").read_text())["identity"] | changes
+    return {name: value for name, value in identity.items() if value is not None}
+
+
+def test_a_longer_run_goes_on_with_a_constant_rate_or_where_it_is_asked_for(uninterrupted, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(uninterrupted, output)
+    assert changed(output)["max_steps"] == 120 and changed(output)["lr_scheduler_type"] == "linear"
+    with pytest.raises(InputError, match=r"(?s)max_steps: 120 there, 160 now.*--extend_run"):
+        plan_of(output, changed(output, max_steps=160))
+    plan = plan_of(output, changed(output, max_steps=160), extend=True)
+    assert plan.checkpoint == str(output / "checkpoint-120") and "max_steps 120 is now 160" in plan.notes[0]
+    for other in ({"max_steps": 80}, {"max_steps": 160, "seed": 1}, {"max_steps": -1, "num_train_epochs": 9.0}):
+        with pytest.raises(InputError, match="with other settings") as error:
+            plan_of(output, changed(output, **other), extend=True)
+        assert "--extend_run" not in str(error.value)
+    rates = {"constant": [0, 0.1, 5], "constant_with_warmup": [0, 5]}
+    for schedule, warmups in rates.items():
+        for warmup in warmups:
+            settings = {"lr_scheduler_type": schedule, "warmup_steps": warmup}
+            for file in [output / "run.json", *output.glob("checkpoint-*/data_state.json")]:
+                content = json.loads(file.read_text())
+                file.write_text(json.dumps(content | {"identity": content["identity"] | settings}))
+            for folder in output.glob("checkpoint-*"):
+                write_manifest(folder)
+            assert plan_of(output, changed(output, max_steps=160)).checkpoint == str(output / "checkpoint-120")
+    with pytest.raises(InputError, match="--extend_run"):  # this warm-up would be longer, too
+        settings = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.1}
+        check_same("run", changed(output, **settings), changed(output, **settings, max_steps=160), extend=False)
+
+
+def test_a_setting_that_only_a_newer_library_knows_is_no_difference_at_its_default(cut):
+    name = "model.scale_attn_by_inverse_layer_idx"
+    now = changed(cut)
+    assert now[name] is False
+    assert check_same("run", changed(cut, **{name: None}), now, extend=False) is None
+    for earlier, later in [
+        (changed(cut, **{name: None}), now | {name: True}),  # not at its default
+        (now, changed(cut, **{name: None})),  # an older library, which ignores it
+        (changed(cut, seed=None), now),  # not of the architecture
+    ]:
+        with pytest.raises(InputError, match="with other settings"):
+            check_same("run", earlier, later, extend=False)
+
+
+def test_a_run_that_saved_nothing_does_not_block_its_folder(cut):
+    for folder in cut.glob("*/"):
+        shutil.rmtree(folder)
+    (cut / "mine.txt").write_text("mine")
+    plan = plan_of(cut, changed(cut, seed=1))
+    assert plan.checkpoint is None and not plan.finished and "saved nothing" in plan.notes[0]
+    assert [file.name for file in cut.iterdir()] == ["mine.txt"]
 
 
 # Damaged models and records
