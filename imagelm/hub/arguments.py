@@ -86,6 +86,9 @@ class PushArguments(OptionGroup):
     )
     tag: str | None = option("tag for the commits, such as v1.0", None, metavar="NAME")
     create_pr: bool = option("open pull requests instead of committing", False)
+    replace_foreign_files: bool = option(
+        "replace files also in a repository that no earlier push made, whose card lacks the tag imagelm", False
+    )
     commit_message: str | None = option("message of all commits", None)
     token: str | None = option(
         "Hub token; better: set HF_TOKEN, which no list of processes shows", None, metavar="TOKEN"

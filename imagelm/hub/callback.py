@@ -17,7 +17,8 @@ from transformers.trainer_utils import HubStrategy
 
 from imagelm.hub.arguments import RunPush
 from imagelm.hub.client import check_access
-from imagelm.hub.push import push
+from imagelm.hub.push import push, with_namespaces
+from imagelm.hub.upload import check_owner, look_at
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import HubError, InputError
 
@@ -60,10 +61,13 @@ def check_hub(hub: RunPush) -> str:
         A line for the log.
 
     Raises:
-        InputError: There is no token, or it may not write.
+        InputError: There is no token, it may not write, or the repository isn't ours.
         HubError: The Hub can't be reached.
     """
-    user = check_access(HfApi(token=hub.token), hub.options(Path()))
+    api = HfApi(token=hub.token)
+    user = check_access(api, hub.options(Path()))
+    options = with_namespaces(hub.options(Path()), user)
+    check_owner(api, look_at(api, "model", options.repo_id, options), options)
     when = "at each save and at the end" if hub.each_save else "at the end"
     return f"Hub: logged in as {user}; the model goes to {hub.repo_id} {when}"
 

@@ -18,7 +18,7 @@ from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import Staged
-from imagelm.hub.upload import check_tag, look_at, send, validate_cards
+from imagelm.hub.upload import check_owner, check_tag, look_at, send, validate_cards
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.errors import HubError
 from imagelm.utils.output_folder import atomic_folder, check_outside, check_replaceable
@@ -51,12 +51,13 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
     user = check_access(api, options)
     logger.log(level, f"logged in as {user}")
     with tempfile.TemporaryDirectory(prefix="imagelm-push-") as home:
-        staged = _stage(_with_namespaces(options, user), Path(home))
+        staged = _stage(with_namespaces(options, user), Path(home))
         check_staged(staged, options.token or get_token())
         for one in staged:
             _log_contents(one, level)
         targets = [look_at(api, one.kind, one.repo_id, options) for one in staged]
         for one, target in zip(staged, targets, strict=True):
+            check_owner(api, target, options)
             check_tag(one, target, options.tag)
         validate_cards(staged)
         for one, target in zip(staged, targets, strict=True):
@@ -101,7 +102,7 @@ def _stage(options: PushArguments, home: Path) -> list[Staged]:
         ) from error
 
 
-def _with_namespaces(options: PushArguments, user: str) -> PushArguments:
+def with_namespaces(options: PushArguments, user: str) -> PushArguments:
     """Completes names without a namespace with the user's own."""
     ids = {kind: name if "/" in name else f"{user}/{name}" for kind, name in options.repositories.items()}
     return replace(options, repo_id=ids["model"], dataset_repo_id=ids.get("dataset"), space_repo_id=ids.get("space"))

@@ -22,7 +22,7 @@ from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import (
     CARD_FILE,
     COPIED,
-    EVAL_RESULTS_FOLDER,
+    EVAL_RESULTS_FILE,
     SAMPLES_FILE,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -170,9 +170,9 @@ def _write_eval_results(folder: Path, options: PushArguments, facts: CardFacts) 
         value=facts.results["eval_cls_accuracy"],
         notes=f"CLS-slot accuracy on {facts.results['eval_samples']} held-out rows",
     )
-    (folder / EVAL_RESULTS_FOLDER).mkdir()
-    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
-    write_text(folder / EVAL_RESULTS_FOLDER / "held_out.yaml", text)
+    file = folder / EVAL_RESULTS_FILE
+    file.parent.mkdir()
+    write_text(file, yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
 
 
 def _write_samples(loaded: LoadedModel, folder: Path, count: int) -> str | None:

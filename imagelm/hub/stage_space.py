@@ -10,13 +10,12 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from imagelm.hub.arguments import PushArguments
-from imagelm.hub.staged import CARD_FILE, Staged
+from imagelm.hub.staged import CARD_FILE, MODEL_ID_FILE, OUR_TAG, Staged
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.errors import InputError
 
 SPACE_FOLDER = TEMPLATES_FOLDER / "space"
-MODEL_ID_FILE = "model_id.txt"
 LIBRARIES = ("safetensors", "torch", "transformers")  # gradio brings numpy and Pillow, in versions it accepts
 SDK_VERSION = "6.31.0"  # of gradio, which this project doesn't require
 
@@ -46,6 +45,7 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
         app_file=app.name,
         models=[options.repo_id],
         license=options.license,
+        tags=[OUR_TAG],
     )
     text = f"""---
 {metadata}

@@ -15,8 +15,10 @@ from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER
 
 CARD_FILE = "README.md"
+OUR_TAG = "imagelm"  # in the metadata of every card that a push writes
 SAMPLES_FILE = "drawings.png"
-EVAL_RESULTS_FOLDER = ".eval_results"
+EVAL_RESULTS_FILE = ".eval_results/held_out.yaml"
+MODEL_ID_FILE = "model_id.txt"  # of a demo Space
 WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Copied unchanged; all other files of the repository are written by the push.
@@ -65,7 +67,7 @@ def is_ours(kind: str, path: str) -> bool:
     """Whether a push writes a file of this path, so that the next push may delete it."""
     if kind == "model":
         own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
-        return path in own or bool(WEIGHTS.fullmatch(path)) or path.startswith(f"{EVAL_RESULTS_FOLDER}/")
+        return path in own or bool(WEIGHTS.fullmatch(path)) or path == EVAL_RESULTS_FILE
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))
-    return path in ("app.py", "requirements.txt", "model_id.txt", CARD_FILE)
+    return path in ("app.py", "requirements.txt", MODEL_ID_FILE, CARD_FILE)

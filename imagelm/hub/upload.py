@@ -7,17 +7,27 @@ sent, so running the same command again completes an interrupted push, and chang
 from __future__ import annotations
 
 import hashlib
+import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.repocard import REGEX_YAML_BLOCK, metadata_load
+from yaml import YAMLError
 
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.client import hub_errors
-from imagelm.hub.staged import CARD_FILE, Staged, is_ours
+from imagelm.hub.staged import CARD_FILE, MODEL_ID_FILE, OUR_TAG, Staged, is_ours
 from imagelm.utils.errors import HubError, InputError
+
+# The Hub writes a card itself when a repository is created: the license alone, or a Space's settings and this line.
+HUB_LICENSE_KEYS = {"license", "license_name", "license_link"}
+HUB_SPACE_LINE = re.compile(
+    r"Check out the configuration reference at https://huggingface\.co/docs/hub/spaces-config\S*"
+)
 
 
 @dataclass
@@ -105,6 +115,26 @@ def check_tag(staged: Staged, target: Target, tag: str | None) -> None:
         )
 
 
+def check_owner(api: HfApi, target: Target, options: PushArguments) -> None:
+    """Refuses to replace or delete files of a repository that no push of ours made.
+
+    A repository is ours if its card has our tag.
+
+    Raises:
+        InputError: It isn't ours, and holds files of the names that a push writes.
+        HubError: The Hub can't be reached.
+    """
+    files = [path for path in target.files if is_ours(target.kind, path)]
+    if options.replace_foreign_files or not files or _has_our_card(api, target):
+        return
+    more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+    raise InputError(
+        f"{target.kind} {target.repo_id} isn't the work of an earlier push: its card lacks the tag {OUR_TAG}, and this "
+        f"push would replace or delete {', '.join(files[:5])}{more}; choose another name, or give imagelm push "
+        "--replace_foreign_files"
+    )
+
+
 def send(api: HfApi, staged: Staged, target: Target, options: PushArguments) -> Sent:
     """Creates the repository if needed, and commits what differs; all of it or nothing.
 
@@ -165,6 +195,30 @@ def validate_cards(staged: list[Staged]) -> None:
                 ModelCard(one.files[CARD_FILE].read_text(encoding="utf-8")).validate(repo_type=one.kind)
             except ValueError as error:
                 raise InputError(f"{one.kind} {one.repo_id}: the Hub refuses the card's metadata: {error}") from error
+
+
+def _has_our_card(api: HfApi, target: Target) -> bool:
+    """Whether the card has our tag, or is the only file and the one that the Hub itself wrote."""
+    if target.kind == "space" and MODEL_ID_FILE in target.files:  # version 0.1.0 wrote no tag into a Space
+        return True
+    if CARD_FILE not in target.files:
+        return False
+    with tempfile.TemporaryDirectory(prefix="imagelm-card-") as home, hub_errors(f"{target.kind} {target.repo_id}"):
+        revision = target.head or "main"
+        file = Path(
+            api.hf_hub_download(target.repo_id, CARD_FILE, repo_type=target.kind, revision=revision, local_dir=home)
+        )
+        text = file.read_text(encoding="utf-8", errors="replace")
+        try:
+            metadata = metadata_load(file) or {}
+        except (ValueError, YAMLError):  # not UTF-8, not YAML
+            return False
+    tags = metadata.get("tags")
+    if isinstance(tags, list) and OUR_TAG in tags:
+        return True
+    body = HUB_SPACE_LINE.sub("", REGEX_YAML_BLOCK.sub("", text))
+    is_alone = not target.files.keys() - {CARD_FILE, ".gitattributes"}
+    return is_alone and not body.strip() and (target.kind == "space" or metadata.keys() <= HUB_LICENSE_KEYS)
 
 
 def _ready(api: HfApi, target: Target, options: PushArguments) -> Target:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from testing.local_hub import ALICE, ALICE_READS, LocalHub
 from tests.conftest import TINY, run
+from tests.local_hub.conftest import online  # noqa: F401 (a fixture)
 
 MODEL = "alice/rows-model"
 
@@ -52,6 +54,21 @@ def test_missing_write_access_is_reported_before_training(module_hub: LocalHub, 
     done = run(*words(prepared, tmp_path / "out"), **environment(module_hub, tmp_path / "home", ALICE_READS))
     assert done.returncode == 2 and "may only read" in done.stderr
     assert not (tmp_path / "out/best_model").exists()
+
+
+def test_a_foreign_repository_is_reported_before_training(
+    module_hub: LocalHub,
+    online: None,  # noqa: F811
+    prepared: Path,
+    tmp_path: Path,
+):
+    api = HfApi(endpoint=module_hub.endpoint, token=ALICE.secret)
+    api.create_repo("alice/theirs")
+    module_hub.commit("alice/theirs", {"README.md": b"# Not ours\n", "config.json": b"{}"})
+    more = ["--hub_model_id", "theirs"]
+    done = run(*words(prepared, tmp_path / "out", *more), **environment(module_hub, tmp_path / "home"))
+    assert done.returncode == 2 and "model alice/theirs isn't the work of an earlier push" in done.stderr
+    assert "baselines" not in done.stdout and not (tmp_path / "out/best_model").exists()
 
 
 def test_a_failed_push_loses_no_run_and_can_be_repeated(module_hub: LocalHub, prepared: Path, tmp_path: Path):

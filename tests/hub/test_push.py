@@ -26,7 +26,7 @@ from imagelm.hub.arguments import PushArguments
 from imagelm.hub.push import push
 from imagelm.hub.stage_model import stage_model
 from imagelm.hub.staged import Staged
-from imagelm.hub.upload import look_at, send
+from imagelm.hub.upload import check_owner, look_at, send
 from imagelm.utils.errors import HubError, InputError
 from testing.local_hub import ALICE, ALICE_ALONE, ALICE_READS, BOB, LocalHub
 from tests.conftest import CLASSES, ROOT, run
@@ -126,6 +126,9 @@ def here(hub: LocalHub, online: None, monkeypatch: pytest.MonkeyPatch, caplog) -
     """A Hub that clients in this process take for theirs, logged in as alice."""
     caplog.set_level(logging.INFO, "imagelm")
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setenv("HF_TOKEN", ALICE.secret)
     return hub
 
@@ -167,7 +170,8 @@ def test_a_cold_cache_gives_the_weights_that_were_trained(published: Published, 
 def test_a_full_evaluation_of_the_download_gives_every_figure_that_training_reported(published, pictured: Path):
     reported = json.loads((pictured / "out/best_model/eval_results.json").read_text())
     timing = {name for name in reported if name.endswith(("runtime", "per_second"))}
-    later = {"step", "class_names", "majority_accuracy", "bag_of_tokens_accuracy"}  # not of the evaluation
+    later = {"step", "class_names", "majority_accuracy", "bag_of_tokens_accuracy"}
+    later |= {"versus_majority", "versus_bag_of_tokens"}  # not of the evaluation
     assert reported.keys() - timing - later == published.cold["evaluation"].keys() - timing
     for name in reported.keys() - timing - later:
         assert published.cold["evaluation"][name] == reported[name], name
@@ -300,12 +304,80 @@ def test_weights_are_not_sent_when_only_the_card_changes(here: LocalHub, options
 
 def test_files_of_an_older_push_are_deleted_and_other_peoples_stay(here: LocalHub, options: PushArguments, caplog):
     push(options)
-    old = {"model-00001-of-00002.safetensors": b"old weights", "LICENSE": b"ours", "notes/more.md": b"ours"}
-    here.commit(MODEL, old)
+    theirs = {"LICENSE": b"ours", "notes/more.md": b"ours", ".eval_results/mmlu.yaml": b"[]"}
+    here.commit(MODEL, {"model-00001-of-00002.safetensors": b"old weights"} | theirs)
     push(options)
     files = here.repo(MODEL).files()
+    assert theirs.items() <= files.items()
     assert "model-00001-of-00002.safetensors" not in files and files["LICENSE"] == b"ours" and "notes/more.md" in files
     assert "1 old ones deleted" in caplog.text
+
+
+CARDS = {  # which nobody's push wrote
+    "text": b"# My model\n",
+    "metadata": b"---\nlicense: mit\ntags:\n- gpt2\n- imagelm-like\n---\n",
+    "named in the text": b"---\nlicense: mit\n---\ntags: imagelm\n",
+    "dataset's": b"---\ndataset_info:\n  features: []\n---\n",
+    "not YAML": b"---\ntags: [imagelm\n---\n",
+    "not a mapping": b"---\n- imagelm\n---\n",
+    "tags are a number": b"---\ntags: 3\n---\n",
+    "not UTF-8": b"---\nlicense: mit\n---\n\xff\xfe",
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_a_repository_with_another_card_isnt_ours(here: LocalHub, options, api, card: bytes | None):  # noqa: F811
+    api.create_repo(MODEL)
+    here.commit(MODEL, {"config.json": b"{}"} | ({} if card is None else {"README.md": card}))
+    for asked in (options, replace(options, create_pr=True), replace(options, revision="trial")):
+        target = look_at(api, "model", MODEL, asked)
+        with pytest.raises(InputError, match=r"replace or delete .*config\.json; choose another name, or give"):
+            check_owner(api, target, asked)
+
+
+def test_a_repository_that_isnt_ours_is_replaced_only_when_asked(here: LocalHub, options: PushArguments, api):  # noqa: F811
+    api.create_repo(MODEL)
+    theirs = {"README.md": b"# Theirs\n", "config.json": b"{}", "model.safetensors": b"theirs", "notes.md": b"theirs"}
+    here.commit(MODEL, theirs)
+    with pytest.raises(InputError, match="isn't the work of an earlier push"):
+        push(options)
+    assert stored(here) == theirs and not here.asked("/commit/", "POST")
+    push(replace(options, replace_foreign_files=True))
+    assert stored(here)["notes.md"] == b"theirs" and stored(here)["config.json"] != b"{}"
+    push(options)  # it is ours from now on
+
+
+@pytest.mark.parametrize(("kind", "file"), [("dataset", "data/train-00000-of-00001.parquet"), ("space", "app.py")])
+def test_data_and_demos_of_others_are_kept_and_nothing_else_is_sent(here, options, pictured, api, kind: str, file: str):  # noqa: F811
+    names = {"dataset": ROWS, "space": DEMO}
+    api.create_repo(names[kind], repo_type=kind, space_sdk="gradio" if kind == "space" else None)
+    here.commit(names[kind], {file: b"theirs"}, kind)
+    before = stored(here, names[kind], kind)
+    both = replace(options, dataset_dir=str(pictured / "data"), dataset_repo_id=ROWS, space_repo_id=DEMO)
+    with pytest.raises(InputError, match=f"{kind} {names[kind]} isn't the work of an earlier push: .*{file}"):
+        push(both)
+    assert stored(here, names[kind], kind) == before and not here.exists(MODEL)
+    push(replace(both, replace_foreign_files=True))
+    push(both)
+    assert stored(here, names[kind], kind)[file] != b"theirs"
+
+
+def test_repositories_with_only_the_hubs_own_card_count_as_empty(here: LocalHub, options, pictured: Path, api):  # noqa: F811
+    api.create_repo(DEMO, repo_type="space", space_sdk="gradio")
+    line = b"Check out the configuration reference at https://huggingface.co/docs/hub/spaces-config-reference\n"
+    here.commit(DEMO, {"README.md": b"---\ntitle: Demo\nemoji: x\nsdk: gradio\npinned: false\n---\n\n" + line}, "space")
+    api.create_repo(MODEL)
+    here.commit(MODEL, {"README.md": b"---\nlicense: mit\n---\n"})
+    push(replace(options, space_repo_id=DEMO))
+    assert b"# animals" in stored(here)["README.md"] and "app.py" in stored(here, DEMO, "space")
+
+
+def test_a_demo_that_an_older_version_pushed_is_ours(here: LocalHub, options: PushArguments, api):  # noqa: F811
+    api.create_repo(DEMO, repo_type="space", space_sdk="gradio")
+    here.commit(DEMO, {"README.md": b"# Demo\n", "app.py": b"old", "model_id.txt": b"alice/animals\n"}, "space")
+    push(replace(options, space_repo_id=DEMO))
+    assert stored(here, DEMO, "space")["app.py"] != b"old"
 
 
 def test_a_branch_is_made_and_main_stays(here: LocalHub, options: PushArguments):
