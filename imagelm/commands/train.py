@@ -24,6 +24,7 @@ from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import number_of
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
+    import numpy as np
     from transformers import PreTrainedModel
 
     from imagelm.accel.compile import ComputePlan
@@ -53,7 +54,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
         started: When the program started, by `time.perf_counter`; None for now.
     """
     started = time.perf_counter() if started is None else started
-    from imagelm.evaluation.baselines import baseline_accuracies
+    from imagelm.evaluation.baselines import baseline_hits
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
     from imagelm.training.launch import load_inputs
@@ -81,11 +82,11 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
         if push and is_main:  # whether a push can succeed is known before hours of training
             logger.info("%s", check_hub(push))
 
-        baselines = baseline_accuracies(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
-        majority, bag = (baselines.get(name, 0) for name in ("majority_accuracy", "bag_of_tokens_accuracy"))
+        hits = baseline_hits(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
+        majority, bag = (hits[name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
         logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
         trainer = train(launch, data, model, plan, record, resume, push)
-        results = evaluate(launch, data, baselines)
+        results = evaluate(launch, data, hits)
         if is_main:
             report(launch, data, trainer, record, results)
             if push:
@@ -186,8 +187,8 @@ def train(
     return trainer
 
 
-def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) -> dict[str, dict[str, Any]]:
-    """Measures the saved models on the test rows; the results by folder name."""
+def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Measures the saved models on the test rows, beside the baselines' hits there; the results by folder name."""
     from imagelm.training.callbacks import read_selection
     from imagelm.training.trainer import evaluate_folder
     from imagelm.utils.manifest import add_json
@@ -195,12 +196,8 @@ def evaluate(launch: Launch, data: TrainingInputs, baselines: dict[str, float]) 
     results = {}
     for name in (BEST_FOLDER, FINAL_FOLDER):
         folder = launch.output / name
-        results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"])
-        results[name] |= {
-            "step": (read_selection(folder) or {})["step"],
-            "class_names": data.stats["class_names"],
-            **baselines,
-        }
+        results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"], hits)
+        results[name] |= {"step": (read_selection(folder) or {})["step"], "class_names": data.stats["class_names"]}
         if launch.args.process_index == 0:
             add_json(folder, {RESULTS_FILE: results[name]})
     return results
@@ -210,7 +207,8 @@ def report(
     launch: Launch, data: TrainingInputs, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
 ) -> None:
     """Writes the report, and the records of the run into the models' folders."""
-    from imagelm.evaluation.report import baseline_warning, summary, write_report
+    from imagelm.evaluation.interval import baseline_warning
+    from imagelm.evaluation.report import summary, write_report
     from imagelm.training.run_record import write_records
 
     output, run, history = launch.output, record.update(ended="finished"), trainer.state.log_history
@@ -219,7 +217,7 @@ def report(
         write_records(output / name, run, data.stats, history)
     logger.info("\n%s", summary(results[BEST_FOLDER], run, output / REPORT_FOLDER))
     if warning := baseline_warning(results[BEST_FOLDER]):
-        logger.warning("%s", warning)
+        logger.warning("%s; more epochs, a higher learning rate or more data may help", warning)
 
 
 if __name__ == "__main__":

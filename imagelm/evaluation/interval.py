@@ -1,11 +1,50 @@
-"""The interval that is shown with every accuracy; it needs no plotting library."""
+"""The interval that is shown with every accuracy, and the test against a baseline; both need no plotting library."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 from scipy.stats import binomtest
+
+SIGNIFICANCE = 0.05
+BASELINES = {"versus_bag_of_tokens": "a bag of tokens", "versus_majority": "the majority class"}
 
 
 def accuracy_interval(accuracy: float, num_rows: int) -> list[float]:
     """95 % interval of an accuracy over `num_rows` independent rows (Wilson's score interval)."""
     interval = binomtest(round(accuracy * num_rows), num_rows).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def paired_comparison(model: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+    """Exact two-sided sign test on the rows that only one of the two gets right; two intervals of the same rows would
+    hide most differences.
+
+    Args:
+        model, baseline: Whether each gets a row right; bool, shape (rows,).
+
+    Returns:
+        `only_model`, `only_baseline`: numbers of such rows; `p_value`; `clearly_better`: whether the model is better
+        and `p_value` is below `SIGNIFICANCE`.
+    """
+    only_model, only_baseline = int((model & ~baseline).sum()), int((baseline & ~model).sum())
+    num_rows = only_model + only_baseline
+    p_value = float(binomtest(only_model, num_rows).pvalue) if num_rows else 1.0
+    better = only_model > only_baseline and p_value < SIGNIFICANCE
+    return {"only_model": only_model, "only_baseline": only_baseline, "p_value": p_value, "clearly_better": better}
+
+
+def baseline_warning(results: dict[str, Any]) -> str | None:
+    """Which baselines the model of `eval_results.json` isn't clearly better than.
+
+    None if there is none, or if an earlier version compared none.
+    """
+    compared = [(name, results[key]) for key, name in BASELINES.items() if key in results]
+    parts = [
+        f"{name} (of {results['eval_samples']} rows {test['only_model']} are right by the model only, "
+        f"{test['only_baseline']} by the baseline only; exact sign test, p = {test['p_value']:.2g})"
+        for name, test in compared
+        if not test["clearly_better"]
+    ]
+    return f"the model is not clearly better than {' and '.join(parts)}" if parts else None

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
+from imagelm.evaluation.interval import baseline_warning
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.output_folder import atomic_folder
@@ -80,16 +81,6 @@ def summary(results: dict, run: dict, report: Path) -> str:
     return "\n".join(f"{name:22} {value}" for name, value in rows)
 
 
-def baseline_warning(results: dict) -> str | None:
-    """What to try if the model isn't clearly better than its baselines; None if it is."""
-    low, high = results["eval_cls_accuracy_interval"]
-    if low > results["majority_accuracy"] and high >= results["bag_of_tokens_accuracy"]:
-        return None
-    return (
-        "the model isn't clearly better than its baselines; more epochs, a higher learning rate or more data may help"
-    )
-
-
 def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     n = results["eval_samples"]
     cut = stats["truncation"]
@@ -114,6 +105,14 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
         )
     )
     plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    warning = baseline_warning(results)
+    verdict = f"**{warning[0].upper()}{warning[1:]}.**" if warning else "`best_model` is clearly better than both."
+    baselines = "\n".join(
+        f"| {name} | {results[f'{key}_accuracy']:.4f} | {test['only_model']} | {test['only_baseline']} | "
+        f"{test['p_value']:.2g} |"
+        for key, name in (("majority", "majority class"), ("bag_of_tokens", "bag of tokens (logistic regression)"))
+        for test in [results[f"versus_{key}"]]
+    )
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     hardware = run["hardware"]
     machine = f"{hardware['device']}, {processes(hardware)}"
@@ -130,10 +129,11 @@ CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {
 {high:.4f}). The best model was selected on these same rows, so its figures are optimistic; `final_model` was not
 selected.
 
-| baseline | accuracy on the same rows |
-|---|---|
-| majority class | {results["majority_accuracy"]:.4f} |
-| bag of tokens (logistic regression) | {results["bag_of_tokens_accuracy"]:.4f} |
+| baseline | accuracy on the same rows | rows that only the model gets right | only the baseline | p (exact sign test) |
+|---|---|---|---|---|
+{baselines}
+
+{verdict}
 
 **Leak check.** In {results["leak_proof_rows"]} held-out rows everything after `{CLS}` was replaced by random tokens:
 the slot's logits changed by at most {results["leak_proof_difference"]:.1e}. The model doesn't see the answer.

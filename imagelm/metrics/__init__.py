@@ -123,6 +123,7 @@ class ComputeMetrics:
         self.num_classes = num_classes
         # The figures of the last call that aren't single numbers (confusion matrix, per-class accuracy).
         self.details: dict[str, list] = {}
+        self.correct = np.zeros(0, bool)  # whether each row's class was right in the last call
         modules = (Perplexity, NextTokenAccuracy, ClsAccuracy, ClsMacroF1, ClsCalibrationError)
         self._scalars = evaluate.combine([module(keep_in_memory=True) for module in modules])
         self._perplexity = Perplexity(keep_in_memory=True)
@@ -145,5 +146,6 @@ class ComputeMetrics:
         ):
             metrics[name] = self._perplexity.compute(nll=nll, num_tokens=count.astype(np.int64))["perplexity"]
         metrics["loss"] = float(column["nll"].sum() / column["num_tokens"].sum())
+        self.correct = classes["predictions"] == classes["references"]
         self.details = self._confusion.compute(**classes, num_classes=self.num_classes)
         return metrics

@@ -6,6 +6,7 @@ global batch, figures over the whole split) and keeps every model and checkpoint
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import AutocastKwargs
 from datasets import Dataset
@@ -29,6 +31,7 @@ from transformers import (
 )
 
 from imagelm.data.augmentation import AugmentedRows
+from imagelm.evaluation.baselines import baseline_figures
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.metrics import ComputeMetrics, RowReduction
@@ -196,11 +199,17 @@ def rows_only(dataset: Dataset) -> Dataset:
 
 
 def evaluate_folder(
-    folder: Path, args: TrainingArguments, run: RunArguments, tokenizer: PreTrainedTokenizerBase, test: Dataset
+    folder: Path,
+    args: TrainingArguments,
+    run: RunArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    test: Dataset,
+    hits: dict[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a saved model on the test rows in fp32, and proves that it doesn't see the answer.
 
     The folder is loaded again, as the figures must be those that everyone gets who loads it. Every process calls this.
+    With the `hits` of the baselines, the model is compared with them.
 
     Returns:
         Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the 95 % interval of the
@@ -212,7 +221,8 @@ def evaluate_folder(
     """
     if reason := damage(folder):
         raise InputError(f"{folder} is damaged: {reason}. Run the same command again: it writes the folder again")
-    model = load_model(folder)
+    model, args = load_model(folder), copy.copy(args)
+    args.train_sampling_strategy = "sequential"  # also sorts evaluations: rows must be in the baselines' order
     trainer = ImageTrainer(model, args, run, tokenizer, None, test)
     # Before the first step: accelerate wraps the model in autocast only once.
     trainer.accelerator.autocast_handler = AutocastKwargs(enabled=False)
@@ -225,6 +235,7 @@ def evaluate_folder(
     results["example_row"] = tokenizer.decode(test[0]["input_ids"])
     results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(test))
     results |= {f"eval_{name.removeprefix('cls_')}": value for name, value in trainer.metrics.details.items()}
+    results |= baseline_figures(hits or {}, trainer.metrics.correct)
     rows = leak_proof_rows(test)
     results["leak_proof_rows"] = len(rows)
     results["leak_proof_difference"] = prove_no_leak(model, grammar_of(tokenizer), rows, args.seed)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
-from imagelm.evaluation.baselines import bag_of_tokens, baseline_accuracies
+from imagelm.evaluation.baselines import bag_of_tokens, baseline_figures, baseline_hits
+from imagelm.evaluation.interval import baseline_warning, paired_comparison
 from tests.conftest import NUM_CODES, sentence, write_jsonl
 
 
@@ -27,8 +29,10 @@ def test_the_bag_counts_each_codebook_token_of_each_image(prepared, grammar):
 def test_the_majority_is_the_most_frequent_class_of_the_training_rows(prepared, grammar):
     data = load_prepared(prepared)
     most = Counter(data["train"]["label"]).most_common(1)[0][0]
-    expected = np.mean([label == most for label in data["test"]["label"]])
-    assert baseline_accuracies(data["train"], data["test"], grammar)["majority_accuracy"] == expected
+    expected = [label == most for label in data["test"]["label"]]
+    hits = baseline_hits(data["train"], data["test"], grammar)
+    assert hits["majority"].tolist() == expected
+    assert baseline_figures(hits, np.array(expected))["majority_accuracy"] == np.mean(expected)
 
 
 def test_variants_of_an_image_do_not_weaken_the_bag(tmp_path, grammar, vocab_file):
@@ -52,4 +56,40 @@ def test_variants_of_an_image_do_not_weaken_the_bag(tmp_path, grammar, vocab_fil
     test, truth = bag_of_tokens(data["test"], grammar)
     weakened = (LogisticRegression(max_iter=1000).fit(train, labels).predict(test) == truth).mean()
     assert weakened < 0.5
-    assert baseline_accuracies(data["train"], data["test"], grammar)["bag_of_tokens_accuracy"] == 1.0
+    assert baseline_hits(data["train"], data["test"], grammar)["bag_of_tokens"].all()
+
+
+@pytest.mark.parametrize(
+    ("only_model", "only_baseline", "p_value", "better"),
+    [
+        (6, 0, 2 / 2**6, True),  # 56 and 50 right of 100: their intervals overlap, the paired rows tell
+        (5, 0, 2 / 2**5, False),
+        (0, 6, 2 / 2**6, False),  # clearly worse
+        (9, 1, 2 * (1 + 10) / 2**10, True),
+        (20, 20, 1, False),
+        (0, 0, 1, False),
+    ],
+)
+def test_the_model_is_compared_on_the_rows_that_only_one_gets_right(only_model, only_baseline, p_value, better):
+    model = np.repeat([True, False, True, False], [50, 44, only_model, only_baseline])
+    baseline = np.repeat([True, False, False, True], [50, 44, only_model, only_baseline])
+    found = paired_comparison(model, baseline)
+    assert found == {
+        "only_model": only_model,
+        "only_baseline": only_baseline,
+        "p_value": pytest.approx(p_value),
+        "clearly_better": better,
+    }
+
+
+def test_the_warning_names_the_baselines_that_the_model_does_not_beat_clearly():
+    truth = np.arange(40) % 2 == 0
+    hits = {"majority": np.zeros(40, bool), "bag_of_tokens": truth}
+    figures = {"eval_samples": 40} | baseline_figures(hits, truth)
+    assert figures["bag_of_tokens_accuracy"] == 0.5 and figures["versus_majority"]["clearly_better"]
+    warning = baseline_warning(figures)
+    assert warning.startswith(
+        "the model is not clearly better than a bag of tokens (of 40 rows 0 are right by the model only"
+    )
+    assert "majority" not in warning
+    assert baseline_warning({"eval_samples": 40} | baseline_figures(hits, np.ones(40, bool))) is None
