@@ -320,7 +320,6 @@ CARDS = {  # which nobody's push wrote
     "dataset's": b"---\ndataset_info:\n  features: []\n---\n",
     "not YAML": b"---\ntags: [imagelm\n---\n",
     "not a mapping": b"---\n- imagelm\n---\n",
-    "tags are a number": b"---\ntags: 3\n---\n",
     "not UTF-8": b"---\nlicense: mit\n---\n\xff\xfe",
     "none": None,
 }
