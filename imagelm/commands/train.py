@@ -180,6 +180,7 @@ def train(
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=resume.checkpoint)
         stop.raise_if_stopped()
+    record.done(trainer.state, keep_best.stopped)
     final = {"step": trainer.state.global_step}
     trainer.save_folder(output / FINAL_FOLDER, final)
     if keep_best.best is None:

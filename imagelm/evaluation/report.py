@@ -17,7 +17,7 @@ from imagelm.evaluation.interval import baseline_warning
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.output_folder import atomic_folder
-from imagelm.utils.text import display_names, printable, processes, table_cell
+from imagelm.utils.text import display_names, number_of, printable, processes, table_cell
 
 REPORT_FILE = "training_report.md"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -81,6 +81,17 @@ def summary(results: dict, run: dict, report: Path) -> str:
     return "\n".join(f"{name:22} {value}" for name, value in rows)
 
 
+def trained_length(run: dict) -> str | None:
+    """How many steps and epochs of `run.json` were done, and why no more; None if an earlier version didn't note it."""
+    if (done := run.get("trained")) is None:
+        return None
+    if done["steps"] >= done["planned_steps"]:
+        return f"{number_of(done['steps'], 'step')} ({done['epochs']:.3g} epochs), as planned"
+    counts = f"{done['steps']} of {done['planned_steps']} planned steps"
+    epochs = f"{done['epochs']:.3g} of {done['planned_epochs']:.3g} epochs"
+    return f"{counts} ({epochs}), stopped early: {done['stopped']}"
+
+
 def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     n = results["eval_samples"]
     cut = stats["truncation"]
@@ -105,6 +116,7 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
         )
     )
     plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    length = trained_length(run)
     warning = baseline_warning(results)
     verdict = f"**{warning[0].upper()}{warning[1:]}.**" if warning else "`best_model` is clearly better than both."
     baselines = "\n".join(
@@ -119,7 +131,7 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     return f"""# Training report
 
 Evaluated on {n} held-out rows in fp32, after loading the saved folders: `best_model` of step {results["step"]},
-`final_model` of step {final["step"]}.
+`final_model` of step {final["step"]}. Trained for {length}.
 
 | | best_model | final_model |
 |---|---|---|

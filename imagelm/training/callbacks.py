@@ -17,7 +17,7 @@ from imagelm.utils.artifacts import SELECTION_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import DivergedError
 from imagelm.utils.manifest import damage
-from imagelm.utils.text import first_line
+from imagelm.utils.text import first_line, number_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,14 @@ class KeepBest(TrainerCallback):
     Attributes:
         best: Metric, value, loss and step of the best evaluation; None before the first. Every process holds the same,
             as all see the same figures: if they read the folder again, one could see what another just wrote.
+        stopped: Why this ended the training early; None if it didn't.
     """
 
     def __init__(self, trainer: Trainer, save: Callable[..., None], folder: Path, patience: int) -> None:
         self.trainer, self.save, self.folder, self.patience = trainer, save, folder, patience
         selection = read_selection(folder)
         self.best = selection if selection and "value" in selection else None
+        self.stopped: str | None = None
         trainer.accelerator.wait_for_everyone()
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -96,6 +98,9 @@ class KeepBest(TrainerCallback):
         since = {log["step"] for log in state.log_history if "eval_loss" in log and log["step"] > best["step"]}
         if self.patience and len(since) >= self.patience:
             control.should_training_stop = True
+            self.stopped = (
+                f"{number_of(self.patience, 'evaluation')} without a better {best['metric'].removeprefix('eval_')}"
+            )
 
 
 def _selection(args: TrainingArguments, figures: dict[str, float], step: int) -> dict:

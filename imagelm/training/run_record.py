@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from imagelm.training.launch import Launch
 from imagelm.utils.artifacts import HISTORY_FILE, RUN_FILE, STATS_FILE
@@ -44,7 +44,7 @@ class RunRecord(TrainerCallback):
 
     Attributes:
         content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
-            commit, hardware, launches, durations in seconds, loss spikes.
+            commit, hardware, launches, durations in seconds, loss spikes; once the training is done, how long it was.
         spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
@@ -107,6 +107,15 @@ class RunRecord(TrainerCallback):
         saved = f"checkpoint-{state.global_step} is saved; run the same command again to continue from it"
         with raise_storage_error(self.file, saved):
             self.update(state.global_step)
+
+    def done(self, state: TrainerState, stopped: str | None) -> None:
+        """Notes how many of the planned steps and epochs were done; `stopped` tells what ended the training early."""
+        steps, planned = state.global_step, state.max_steps
+        epochs = float(state.epoch or 0)
+        self.content["trained"] = {
+            **{"steps": steps, "planned_steps": planned, "epochs": epochs, "planned_epochs": epochs * planned / steps},
+            "stopped": stopped if steps < planned else None,
+        }
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:
         """Updates step, times and end (None while it runs) of this launch, writes the file and returns the record."""
