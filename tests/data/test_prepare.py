@@ -229,7 +229,7 @@ def test_skipped_rows_are_kept_in_a_file_with_their_reasons(tmp_path, vocab_file
     told = json.loads((tmp_path / "out/stats.json").read_text())["bad_rows"]
     (place,) = told.pop("first")
     assert told == {"total": 1, "by_kind": {"unknown_token": 1}}
-    assert place.startswith(f"{tmp_path}/rows.jsonl:8: token 1 is 'x'") and place in done.stdout
+    assert place.startswith(f"{tmp_path}/rows.jsonl:8: token 1 is 'x'") and place in done.stderr
 
 
 def test_an_existing_output_is_replaced_only_with_overwrite_and_only_if_it_is_ours(tmp_path, vocab_file):

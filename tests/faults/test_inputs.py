@@ -403,6 +403,28 @@ def test_a_table_reads_no_file_beside_it(stranger, suffix, monkeypatch):
     assert all("--image_root" in reason for reason in reasons(source)) and source.notes == []
 
 
+def test_a_table_that_lists_images_in_its_subfolders_is_read_from_anywhere(stranger, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (stranger / "pics/1.png").write_bytes((stranger / "pics/0.png").read_bytes())
+    (stranger / "pics/link.png").symlink_to(tmp_path / "private.png")
+    listed = ["pics/0.png", "pics/1.png"]
+    source = open_images([str(write_paths(stranger / "x.parquet", listed))])
+    assert reasons(source) == [None, None]
+    assert source.notes == [f"2 of 2 rows of {stranger / 'x.parquet'} name a file, which is read from {stranger}"]
+    # One row that isn't such a name, and nothing is read: beside the table, outside, a link, absolute, missing, no path.
+    others = [
+        "passport.png",
+        "pics/../../private.png",
+        "pics/link.png",
+        str(stranger / "pics/0.png"),
+        "pics/2.png",
+        None,
+    ]
+    for other in others:
+        source = open_images([str(write_paths(stranger / "x.parquet", [*listed, other]))])
+        assert None not in reasons(source) and source.notes == []
+
+
 def test_a_table_reads_files_inside_image_root_only(stranger, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = ["passport.png", "pics/0.png", "pics/../passport.png", str(stranger / "pics/0.png")]

@@ -53,7 +53,7 @@ def test_the_vocabulary_file_is_saved_beside_in_the_order_of_ids(folder, grammar
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"prepare_dataset\.py"):
+    with pytest.raises(InputError, match="imagelm prepare"):
         load_tokenizer(tmp_path / "nothing")
 
 

@@ -66,7 +66,10 @@ class DatasetSource(ImageSource):
                 f"({', '.join(likely) or 'none does'})"
             )
         self.images = found.select_columns([self.image_column]).with_format("arrow")  # which decodes nothing
-        if self.folders and (count := _num_by_path(self.images[:][self.image_column])):
+        column = self.images[:][self.image_column]
+        if not self.folders and _is_list_of_its_folder(Path(name).parent, column):
+            self.folders = [image_root := str(Path(name).parent)]
+        if self.folders and (count := _num_by_path(column)):
             folder = printable(image_root or name)
             self.notes.append(f"{count} of {len(found)} rows of {name} name a file, which is read from {folder}")
         self.table = found
@@ -178,6 +181,22 @@ def _image_folders(name: str, image_root: str | None) -> list[str | Path]:
     if Path(name).suffix in TABLE_SUFFIXES:
         return [image_root] if image_root else []
     return [name] if Path(name).exists() else [HF_DATASETS_CACHE, HF_HUB_CACHE]
+
+
+def _is_list_of_its_folder(folder: Path, column: pa.ChunkedArray) -> bool:
+    """Whether a table is what lists the images of its own folder: each row names an existing file in a subfolder.
+
+    One path among images in the table itself, or a path beside the table, isn't: a stranger may guess such names.
+    """
+    if not len(column) or _num_by_path(column) != len(column):
+        return False
+    for path in pc.struct_field(column, "path").to_pylist():
+        file = folder / path
+        if "\0" in path or Path(path).is_absolute() or len(Path(path).parts) < 2:
+            return False
+        if not (_is_inside(file, folder) and file.is_file()):
+            return False
+    return True
 
 
 def _num_by_path(column: pa.ChunkedArray) -> int:

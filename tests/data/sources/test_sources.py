@@ -662,7 +662,7 @@ def test_a_folder_that_nobody_prepared_loses_nothing_but_what_it_names(wild, tmp
     assert sorted(row["file"] for row in kept) == sorted(str(root / name) for name in bad)
     for row in kept:
         assert row["kind"] == "unreadable_image"
-        lines = [line for line in done.stdout.splitlines() if row["file"] in line]
+        lines = [line for line in done.stderr.splitlines() if row["file"] in line]
         assert lines == [f"  {row['file']}: {row['reason']}"]
     assert f"{len(greys) + 1 + len(bad)} read, {len(bad)} bad" in done.stdout
     assert f"1 of {len(greys) + 1} images aren't 8×8 pixels and are resized" in done.stdout
