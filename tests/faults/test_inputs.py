@@ -411,7 +411,7 @@ def test_a_table_that_lists_images_in_its_subfolders_is_read_from_anywhere(stran
     source = open_images([str(write_paths(stranger / "x.parquet", listed))])
     assert reasons(source) == [None, None]
     assert source.notes == [f"2 of 2 rows of {stranger / 'x.parquet'} name a file, which is read from {stranger}"]
-    # One row that isn't such a name, and nothing is read: beside the table, outside, a link, absolute, missing, no path.
+    # One row that names anything else, and nothing is read.
     others = [
         "passport.png",
         "pics/../../private.png",
