@@ -22,6 +22,7 @@ from PIL import Image
 
 from imagelm.data.arguments import TABLE_SUFFIXES
 from imagelm.data.sources.decode import LABEL_KEYS, BadImage, ImageSource, LazyImages, read_image
+from imagelm.data.sources.names import find_split
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import first_line, normalized, printable, shorten
 
@@ -51,7 +52,7 @@ class DatasetSource(ImageSource):
         found = load_dataset(name)
         if isinstance(found, datasets.DatasetDict):
             if split is None:
-                split = "train" if "train" in found else next(iter(found))
+                split = find_split(found, "train", name) or next(iter(found))
                 if others := [other for other in found if other != split]:
                     self.notes.append(f"{name}: split {split} is used; it also has {', '.join(others)}")
             if split not in found:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from imagelm.data.arguments import TABLE_SUFFIXES
 from imagelm.data.sources.decode import LABEL_KEYS, ImageSource, LazyImages, natural_key, read_image
+from imagelm.data.sources.names import split_kind
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import decoded, normalized, printable
 
@@ -46,6 +47,10 @@ class FolderSource(FileSource):
 
     def __init__(self, root: Path) -> None:
         folders = sorted((e for e in root.iterdir() if e.is_dir() and _is_visible(e, root)), key=natural_key)
+        splits = [folder for folder in folders if split_kind(folder.name)]
+        if len({split_kind(folder.name) for folder in splits}) > 1:  # else they would become classes
+            shown = ", ".join(printable(folder.name) for folder in splits)
+            raise InputError(f"--images {root} holds the splits {shown}; name one of them, such as {splits[0]}")
         found: dict[Path, list[Path]] = {}
         links: list[Path] = []
         for folder in folders:

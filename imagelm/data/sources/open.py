@@ -20,6 +20,7 @@ from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments
 from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natural_key
 from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
 from imagelm.data.sources.local import ArraySource, FileSource, FolderSource
+from imagelm.data.sources.names import choose_splits
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import name_problem, printable
 
@@ -98,8 +99,8 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     train, test, notes = arguments.images or [], arguments.test_images, []
     splits: tuple[str | None, str | None] = (None, None)
     if test is None and (found := train_and_test(train)):
-        notes.append(f"{train[0]} has a train and a test split, which are used as they are")
-        train, test, splits = found
+        train, test, splits, note = found
+        notes.append(note)
     useless = [entry.flag for entry in arguments.changed() if entry.name in ("test_size", "split_by")]
     if test is not None and useless:
         raise InputError(f"{useless[0]} has no effect where test images are given; remove it")
@@ -162,22 +163,35 @@ def batches(source: ImageSource, size: int = READ_SIZE) -> Iterator[tuple[int, S
         yield start, source.load(start, min(start + size, len(source)))
 
 
-def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[str | None, str | None]] | None:
-    """The names to open for training and for testing, and their splits, if a single name holds both.
+def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[str | None, str | None], str] | None:
+    """The names to open for training and for testing, their splits, and a note, if a single name holds both.
 
-    That is a folder with the folders `train` and `test`, or a dataset with splits of these names; else None.
+    That is a folder with folders such as `train` and `val`, or a dataset with such splits; else None.
+
+    Raises:
+        InputError: Several splits could be the one to use.
     """
     path = Path(names[0])
     if len(names) != 1 or not names[0] or path.suffix in TABLE_SUFFIXES or path.is_file():
         return None
     if path.is_dir() and not is_saved_dataset(path):
-        folders = [path / "train", path / "test"]
-        return ([str(folders[0])], [str(folders[1])], (None, None)) if all(map(Path.is_dir, folders)) else None
+        offered = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if chosen := choose_splits(offered, names[0]):
+            train, held_out = (str(path / name) for name in chosen)
+            return [train], [held_out], (None, None), _note_on_splits(names[0], chosen, offered)
+        return None
     if not path.exists() and not _may_be_hub_id(names[0]):
         return None
     found = load_dataset(names[0])
-    both = isinstance(found, datasets.DatasetDict) and {"train", "test"} <= set(found)
-    return ([names[0]], [names[0]], ("train", "test")) if both else None
+    if isinstance(found, datasets.DatasetDict) and (chosen := choose_splits(list(found), names[0])):
+        return [names[0]], [names[0]], chosen, _note_on_splits(names[0], chosen, list(found))
+    return None
+
+
+def _note_on_splits(where: str, chosen: tuple[str, str], offered: Sequence[str]) -> str:
+    unused = ", ".join(printable(name) for name in offered if name not in chosen)
+    note = f"{where} has a {chosen[0]} and a {chosen[1]} split, which are used as they are"
+    return f"{note}; not used: {unused}" if unused else note
 
 
 def relabel(source: ImageSource, class_names: list[str]) -> np.ndarray:

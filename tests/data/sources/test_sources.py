@@ -17,10 +17,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from imagelm.data.arguments import parse_size
+from imagelm.data.arguments import PrepareArguments, parse_size
 from imagelm.data.load import load_prepared
 from imagelm.data.sources.decode import BadImage, natural_key, read_image, upright_size
-from imagelm.data.sources.open import batches, open_images, train_and_test
+from imagelm.data.sources.open import batches, open_images, open_labelled_images, train_and_test
 from imagelm.data.stats import summary, warnings
 from imagelm.remote_code.codec_imagelm import flatten, read_pixels
 from imagelm.utils.errors import InputError
@@ -130,7 +130,7 @@ def test_a_pipe_among_images_is_named_and_not_waited_for(tmp_path):
 def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     for side in ("train", "test"):
         cats_and_dogs(tmp_path / "pets" / side, per_class=3, seed=len(side))
-    assert train_and_test([str(tmp_path / "pets")]) == (
+    assert train_and_test([str(tmp_path / "pets")])[:3] == (
         [str(tmp_path / "pets/train")],
         [str(tmp_path / "pets/test")],
         (None, None),
@@ -140,6 +140,48 @@ def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     assert stats["class_names"] == ["cat", "dog"]
     assert any("has a train and a test split" in note for note in stats["images"]["notes"])
     assert train_and_test([str(tmp_path / "pets/train")]) is None
+
+
+@pytest.mark.parametrize(
+    ("offered", "used"),
+    [
+        (["train", "val"], ["train", "val"]),
+        (["Training", "TESTING", "dev"], ["Training", "TESTING"]),
+        (["train", "valid", "extra"], ["train", "valid"]),
+        (["train", "evaluation", "val", "validation"], ["train", "evaluation"]),
+    ],
+)
+def test_splits_are_known_by_every_usual_name_and_the_others_are_noted(tmp_path, offered, used):
+    for i, name in enumerate(offered):
+        cats_and_dogs(tmp_path / "pets" / name, per_class=3 + i, seed=i)
+        table(8 + 2 * i, seed=i)[0].save_to_disk(tmp_path / "saved" / name)
+    (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": offered}))
+    for name, counts in (("pets", [6, 8]), ("saved", [8, 10])):
+        images = open_labelled_images(PrepareArguments(images=[str(tmp_path / name)], output_dir=str(tmp_path / "out")))
+        assert list(map(len, images.sources)) == counts
+        note = next(note for note in images.notes if "are used as they are" in note)
+        assert f"has a {used[0]} and a {used[1]} split" in note
+        unused = note.partition("; not used: ")[2]
+        assert set(filter(None, unused.split(", "))) == set(offered) - set(used)
+
+
+def test_splits_that_could_be_mistaken_are_refused(tmp_path):
+    cases = {
+        ("train", "Training", "test"): "has 2 train splits",
+        ("train", "test", "eval"): r"has 2 test splits \(eval, test\)",
+        ("train", "dev", "val"): r"has 2 validation splits \(dev, val\)",
+        ("test", "val"): "holds the splits test, val; name one of them, such as ",
+    }
+    for number, (offered, said) in enumerate(cases.items()):
+        for name in offered:
+            cats_and_dogs(tmp_path / str(number) / name, per_class=3)
+        with pytest.raises(InputError, match=said):
+            prepare_images(tmp_path / "out", tmp_path / str(number))
+    with pytest.raises(InputError, match="holds the splits Training, test, train"):
+        open_images([str(tmp_path / "0")])
+    cats_and_dogs(tmp_path / "things", per_class=2)
+    class_folder(tmp_path / "things", {"train": random_images(2, seed=5)})  # a vehicle
+    assert open_images([str(tmp_path / "things")]).class_names == ["cat", "dog", "train"]
 
 
 def test_images_without_class_folders_and_single_files_have_no_labels(tmp_path):
@@ -231,7 +273,7 @@ def test_saved_datasets_and_their_splits_are_read(tmp_path):
     other, others = table(4, seed=1)
     datasets.DatasetDict({"train": data, "test": other}).save_to_disk(tmp_path / "two")
     name = str(tmp_path / "two")
-    assert train_and_test([name]) == ([name], [name], ("train", "test"))
+    assert train_and_test([name])[:3] == ([name], [name], ("train", "test"))
     check_source(open_images([name]), images, ["owl", "ant"], [0, 1] * 4)
     check_source(open_images([name], split="test"), others, ["owl", "ant"], [0, 1] * 2)
     with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
