@@ -25,22 +25,9 @@ if TYPE_CHECKING:
     from imagelm.utils.errors import DivergedError, HubError, InputError, LeakError, StoppedError, StorageError
 
 __version__ = "0.2.0"
-__all__ = [
-    "DivergedError",
-    "HubError",
-    "InputError",
-    "LeakError",
-    "LoadArguments",
-    "LoadedModel",
-    "PrepareArguments",
-    "PushArguments",
-    "StoppedError",
-    "StorageError",
-    "load",
-    "prepare",
-    "push",
-    "train",
-]
+__all__ = ["DivergedError", "HubError", "InputError", "LeakError", "StoppedError", "StorageError"]
+__all__ += ["LoadArguments", "LoadedModel", "PrepareArguments", "PushArguments"]
+__all__ += ["load", "prepare", "push", "train"]
 
 _TYPES = {
     "DivergedError": "imagelm.utils.errors",

@@ -21,9 +21,7 @@ def main() -> None:
     """Runs the command that the first word names."""
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
-        print(
-            "\n".join(["usage: imagelm COMMAND [options]", "", *lines, "", "imagelm COMMAND --help lists its options."])
-        )
+        print("usage: imagelm COMMAND [options]", "", *lines, "", "imagelm COMMAND --help lists its options.", sep="\n")
         return
     name = sys.argv[1]
     if name not in COMMANDS:

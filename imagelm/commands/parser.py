@@ -44,19 +44,12 @@ class CommonArguments:
 
 @dataclass(frozen=True)
 class Command:
-    """A command's options.
+    """A command's options."""
 
-    Args:
-        name: The word after `imagelm`.
-        doc: What it does, with examples (the module's docstring).
-        groups: Dataclasses whose fields are the options.
-        failures: What exit code 1 means.
-    """
-
-    name: str
-    doc: str | None
-    groups: tuple[type, ...]
-    failures: str = "any other error"
+    name: str  # the word after `imagelm`
+    doc: str | None  # what it does, with examples (the module's docstring)
+    groups: tuple[type, ...]  # dataclasses whose fields are the options
+    failures: str = "any other error"  # what exit code 1 means
 
     def parse(self, words: list[str] | None = None, library: type | None = None) -> dict[str, Any]:
         """The value of every option, by field name; prints the help and exits where it is asked for.

@@ -28,25 +28,19 @@ def render_reference() -> str:
     parts = [HEAD]
     for name in COMMANDS:
         command: Command = importlib.import_module(f"imagelm.commands.{name}").COMMAND
-        parts += [f"## imagelm {name}\n\n{_text(command)}", *_tables(command.groups)]
-        parts.append(command.exit_codes)
-    parts += ["## Options of every command", *_tables((CommonArguments,))]
+        parts += [f"## imagelm {name}", (command.doc or "").strip(), _tables(command.groups), command.exit_codes]
+    parts += ["## Options of every command", _tables((CommonArguments,))]
     return "\n\n".join(parts) + "\n"
 
 
-def _text(command: Command) -> str:
-    """The documentation of a command; indented examples stay code blocks."""
-    return (command.doc or "").strip()
-
-
-def _tables(groups: tuple[type, ...]) -> list[str]:
+def _tables(groups: tuple[type, ...]) -> str:
     lines: list[str] = []
     for option in options_of(*groups):
         title = option.field.metadata.get("group")
         if title:
             lines += ["", f"### {title}", "", "| option | default | meaning |", "|---|---|---|"]
         lines.append(_row(option))
-    return ["\n".join(lines).strip()]
+    return "\n".join(lines).strip()
 
 
 def _row(option: Option) -> str:
@@ -54,17 +48,9 @@ def _row(option: Option) -> str:
         default = "required"
     else:
         default = "" if option.default is None or option.default is False else f"`{option.default}`"
-    values = " ".join([option.flag, option.values]).strip()
-    return f"| {_code(values)} | {default} | {_cell(option.text)} |"
-
-
-def _code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|")
-
-
-def _cell(text: str) -> str:
-    """Text in a cell: no pipes, and tokens such as <IMG> shown literally."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    values = f"{option.flag} {option.values}".strip().replace("|", "\\|")
+    text = option.text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")  # <IMG> is shown literally
+    return f"| `{values}` | {default} | {text} |"
 
 
 if __name__ == "__main__":

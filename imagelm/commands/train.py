@@ -28,11 +28,10 @@ if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --he
     from transformers import PreTrainedModel
 
     from imagelm.accel.compile import ComputePlan
-    from imagelm.hub.arguments import RunPush
+    from imagelm.hub.arguments import PushArguments
     from imagelm.training.launch import Launch, TrainingInputs
     from imagelm.training.resume import ResumePlan
     from imagelm.training.run_record import RunRecord
-    from imagelm.training.trainer import ImageTrainer
 
 GROUPS = (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments, HelpArguments)
 COMMAND = Command("train", __doc__, GROUPS)
@@ -47,12 +46,7 @@ def main() -> None:
 
 @quiet_transformers()
 def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
-    """Trains as the launch says, or resumes; returns the figures of best_model.
-
-    Args:
-        launch: The options, fitted to this machine.
-        started: When the program started, by `time.perf_counter`; None for now.
-    """
+    """Trains, or resumes; returns the figures of best_model. `started`: the program's, by `time.perf_counter`."""
     started = time.perf_counter() if started is None else started
     from imagelm.evaluation.baselines import baseline_hits
     from imagelm.hub.callback import check_hub, publish_run, requested_push
@@ -74,23 +68,23 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
             where = f"{output} is already complete; see {output / REPORT_FOLDER}"
             logger.info("the run in %s. To train again, add --overwrite", where)
             if push and is_main:
-                publish_run(push, output / BEST_FOLDER)
+                publish_run(push)
             return read_json(output / BEST_FOLDER / RESULTS_FILE)
         start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
         logger.info("%s", "\n".join([*resume.notes, start]))
         record = RunRecord(launch, identity, data.stats, started, is_new=resume.checkpoint is None)
         if push and is_main:  # whether a push can succeed is known before hours of training
-            logger.info("%s", check_hub(push))
+            logger.info("%s", check_hub(push, args))
 
         hits = baseline_hits(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
         majority, bag = (hits[name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
         logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
-        trainer = train(launch, data, model, plan, record, resume, push)
+        history = train(launch, data, model, plan, record, resume, push)
         results = evaluate(launch, data, hits)
         if is_main:
-            report(launch, data, trainer, record, results)
+            report(launch, data, history, record, results)
             if push:
-                publish_run(push, output / BEST_FOLDER)
+                publish_run(push)
         return results[BEST_FOLDER]
 
 
@@ -111,7 +105,7 @@ def parse_launch(words: list[str], command: str | None = None) -> Launch:
 
     values = COMMAND.parse(words, library=OneDeviceArguments)
     precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before the arguments are built, which settles it
-    data, model, run = fill(DataArguments, values), fill(ModelArguments, values), fill(RunArguments, values)
+    data, model, run = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))
     try:
         args = fill(OneDeviceArguments, values)
     except (ValueError, TypeError, ImportError) as error:
@@ -134,9 +128,8 @@ def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, C
     model = build_model(launch.model, data.tokenizer, max_length, launch.attention())
     name_classes(model, stats["class_names"])
     prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
-    logger.info(
-        "model: %s, %s parameters, %d positions", model.config.model_type, f"{model.num_parameters():,}", max_length
-    )
+    size = f"{model.num_parameters():,}"
+    logger.info("model: %s, %s parameters, %d positions", model.config.model_type, size, max_length)
     num_tokens = launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"])
     flops = 6.0 * model.num_parameters() * num_tokens  # forward and backward products, without those of attention
     batch = (args.per_device_train_batch_size, max_length) if lengths["min"] == lengths["max"] else None
@@ -153,24 +146,22 @@ def train(
     plan: ComputePlan,
     record: RunRecord,
     resume: ResumePlan,
-    push: RunPush | None,
-) -> ImageTrainer:
-    """Trains, and saves final_model; best_model is saved whenever the model improves."""
+    push: PushArguments | None,
+) -> list[dict[str, float]]:
+    """Trains, and saves final_model, and best_model whenever the model improves; returns Trainer's log history."""
     from imagelm.hub.callback import PushWhileTraining
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.safety import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
-    output, test = launch.output, data.dataset["test"]
-    trainer = ImageTrainer(
-        model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, record.content["identity"]
-    )
+    output, test, identity = launch.output, data.dataset["test"], record.content["identity"]
+    trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, identity)
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, launch.run.early_stopping_patience)
     record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
-    if push and push.each_save:
+    if push and launch.args.hub_strategy == "every_save":
         trainer.add_callback(PushWhileTraining(trainer, push))
     threads = number_of(launch.num_threads, "thread")
     precision = trainer.accelerator.mixed_precision
@@ -185,7 +176,7 @@ def train(
     trainer.save_folder(output / FINAL_FOLDER, final)
     if keep_best.best is None:
         trainer.save_folder(output / BEST_FOLDER, final)
-    return trainer
+    return trainer.state.log_history
 
 
 def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -204,15 +195,13 @@ def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) 
     return results
 
 
-def report(
-    launch: Launch, data: TrainingInputs, trainer: ImageTrainer, record: RunRecord, results: dict[str, dict[str, Any]]
-) -> None:
+def report(launch: Launch, data: TrainingInputs, history: list, record: RunRecord, results: dict[str, Any]) -> None:
     """Writes the report, and the records of the run into the models' folders."""
     from imagelm.evaluation.interval import baseline_warning
     from imagelm.evaluation.report import summary, write_report
     from imagelm.training.run_record import write_records
 
-    output, run, history = launch.output, record.update(ended="finished"), trainer.state.log_history
+    output, run = launch.output, record.update(ended="finished")
     write_report(output / REPORT_FOLDER, results[BEST_FOLDER], results[FINAL_FOLDER], history, run, data.stats)
     for name in results:
         write_records(output / name, run, data.stats, history)

@@ -113,12 +113,10 @@ def _quantize(file: Path) -> None:
     require_library("onnx")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    whole = file.with_suffix(".float32.onnx")
-    whole_data = file.with_name(file.name + ".data")
-    file.rename(whole)
+    whole = file.rename(file.with_suffix(".float32.onnx"))
     quantize_dynamic(str(whole), str(file), weight_type=QuantType.QInt8, per_channel=True, reduce_range=False)
     whole.unlink()
-    whole_data.unlink(missing_ok=True)
+    file.with_name(file.name + ".data").unlink(missing_ok=True)
 
 
 @contextmanager

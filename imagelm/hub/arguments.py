@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from imagelm.utils.command_line import OptionGroup, option
 from imagelm.utils.errors import InputError
@@ -18,36 +17,6 @@ REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,94}[A-Za-
 # Valid branch and tag names (git-check-ref-format); other refs, such as refs/pr/1, belong to the Hub.
 REF_NAME = re.compile(r"(?!refs/)(?!.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[^-./\s~^:?*\[\\][^\s~^:?*\[\\]*(?<![./])")
 PREVIEW_FOLDER = "hub_preview"  # of --dry_run, beside the model's folder
-
-
-@dataclass(frozen=True)
-class RunPush:
-    """How `imagelm train --push_to_hub` publishes its run.
-
-    Args:
-        repo_id: `USER/NAME`, or a name in the user's own namespace.
-        token: A Hub token; None takes the one that the machine is logged in with.
-        private: Make a new repository private.
-        revision: Branch to commit to.
-        each_save: Push the weights at each save too, not only the finished run.
-    """
-
-    repo_id: str
-    token: str | None = None
-    private: bool = False
-    revision: str | None = None
-    each_save: bool = False
-
-    def options(self, model_dir: Path, **more: Any) -> PushArguments:
-        """The options of `imagelm push` that publish the same."""
-        return PushArguments(
-            model_dir=str(model_dir),
-            repo_id=self.repo_id,
-            token=self.token,
-            private=self.private,
-            revision=self.revision,
-            **more,
-        )
 
 
 @dataclass(kw_only=True)
@@ -95,8 +64,8 @@ class PushArguments(OptionGroup):
     )
 
     def __post_init__(self) -> None:
-        for flag, name in self._named().items():
-            parts = name.split("/")
+        for kind, name in self.repositories.items():
+            flag, parts = "--repo_id" if kind == "model" else f"--{kind}_repo_id", name.split("/")
             if len(parts) > 2 or not all(REPO_NAME.fullmatch(part) for part in parts) or name.endswith(".git"):
                 raise InputError(
                     f"{flag} {name!r} isn't a repository name; give USER/NAME, of letters, digits, '-', '_' and '.', "
@@ -129,7 +98,3 @@ class PushArguments(OptionGroup):
         if self.dry_run is None:
             return None
         return Path(self.dry_run) if self.dry_run else Path(self.model_dir).resolve().parent / PREVIEW_FOLDER
-
-    def _named(self) -> dict[str, str]:
-        flags = {"dataset": "--dataset_repo_id", "model": "--repo_id", "space": "--space_repo_id"}
-        return {flags[kind]: name for kind, name in self.repositories.items()}

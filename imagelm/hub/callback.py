@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -15,21 +16,22 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from imagelm.hub.arguments import RunPush
+from imagelm.hub.arguments import PushArguments
 from imagelm.hub.client import check_access
 from imagelm.hub.push import push, with_namespaces
 from imagelm.hub.upload import check_owner, look_at
 from imagelm.training.trainer import ImageTrainer
+from imagelm.utils.artifacts import BEST_FOLDER
 from imagelm.utils.errors import HubError, InputError
 
 logger = logging.getLogger(__name__)
 
 
-def requested_push(args: TrainingArguments) -> RunPush | None:
+def requested_push(args: TrainingArguments) -> PushArguments | None:
     """Takes the push options out of Trainer's arguments, because Trainer would publish pickles and its own card.
 
     Returns:
-        How to publish the run; None if the arguments don't ask for it.
+        How to publish the run's `best_model`; None if the arguments don't ask for it.
 
     Raises:
         InputError: The repository's name isn't valid, or the options ask to publish optimizer states.
@@ -42,61 +44,51 @@ def requested_push(args: TrainingArguments) -> RunPush | None:
             f"--hub_strategy {strategy.value}: a checkpoint to resume from holds pickles, which aren't "
             "published; choose end or every_save"
         )
-    hub = RunPush(
+    options = PushArguments(
+        model_dir=str(output / BEST_FOLDER),
         repo_id=args.hub_model_id or output.resolve().name,
         token=args.hub_token,
         private=bool(args.hub_private_repo),
         revision=args.hub_revision,
-        each_save=strategy == HubStrategy.EVERY_SAVE,
     )
-    hub.options(output)  # checks the name
     args.push_to_hub, args.hub_token = False, None
-    return hub
+    return options
 
 
-def check_hub(hub: RunPush) -> str:
-    """Checks before training that a push can succeed.
-
-    Returns:
-        A line for the log.
+def check_hub(options: PushArguments, args: TrainingArguments) -> str:
+    """Checks before training that a push can succeed; returns a line for the log.
 
     Raises:
         InputError: There is no token, it may not write, or the repository isn't ours.
         HubError: The Hub can't be reached.
     """
-    api = HfApi(token=hub.token)
-    user = check_access(api, hub.options(Path()))
-    options = with_namespaces(hub.options(Path()), user)
-    check_owner(api, look_at(api, "model", options.repo_id, options), options)
-    when = "at each save and at the end" if hub.each_save else "at the end"
-    return f"Hub: logged in as {user}; the model goes to {hub.repo_id} {when}"
+    api = HfApi(token=options.token)
+    user = check_access(api, options)
+    check_owner(api, look_at(api, "model", with_namespaces(options, user).repo_id, options), options)
+    when = "at each save and at the end" if args.hub_strategy == HubStrategy.EVERY_SAVE else "at the end"
+    return f"Hub: logged in as {user}; the model goes to {options.repo_id} {when}"
 
 
-def publish_run(hub: RunPush, best: Path) -> None:
+def publish_run(options: PushArguments) -> None:
     """Pushes the finished run's `best_model`.
 
     Raises:
         HubError: It couldn't be sent; the message contains the command that sends it later.
     """
     try:
-        push(hub.options(best))
+        push(options)
     except (HubError, InputError) as error:
-        words = ["imagelm", "push", "--model_dir", str(best), "--repo_id", hub.repo_id]
-        words += ["--private"] if hub.private else []
-        words += ["--revision", hub.revision] if hub.revision else []
+        words = ["imagelm", "push", "--model_dir", options.model_dir, "--repo_id", options.repo_id]
+        words += ["--private"] if options.private else []
+        words += ["--revision", options.revision] if options.revision else []
         raise HubError(f"{error}\nThe run is complete; push it later with: {shlex.join(words)}") from error
 
 
 class PushWhileTraining(TrainerCallback):
-    """Pushes the weights at each save, as a commit without figures, which are measured at the end.
+    """Pushes the weights at each save, as a commit without figures, which are measured at the end."""
 
-    Args:
-        trainer: The trainer that calls this callback.
-        hub: How to publish.
-    """
-
-    def __init__(self, trainer: ImageTrainer, hub: RunPush) -> None:
-        self.trainer, self.hub = trainer, hub
+    def __init__(self, trainer: ImageTrainer, options: PushArguments) -> None:
+        self.trainer, self.options = trainer, options
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Sends the model of this step; training continues even if this fails."""
@@ -111,8 +103,9 @@ class PushWhileTraining(TrainerCallback):
                     self.trainer.accelerator.wait_for_everyone()
                     raise
                 if state.is_world_process_zero:
-                    options = self.hub.options(folder, num_drawings=0, commit_message=f"Weights of {step}")
+                    message = f"Weights of {step}"
+                    options = replace(self.options, model_dir=str(folder), num_drawings=0, commit_message=message)
                     push(options, level=logging.DEBUG)
-                    logger.info("pushed %s to %s", step, self.hub.repo_id)
+                    logger.info("pushed %s to %s", step, options.repo_id)
         except (HubError, InputError, OSError, SafetensorError) as error:
             logger.warning("%s couldn't be pushed, training continues: %s", step, error)

@@ -1,4 +1,4 @@
-"""Fills the template `model_card.md` with the facts of the published weights.
+"""The card of a model: the template `model_card.md`, filled with the records that were saved with the weights.
 
 One idea: every figure comes from `eval_results.json`, which names the weights it was measured on; for other weights
 there is no card. Unknown facts are omitted.
@@ -7,20 +7,31 @@ there is no card. Unknown facts are omitted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from imagelm.hub.facts import CardFacts
+from imagelm.hub.arguments import PushArguments
+from imagelm.hub.privacy import without_paths
 from imagelm.inference.loading import LoadedModel
-from imagelm.models.save import CODE_FILES, PIPELINE_TASK
-from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.models.save import CODE_FILES, PIPELINE_TASK, weights_sha256
 from imagelm.tokens.vocabulary import class_token
-from imagelm.utils.artifacts import TEMPLATES_FOLDER
+from imagelm.utils.artifacts import (
+    HISTORY_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SELECTION_FILE,
+    STATS_FILE,
+    TEMPLATES_FOLDER,
+    TRAINING_ARGUMENTS_FILE,
+)
+from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable, processes, table_cell
+
+T = TypeVar("T")
 
 TEMPLATE = TEMPLATES_FOLDER / "model_card.md"
 # The oldest versions that work, as tests/hub/test_old_transformers.py shows.
@@ -33,6 +44,76 @@ METRICS = (  # figure, its identifier on the Hub, its name
     ("eval_image_perplexity", "perplexity", "Perplexity, image tokens"),
     ("eval_next_token_accuracy", "accuracy", "Next-token accuracy"),
 )
+# What the card needs of each record: one that lacks any of it isn't used, because half a table would mislead.
+NEEDED = {
+    RESULTS_FILE: (
+        *("weights_sha256", "step", "class_names", "example_row", "majority_accuracy", "bag_of_tokens_accuracy"),
+        *("leak_proof_rows", "leak_proof_difference", "eval_samples", "eval_cls_accuracy_interval"),
+        *("eval_cls_accuracy", "eval_cls_macro_f1", "eval_cls_calibration_error", "eval_cls_perplexity"),
+        *("eval_perplexity", "eval_image_perplexity", "eval_next_token_accuracy"),
+        *("eval_confusion_matrix", "eval_per_class_accuracy"),
+    ),
+    RUN_FILE: ("command", "identity", "versions", "git_commit", "hardware", "durations"),
+    STATS_FILE: (
+        *("command", "options", "num_rows", "split", "duplicates_dropped", "bad_rows", "label_conflicts"),
+        *("lengths", "truncation", "fingerprint"),
+    ),
+    TRAINING_ARGUMENTS_FILE: (
+        *("imagelm", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+        *("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    ),
+    SELECTION_FILE: ("step",),
+}
+
+
+class CardFacts:
+    """The facts of a card, by the names that the template uses.
+
+    Args:
+        options: The options of the push.
+        source: The trained folder with its records.
+        folder: The staged folder, which holds the weights already.
+
+    Attributes:
+        results, run, stats, arguments, selection: The records in the order of `NEEDED`, without paths; None where there
+            is none.
+        history: Trainer's log history; empty if there is none.
+        sha256: SHA-256 of the published weights.
+        plots: Figure → file name; set by the caller.
+        samples: Name of the file with samples, or None; set by the caller.
+        notes: Notes for the user, a line each.
+
+    Raises:
+        InputError: The figures were measured on other weights.
+    """
+
+    def __init__(self, options: PushArguments, source: Path, folder: Path) -> None:
+        self.options = options
+        self.notes: list[str] = []
+        records, _ = without_paths([self._record(source / name) for name in NEEDED])
+        self.results, self.run, self.stats, self.arguments, self.selection = records
+        self.history = read_record(source / HISTORY_FILE, list) or []
+        self.sha256 = weights_sha256(folder)
+        if self.results is None:
+            self.notes.append(f"{source.name} holds no usable {RESULTS_FILE}: the card shows no figures")
+        elif self.results["weights_sha256"] != self.sha256:
+            raise InputError(
+                f"{source / RESULTS_FILE} was measured on other weights than those of its folder, so its figures can't "
+                "be published; push the folder that imagelm train wrote, or delete the file to publish without figures"
+            )
+        if options.license is None:
+            self.notes.append("the card names no license, so nobody may reuse the model; add one: --license apache-2.0")
+        self.plots: dict[str, str] = {}
+        self.samples: str | None = None
+
+    def _record(self, file: Path) -> dict[str, Any] | None:
+        """A record; None if there is none, or if an earlier version wrote less than the card needs."""
+        record = read_record(file, dict)
+        missing = [name for name in NEEDED[file.name] if name not in (record or {})]
+        if record is None or not missing:
+            return record
+        self.notes.append(f"{file.name} lacks {missing[0]} (written by another version), so the card omits it")
+        return None
 
 
 def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
@@ -42,8 +123,26 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         InputError: The template is missing or can't be filled.
     """
     metadata = _metadata(facts, loaded.codec is not None)
+    names = loaded.shown_names if len(loaded.shown_names) <= MAX_LISTED_CLASSES else []
+    values = {
+        **vars(facts),
+        **_question_and_answer(facts, loaded),
+        "name": facts.options.repo_id.split("/")[-1],
+        "model": loaded.model,
+        "codec": loaded.codec,
+        "grammar": loaded.grammar,
+        "architecture": type(loaded.model).__name__,
+        "classes": [(table_cell(name), class_token(label)) for label, name in enumerate(names)],
+        "are_named": names != [str(label) for label in range(len(names))],
+        "code_files": CODE_FILES,
+        "oldest_transformers": OLDEST_TRANSFORMERS,
+        "oldest_for_pipeline": OLDEST_FOR_PIPELINE,
+        "cell": table_cell,
+        "processes": processes,
+        "commands": [printable(record["command"]) for record in (facts.stats, facts.run) if record],
+    }
     try:
-        card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **_values(facts, loaded))
+        card = ModelCard.from_template(metadata, template_path=str(TEMPLATE), **values)
     except jinja2.TemplateError as error:
         raise InputError(f"{TEMPLATE.name} can't be filled: {error}; restore the template") from error
     return printable(card, keep="\n")
@@ -81,46 +180,6 @@ def _eval_results(facts: CardFacts, results: dict[str, Any]) -> list[EvalResult]
     ]
 
 
-def _values(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
-    """The values of the template's variables."""
-    options, results = facts.options, facts.results
-    model, grammar, codec = loaded.model, loaded.grammar, loaded.codec
-    names = loaded.shown_names
-    tokens = [grammar.tokens[i] for i in (*grammar.code_ids[[0, -1]], *grammar.class_ids[[0, -1]])]
-    values: dict[str, Any] = {
-        "name": options.repo_id.split("/")[-1],
-        "repo_id": options.repo_id,
-        "dataset_repo_id": options.dataset_repo_id,
-        "introduction": _introduction(facts, loaded),
-        "class_list": _class_list(names),
-        "codec": codec is not None,
-        "codec_words": codec.describe() if codec else "",
-        "image_words": _image_words(codec) if codec else "",
-        "code_files": CODE_FILES,
-        "model_type": model.config.model_type,
-        "oldest_transformers": OLDEST_TRANSFORMERS,
-        "oldest_for_pipeline": OLDEST_FOR_PIPELINE,
-        "row_words": _row_words(facts, codec),
-        "code_range": f"`{tokens[0]}` to `{tokens[1]}`",
-        "class_range": f"`{tokens[2]}` to `{tokens[3]}`",
-        "codebook_size": grammar.codebook_size,
-        "results": results,
-        "weights_sha256": facts.sha256,
-        "plots": facts.plots,
-        "samples": facts.samples,
-        "data": facts.stats,
-        "lengths": _span(facts.stats["lengths"]) if facts.stats else None,
-        "restored": _restored(facts.stats),
-        "limits": _limits(facts, codec),
-        **_question_and_answer(facts, loaded),
-        **_training(facts),
-    }
-    if results:
-        values |= {"n": results["eval_samples"], "interval": results["eval_cls_accuracy_interval"]}
-        values["per_class"] = _per_class(results, names)
-    return values
-
-
 def _question_and_answer(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
     """A real row, its part up to `<CLS>`, and the published model's answer to it."""
     example = (facts.results or {}).get("example_row")
@@ -134,133 +193,23 @@ def _question_and_answer(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any
     return {"example": example, "question": decode(question), "answer": decode(answer)}
 
 
-def _introduction(facts: CardFacts, loaded: LoadedModel) -> str:
-    codec = loaded.codec
-    encoded = f"{_image_words(codec)} into {codec.num_tokens} tokens" if codec else "each image into tokens"
-    trained = "trained"
-    if facts.run:
-        trained = "fine-tuned" if facts.run["identity"]["started_from"] else "trained from scratch"
-    return (
-        f"This model reads images as sentences. A codebook turns {encoded}, and a small language model "
-        f"({type(loaded.model).__name__}, {loaded.model.num_parameters():,} parameters), {trained} on such rows, "
-        f"predicts one of {loaded.grammar.num_classes} classes as the next token after `<CLS>`. The same model "
-        "completes images and generates new ones."
-    )
-
-
-def _class_list(names: list[str]) -> str:
-    """The class names; empty if they only repeat their numbers, or are too many to read."""
-    if names == [str(label) for label in range(len(names))] or len(names) > MAX_LISTED_CLASSES:
-        return ""
-    return ", ".join(f"{table_cell(name)} (`{class_token(label)}`)" for label, name in enumerate(names))
-
-
-def _image_words(codec: Codec) -> str:
-    height, width = codec.image_size
-    return f"{'a grey' if codec.channels == 1 else 'an RGB'} image of {height}×{width} pixels"
-
-
-def _row_words(facts: CardFacts, codec: Codec | None) -> str:
-    if codec:
-        rows, columns = codec.grid
-        return f"{rows} rows of {columns} codebook tokens, from left to right and from top to bottom"
-    lengths = (facts.stats or {}).get("lengths")
-    return f"{_span(lengths)} tokens long" if lengths else "codebook tokens in reading order"
-
-
-def _span(lengths: dict[str, Any]) -> str:
-    low, high = lengths["min"], lengths["max"]
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _restored(stats: dict[str, Any] | None) -> str | None:
-    kept = (stats or {}).get("codec", {}).get("reconstruction")
-    if kept is None:
-        return None
-    psnr = "no error" if kept["psnr"] is None else f"PSNR {kept['psnr']:.2f} dB"
-    ssim = "" if kept["ssim"] is None else f", SSIM {kept['ssim']:.4f}"
-    return f"MSE {kept['mse']:.1f} (values 0 to 255), {psnr}{ssim}, on {kept['num_images']} held-out images"
-
-
-def _per_class(results: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
-    if len(names) > MAX_LISTED_CLASSES:
-        return []
-    rows = zip(names, results["eval_confusion_matrix"], results["eval_per_class_accuracy"], strict=True)
-    return [
-        {"name": table_cell(name), "count": sum(counts), "accuracy": "–" if accuracy is None else f"{accuracy:.4f}"}
-        for name, counts, accuracy in rows
-    ]
-
-
-def _training(facts: CardFacts) -> dict[str, Any]:
-    """The recipe as a table, and the commands that reproduce the model."""
-    run, arguments, results = facts.run, facts.arguments, facts.results
-    if run is None or arguments is None:
-        return {"recipe": None}
-    own, this = arguments["imagelm"], run["identity"]
-    steps, epochs = arguments["max_steps"], arguments["num_train_epochs"]
-    batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * this["world_size"]
-    optimizer = arguments["optim"]
-    if own["optimizer"] == "muon":
-        optimizer = f"Muon ({own['muon_learning_rate']:g}) for the matrices, AdamW for the rest"
-    hardware = run["hardware"]
-    recipe = [
-        ("length", f"{steps} steps" if steps > 0 else f"{epochs:g} epochs"),
-        ("published step", results["step"] if results else None),
-        ("rows per update", batch),
-        ("optimizer", optimizer),
-        ("learning rate", f"{arguments['learning_rate']:g}, {arguments['lr_scheduler_type']}"),
-        ("warmup steps", f"{arguments['warmup_steps']:g}"),
-        ("weight decay", f"{arguments['weight_decay']:g}"),
-        ("weight of the CLS slot in the loss", f"{own['cls_loss_weight']:g}" if own["cls_loss_weight"] else None),
-        ("augmentation", this["augment"]),
-        ("mixed precision", this["mixed_precision"]),
-        ("seed", this["seed"]),
-        ("machine", f"{hardware['device']}, {processes(hardware)}"),
-        ("time", f"{run['durations']['train']:.0f} s" if "train" in run["durations"] else None),
-        ("versions", ", ".join(f"{name} {number}" for name, number in run["versions"].items())),
-    ]
-    return {
-        "recipe": [(name, table_cell(str(value))) for name, value in recipe if value is not None],
-        "commands": [printable(record["command"]) for record in (facts.stats, run) if record],
-        "git_commit": run["git_commit"],
-        "started_from": this["started_from"],
-    }
-
-
-def _limits(facts: CardFacts, codec: Codec | None) -> list[str]:
-    """The limits of model and figures, a sentence or two each."""
-    results = facts.results
-    limits: list[str] = []
-    if results:
-        if facts.selection:
-            metric = facts.selection.get("metric", "").removeprefix("eval_")
-            chosen = f"were chosen among several evaluations by {metric} on the same rows, which favours them slightly"
-            last = "are those of the last step; no figure was used to choose them"
-            limits.append(f"The published weights {chosen if metric else last}.")
-        limits.append("The interval covers the choice of held-out rows, not the training seed.")
-        high = results["eval_cls_accuracy_interval"][1]
-        if high < max(results["majority_accuracy"], results["bag_of_tokens_accuracy"]):
-            limits.append("**The model is worse than a baseline above:** use it only as an example of the format.")
-    limits.append(
-        "Perplexity and next-token accuracy depend on this codebook's tokens; don't compare them with models of "
-        "another codebook or of pixels."
-    )
-    limits.append(
-        f"The model always predicts one of its classes, even for {'images' if codec else 'rows'} that show none of "
-        "them; a high probability is not evidence."
-    )
-    limits.append(
-        "Held-out rows come from the same source as the training rows; accuracy on images from other sources may be "
-        "much lower. Nothing was measured about people, and the model shouldn't be used to make decisions about them."
-    )
-    if codec:
-        limits.append("The model sees images through the codebook; details that the codebook can't restore are lost.")
-    return limits
-
-
 def _dataset_name(facts: CardFacts) -> str:
     if facts.options.dataset_repo_id:
         return facts.options.dataset_repo_id.split("/")[-1]
     output = (facts.stats or {}).get("options", {}).get("output_dir")
     return Path(output).name if output else "held-out rows"
+
+
+def read_record(file: Path, kind: type[T]) -> T | None:
+    """A record of a trained folder; None if there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        content = read_json(file) if file.is_file() else None
+        if content is None or isinstance(content, kind):
+            return content
+        raise ValueError(f"it doesn't hold a {kind.__name__}")
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}; push the folder that imagelm train wrote") from error

@@ -28,11 +28,7 @@ CARDS = {"dataset": DatasetCard, "model": ModelCard, "space": SpaceCard}
 
 
 def check_staged(staged: list[Staged], own_token: str | None) -> None:
-    """Refuses repositories that must not be published as they are.
-
-    Args:
-        staged: All of them.
-        own_token: The Hub token in use; no file may contain it.
+    """Refuses repositories that must not be published as they are; no file may hold the token in use.
 
     Raises:
         InputError: With the problems found.
@@ -46,12 +42,7 @@ def check_staged(staged: list[Staged], own_token: str | None) -> None:
 
 
 def file_problems(name: str, file: Path) -> Iterator[str]:
-    """Yields a line for each defect of a file; files of formats that this program doesn't write have none.
-
-    Args:
-        name: The file's name in messages.
-        file: The file.
-    """
+    """Yields a line for each defect of a file; files of formats that this program doesn't write have none."""
     try:
         if file.suffix == ".json":
             content = json.loads(file.read_bytes())

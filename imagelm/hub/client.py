@@ -27,13 +27,23 @@ from imagelm.utils.text import first_line
 
 AGAIN = "run the same command again; files that have arrived aren't sent twice"
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+NO_ROOM = "no room for it on the Hub ({answer}); check your storage at huggingface.co/settings/billing"
+REFUSALS = {  # by status code
+    401: (InputError, "the token isn't valid ({answer}); log in with `hf auth login`, or give --token"),
+    403: (InputError, "the token may not write there ({answer}); use a token with write access, or ask the owner"),
+    404: (InputError, "not found, or hidden from this token ({answer}); check the name and the token"),
+    409: (HubError, f"in conflict with the repository's state ({{answer}}); if it is changing, {AGAIN}"),
+    412: (HubError, f"someone else committed meanwhile, so nothing was changed ({{answer}}); {AGAIN}"),
+    413: (HubError, NO_ROOM),
+    429: (HubError, f"too many requests ({{answer}}); wait some minutes, then {AGAIN}"),
+    507: (HubError, NO_ROOM),
+}
+BROKEN = (HubError, f"the Hub failed again after retries ({{answer}}); later, {AGAIN}")  # any other code from 500
+REFUSED = (HubError, f"the Hub refused the request ({{answer}}); check the options, then {AGAIN}")
 
 
 def check_access(api: HfApi, options: PushArguments) -> str:
-    """Asks the Hub who the user is and whether they may write, before any file is touched.
-
-    Returns:
-        The user's name.
+    """Asks the Hub whether the user may write, before any file is touched; returns the user's name.
 
     Raises:
         InputError: There is no token, or it doesn't allow this.
@@ -113,27 +123,9 @@ def _refusal(subject: str, error: HfHubHTTPError) -> Exception:
     answer = f"{status}: {_summary(error.server_message or error)}"
     if isinstance(error, RevisionNotFoundError):
         return InputError(f"{subject}: the revision doesn't exist ({answer}); check --revision")
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return InputError(f"{subject}: not found, or hidden from this token ({answer}); check the name and the token")
-    if status == 401:
-        return InputError(f"{subject}: the token isn't valid ({answer}); log in with `hf auth login`, or give --token")
-    if status == 403:
-        return InputError(
-            f"{subject}: the token may not write there ({answer}); use a token with write access, or ask the owner"
-        )
-    if status == 409:
-        return HubError(f"{subject}: in conflict with the repository's state ({answer}); if it is changing, {AGAIN}")
-    if status == 412:
-        return HubError(f"{subject}: someone else committed meanwhile, so nothing was changed ({answer}); {AGAIN}")
-    if status == 429:
-        return HubError(f"{subject}: too many requests ({answer}); wait some minutes, then {AGAIN}")
-    if status in (413, 507):
-        return HubError(
-            f"{subject}: no room for it on the Hub ({answer}); check your storage at huggingface.co/settings/billing"
-        )
-    if status >= 500:
-        return HubError(f"{subject}: the Hub failed again after retries ({answer}); later, {AGAIN}")
-    return HubError(f"{subject}: the Hub refused the request ({answer}); check the options, then {AGAIN}")
+    status = 404 if isinstance(error, RepositoryNotFoundError) else status
+    kind, text = REFUSALS.get(status, BROKEN if status >= 500 else REFUSED)
+    return kind(f"{subject}: {text.format(answer=answer)}")
 
 
 def _root(error: BaseException) -> BaseException:

@@ -44,15 +44,11 @@ TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv"
 
 
 def without_paths(content: Any) -> tuple[Any, int]:
-    """Shortens local paths in a text or JSON value to their last part.
-
-    Returns:
-        The content, and how many paths were shortened.
-    """
+    """A text or JSON value with its local paths shortened to their last part, and how many there were."""
     if isinstance(content, str):
         count = 0
         for pattern in (POSIX_PATH, OTHER_PATH):
-            content, found = pattern.subn(lambda match: _last_part(match.group()), content)
+            content, found = pattern.subn(lambda match: re.split(r"[/\\]+", match.group().rstrip("/\\"))[-1], content)
             count += found
         return content, count
     if isinstance(content, dict):
@@ -67,10 +63,7 @@ def without_paths(content: Any) -> tuple[Any, int]:
 def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
     """Yields a line for each secret or local path in a file: its place and its kind, without the secret itself.
 
-    Args:
-        name: Path in the repository.
-        file: The file.
-        own_token: The Hub token in use, whatever its form.
+    `name` is the file's path in the repository; `own_token`, the Hub token in use, is found whatever its form.
     """
     # Other files are searched for secrets only: bytes may look like a path by chance.
     is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors")
@@ -85,16 +78,15 @@ def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
                 yield f"{name}:{place}: a local path, {match.group()!r}"
 
 
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
-
-
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
     """Yields all texts in a file, each with its place."""
     if file.suffix == ".parquet":
         yield from _parquet_texts(file)
     elif file.suffix == ".safetensors":
-        yield "header", _without_escapes(_safetensors_header(file))
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = stream.read(min(length, 1 << 24)).decode("utf-8", errors="replace")
+        yield "header", _without_escapes(header)
     elif file.suffix == ".png":
         with Image.open(file) as image:
             image.load()  # texts may come after the pixels
@@ -134,9 +126,3 @@ def _strings(value: object) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for entry in value.values() if isinstance(value, dict) else value:
             yield from _strings(entry)
-
-
-def _safetensors_header(file: Path) -> str:
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return stream.read(min(length, 1 << 24)).decode("utf-8", errors="replace")

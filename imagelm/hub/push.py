@@ -35,10 +35,6 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
 
     Everything is checked before anything is sent; each repository gets one commit or none.
 
-    Args:
-        options: What to publish, and where.
-        level: Level of the log lines.
-
     Raises:
         InputError: The folders or options are wrong; nothing was sent.
         HubError: The Hub couldn't be reached or refused the push; the message names the remedy.
@@ -63,11 +59,9 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
         for one, target in zip(staged, targets, strict=True):
             sent = send(api, one, target, options)
             if sent.num_sent or sent.num_deleted:
+                counts = f"{sent.num_sent} files sent ({_size(sent.num_bytes)}), {sent.num_same} unchanged"
                 deleted = f", {sent.num_deleted} old ones deleted" if sent.num_deleted else ""
-                size = _size(sent.num_bytes)
-                logger.log(
-                    level, f"{one.kind}: {sent.num_sent} files sent ({size}), {sent.num_same} unchanged{deleted}"
-                )
+                logger.log(level, f"{one.kind}: {counts}{deleted}")
             else:
                 logger.log(level, f"{one.kind}: all {sent.num_same} files are there already, nothing was sent")
             logger.log(level, f"  {sent.url}")
@@ -109,7 +103,8 @@ def with_namespaces(options: PushArguments, user: str) -> PushArguments:
 
 
 def _log_contents(staged: Staged, level: int) -> None:
-    logger.log(level, f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(staged.size)}")
+    num_bytes = sum(file.stat().st_size for file in staged.files.values())
+    logger.log(level, f"{staged.kind} {staged.repo_id}: {len(staged.files)} files, {_size(num_bytes)}")
     for note in staged.notes:
         logger.log(level, f"  {printable(note)}")
 

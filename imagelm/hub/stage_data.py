@@ -17,7 +17,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from imagelm.data.load import load_prepared, load_stats
 from imagelm.data.stats import dataset_card
 from imagelm.hub.arguments import PushArguments
-from imagelm.hub.facts import read_record
+from imagelm.hub.card import read_record
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import CARD_FILE, DATASET_COPIED, Staged
 from imagelm.utils.artifacts import CODEC_FOLDER, MANIFEST_FILE, RAW_FOLDER, STATS_FILE, TOKENIZER_FOLDER

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from imagelm.evaluation.report import write_plots
 from imagelm.hub.arguments import PushArguments
-from imagelm.hub.card import model_card
+from imagelm.hub.card import CardFacts, model_card
 from imagelm.hub.checks import file_problems
-from imagelm.hub.facts import CardFacts
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import (
     CARD_FILE,
@@ -81,7 +81,8 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
     facts = CardFacts(options, source, folder)
     if facts.results:
         write_json(folder / RESULTS_FILE, facts.results)
-        _write_eval_results(folder, options, facts)
+        if options.dataset_repo_id is not None:
+            _write_eval_results(folder / EVAL_RESULTS_FILE, options.dataset_repo_id, facts.results)
         facts.plots = write_plots(folder, facts.results, facts.history)
     if options.num_drawings:
         facts.samples = _write_samples(loaded, folder, options.num_drawings)
@@ -118,11 +119,7 @@ def check_model_folder(source: Path) -> list[str]:
 
 
 def _load(source: Path, folder: Path) -> LoadedModel:
-    """Loads the staged model as its users will.
-
-    Raises:
-        InputError: It can't be loaded; the message names the trained folder, which the user knows.
-    """
+    """Loads the staged model as its users will; an error names the trained folder, which the user knows."""
     try:
         return load_for_inference(LoadArguments(model=str(folder)))
     except InputError as error:
@@ -157,20 +154,10 @@ def _not_uploaded(source: Path, files: dict[str, Path]) -> list[str]:
     return lines
 
 
-def _write_eval_results(folder: Path, options: PushArguments, facts: CardFacts) -> None:
-    """Writes the accuracy in the Hub's newer format too; it must refer to a dataset on the Hub.
-
-    The Hub shows it if that dataset is registered as a benchmark, and ignores it otherwise.
-    """
-    if options.dataset_repo_id is None or facts.results is None:
-        return
-    entry = EvalResultEntry(
-        dataset_id=options.dataset_repo_id,
-        task_id="default",
-        value=facts.results["eval_cls_accuracy"],
-        notes=f"CLS-slot accuracy on {facts.results['eval_samples']} held-out rows",
-    )
-    file = folder / EVAL_RESULTS_FILE
+def _write_eval_results(file: Path, dataset_id: str, results: dict[str, Any]) -> None:
+    """Writes the accuracy in the Hub's newer format too, shown where the dataset is registered as a benchmark."""
+    notes = f"CLS-slot accuracy on {results['eval_samples']} held-out rows"
+    entry = EvalResultEntry(dataset_id, task_id="default", value=results["eval_cls_accuracy"], notes=notes)
     file.parent.mkdir()
     write_text(file, yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
 
@@ -180,8 +167,7 @@ def _write_samples(loaded: LoadedModel, folder: Path, count: int) -> str | None:
     if loaded.codec is None or not loaded.codec.can_decode:
         return None
     samples, _ = generate_images(loaded, GenerationArguments(), ClassArguments(num_samples=count), None, count)
-    grid = generated_grid(loaded, samples)
-    if grid is None:
+    if (grid := generated_grid(loaded, samples)) is None:
         return None
     save_png(grid, folder / SAMPLES_FILE)
     return SAMPLES_FILE

@@ -35,32 +35,19 @@ DATASET_FILES = (*DATASET_COPIED, STATS_FILE, CARD_FILE)
 
 @dataclass
 class Staged:
-    """The content of a repository.
+    """The content of a repository."""
 
-    Attributes:
-        kind: "dataset", "model" or "space".
-        repo_id: `USER/NAME`.
-        folder: Holds every file that is uploaded, and nothing else.
-        notes: Files that aren't uploaded and other things to know, a line each.
-        loaded: The model as loaded from `folder`, once for card, samples and checks; None for other kinds.
-    """
-
-    kind: str
+    kind: str  # "dataset", "model" or "space"
     repo_id: str
-    folder: Path
-    notes: list[str] = field(default_factory=list)
-    loaded: LoadedModel | None = None
+    folder: Path  # holds every file that is uploaded, and nothing else
+    notes: list[str] = field(default_factory=list)  # files that aren't uploaded and other things to know
+    loaded: LoadedModel | None = None  # the model in `folder`, once for card, samples and checks
 
     @property
     def files(self) -> dict[str, Path]:
         """Path in the repository → file, sorted."""
         found = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path for path in found}
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.files.values())
 
 
 def is_ours(kind: str, path: str) -> bool:

@@ -32,23 +32,14 @@ HUB_SPACE_LINE = re.compile(
 
 @dataclass
 class Target:
-    """The present state of a repository on the Hub.
-
-    Attributes:
-        exists: Whether the repository exists.
-        has_revision: Whether the branch exists.
-        head: Newest commit of the branch; None if there is none.
-        files: Path → size, git's SHA-1, and SHA-256 if it is stored as a large file.
-        tags: Tag → its commit.
-    """
+    """The present state of a repository on the Hub."""
 
     kind: str
     repo_id: str
     exists: bool = False
-    has_revision: bool = False
-    head: str | None = None
-    files: dict[str, RepoFile] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+    head: str | None = None  # newest commit of the branch; None if there is no such branch
+    files: dict[str, RepoFile] = field(default_factory=dict)  # by path: size, SHA-1 of git, SHA-256 of large files
+    tags: dict[str, str] = field(default_factory=dict)  # tag → its commit
 
 
 @dataclass
@@ -91,8 +82,8 @@ def look_at(api: HfApi, kind: str, repo_id: str, options: PushArguments) -> Targ
         refs = api.list_repo_refs(repo_id, repo_type=kind)
         branch = options.revision or "main"
         heads = {ref.name: ref.target_commit for ref in refs.branches}
-        target.head, target.has_revision = heads.get(branch), branch in heads
-        if options.create_pr and options.revision and not target.has_revision:
+        target.head = heads.get(branch)
+        if options.create_pr and options.revision and target.head is None:
             raise InputError(f"{kind} {repo_id} has no branch {branch} to open a pull request on; check --revision")
         target.tags = {ref.name: ref.target_commit for ref in refs.tags}
         if base := target.head or heads.get("main"):
@@ -228,7 +219,7 @@ def _ready(api: HfApi, target: Target, options: PushArguments) -> Target:
         sdk = "gradio" if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=options.private or None, exist_ok=True, space_sdk=sdk)
         target = look_at(api, kind, repo_id, options)
-    if options.revision and not target.has_revision and not options.create_pr:
+    if options.revision and target.head is None and not options.create_pr:
         api.create_branch(repo_id, branch=options.revision, repo_type=kind, exist_ok=True)
         target = look_at(api, kind, repo_id, options)
     return target

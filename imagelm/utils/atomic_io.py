@@ -38,8 +38,7 @@ def check_folder_name(name: str) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Writes `content` as indented JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,17 +36,11 @@ def option(text: str, default: Any = MISSING, **metadata: object) -> Any:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command, read from a dataclass field.
-
-    Args:
-        field: The field.
-        type: bool, int, float or str: of the value, or of each value of a list.
-        is_list: Whether the option takes several values.
-    """
+    """An option of a command, read from a dataclass field."""
 
     field: Field[Any]
-    type: type
-    is_list: bool
+    type: type  # bool, int, float or str: of the value, or of each value of a list
+    is_list: bool  # whether the option takes several values
 
     @property
     def name(self) -> str:
@@ -129,7 +123,7 @@ def options_of(*classes: type) -> Iterator[Option]:
             if "help" not in entry.metadata:
                 continue
             hint = hints[entry.name]
-            if get_origin(hint) in (types.UnionType,):
+            if isinstance(hint, types.UnionType):
                 hint = next(part for part in get_args(hint) if part is not type(None))
             is_list = get_origin(hint) is list
             yield Option(entry, get_args(hint)[0] if is_list else hint, is_list)

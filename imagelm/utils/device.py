@@ -15,7 +15,6 @@ import torch
 from imagelm.utils.errors import InputError
 
 MIXED_PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"  # set by `accelerate launch` from its yaml
-THREADS_VARIABLE = "OMP_NUM_THREADS"  # set to 1 by `accelerate launch` unless the user sets it
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,9 +67,8 @@ def resolve_mixed_precision(use_cpu: bool) -> str | None:
     if has_fast_bfloat16(device):
         return None
     os.environ[MIXED_PRECISION_VARIABLE] = "fp16" if on_gpu else "no"
-    return (
-        f"this {device.type.upper()} has no bfloat16 instructions: computing in {'fp16' if on_gpu else 'fp32'} instead"
-    )
+    name, dtype = device.type.upper(), "fp16" if on_gpu else "fp32"
+    return f"this {name} has no bfloat16 instructions: computing in {dtype} instead"
 
 
 def set_num_threads(num_threads: int) -> int:
@@ -82,7 +80,7 @@ def set_num_threads(num_threads: int) -> int:
         num_threads: 0 shares the cores among the processes of this machine, unless `OMP_NUM_THREADS` is above 1.
     """
     if num_threads == 0:
-        asked = int(os.environ.get(THREADS_VARIABLE) or 1)
+        asked = int(os.environ.get("OMP_NUM_THREADS") or 1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_threads = asked if asked > 1 else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(num_threads)

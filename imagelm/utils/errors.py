@@ -16,10 +16,8 @@ from typing import NoReturn
 
 from imagelm.utils.text import printable
 
-EXIT_INPUT_ERROR = 2
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
-EXIT_TERMINATED = 143  # 128 + SIGTERM
+EXIT_INPUT_ERROR, EXIT_FAILURE = 2, 1
+EXIT_SIGNAL = 128  # added to the number of the signal that ended a process, as a shell expects
 
 
 class InputError(ValueError):
@@ -39,16 +37,11 @@ class StorageError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal stopped a training run, which saved a checkpoint.
-
-    Args:
-        message: What was saved, and how to resume.
-        signal_number: The signal.
-    """
+    """A signal stopped a training run; the message says what was saved, and how to resume."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # what a shell reports for a process that a signal ended
+        self.exit_code = EXIT_SIGNAL + signal_number
 
 
 REMEDIES = {
@@ -75,7 +68,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_SIGNAL + signal.SIGTERM))
     try:
         main()
     except InputError as error:
@@ -84,18 +77,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except OSError as error:
-        _print_error(describe(error))
-        sys.exit(EXIT_FAILURE)
-    except (LeakError, DivergedError, StorageError, HubError) as error:
-        _print_error(error)
+    except (OSError, LeakError, DivergedError, StorageError, HubError) as error:
+        _print_error(describe(error) if isinstance(error, OSError) else error)
         sys.exit(EXIT_FAILURE)
     except StoppedError as stopped:
         print(printable(stopped, keep="\n"), file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(EXIT_SIGNAL + signal.SIGINT)
     sys.exit(0)
 
 

@@ -5,7 +5,6 @@ One idea: pure functions on uint8 arrays; pixels are enlarged by whole factors, 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,17 +85,10 @@ def hide_unknown(image: np.ndarray, num_known: int, grid: tuple[int, int]) -> np
     return np.where(known[..., None], image, np.array(STRIPES, dtype=np.uint8)[diagonal])
 
 
-def png_bytes(pixels: np.ndarray) -> bytes:
-    """An image as the content of a PNG file; uint8, shape (height, width, 3)."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def save_png(pixels: np.ndarray, file: str | Path) -> None:
-    """Writes a PNG file, whole or not at all."""
+    """Writes uint8 pixels of shape (height, width, 3) as a PNG file, whole or not at all."""
     with atomic_file(file) as partial:
-        partial.write_bytes(png_bytes(pixels))
+        Image.fromarray(pixels).save(partial, format="PNG", optimize=True)
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
