@@ -149,6 +149,7 @@ def train(
     push: PushArguments | None,
 ) -> list[dict[str, float]]:
     """Trains, and saves final_model, and best_model whenever the model improves; returns Trainer's log history."""
+    from imagelm.data.training_images import training_images
     from imagelm.hub.callback import PushWhileTraining
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
@@ -158,6 +159,7 @@ def train(
     output, test, identity = launch.output, data.dataset["test"], record.content["identity"]
     trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, identity)
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, launch.run.early_stopping_patience)
+    trainer.training_images = training_images(data.dataset["train"]) if launch.args.process_index == 0 else None
     record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)

@@ -12,7 +12,7 @@ from imagelm.inference.loading import LoadedModel
 from imagelm.models.save import CODE_FILES
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
-from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER
+from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER, TRAINING_IMAGES_FILE
 
 CARD_FILE = "README.md"
 OUR_TAG = "imagelm"  # in the metadata of every card that a push writes
@@ -22,7 +22,7 @@ MODEL_ID_FILE = "model_id.txt"  # of a demo Space
 WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Copied unchanged; all other files of the repository are written by the push.
-COPIED = ("config.json", "generation_config.json", CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG)
+COPIED = ("config.json", "generation_config.json", CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG, TRAINING_IMAGES_FILE)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # Copied from the prepared folder to a dataset repository, next to the shards.
 DATASET_COPIED = (

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
+from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
 from imagelm.models.build import load_model
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
@@ -66,6 +67,7 @@ class LoadedModel:
         codec: Images to codebook entries and back; None if the folder holds no codec.
         class_names: Indexed by label; None if the config names no classes.
         onnx: If given, computes logits in place of the model.
+        training_images: Digests of the images that the model was trained on, sorted; None if they aren't known.
     """
 
     name: str
@@ -75,6 +77,7 @@ class LoadedModel:
     codec: Codec | None
     class_names: list[str] | None
     onnx: OnnxSession | None = None
+    training_images: np.ndarray | None = None
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +161,8 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         use_causal_product(model)
         keep_memory()
     onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
-    return LoadedModel(options.model, model, tokenizer, grammar, codec, _class_names(model, grammar), onnx)
+    names, seen = _class_names(model, grammar), load_training_images(folder)
+    return LoadedModel(options.model, model, tokenizer, grammar, codec, names, onnx, seen)
 
 
 class OnnxSession:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagelm.data.training_images import image_digests
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
 from imagelm.inference.arguments import KEEP_PERCENT, ClassArguments, GenerationArguments, InferenceArguments
@@ -69,7 +70,7 @@ def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, ba
         numbers = (f"{value:.4f}" for value in figures.values())
         cells.append([row.place, loaded.class_text(int(best[0])), f"{shares[best[0]]:.4f}", then, label, *numbers])
     columns = ["row", "class", "probability", "then", "label", *(scores[0] if scores else ())]
-    return TaskResult(records, columns, cells, _accuracy(rows, order[:, 0]))
+    return TaskResult(records, columns, cells, _accuracy(loaded, rows, order[:, 0]))
 
 
 def next_token(
@@ -104,6 +105,7 @@ def next_token(
     if known.size:
         hits = f"first {np.mean(known == 0):.4f}, among the first {ids.shape[1]} {np.mean(known < ids.shape[1]):.4f}"
         summary.append(f"true next token: {hits} (n = {known.size} rows)")
+        summary += _seen(loaded, [row for row, truth in zip(rows, truths, strict=True) if truth >= 0])
     return TaskResult(records, ["row", "next tokens, most probable first", "true"], cells, summary)
 
 
@@ -176,7 +178,9 @@ def complete(
             number = str(i) if several > 1 else ""
             cells.append([row.place, number, *_class_cells(loaded, image), accuracy, str(len(prompt)), completion])
     columns = ["row", "sample", "class", "probability", "token accuracy", "given", "completion"]
-    result = TaskResult(records, columns, cells, _similarity_lines(predicted, true, several, keep))
+    measured = [row for row, (_, remainder) in zip(rows, kept, strict=True) if remainder is not None and len(remainder)]
+    summary = _similarity_lines(predicted, true, several, keep) + _seen(loaded, measured)
+    result = TaskResult(records, columns, cells, summary)
     given = [(row, int(loaded.grammar.is_code[prompt].sum())) for row, (prompt, _) in zip(rows, kept, strict=True)]
 
     def make_grid() -> np.ndarray | None:
@@ -223,13 +227,26 @@ def _class_cells(loaded: LoadedModel, image: GeneratedRow) -> list[str]:
     return [loaded.class_text(image.label), f"{image.probability:.4f}"]
 
 
-def _accuracy(rows: Sequence[Row], predictions: np.ndarray) -> list[str]:
-    is_right = [row.label == answer for row, answer in zip(rows, predictions, strict=True) if row.label is not None]
-    if not is_right:
+def _accuracy(loaded: LoadedModel, rows: Sequence[Row], predictions: np.ndarray) -> list[str]:
+    labelled = [row for row in rows if row.label is not None]
+    if not labelled:
         return []
-    hits, n = sum(is_right), len(is_right)
+    hits, n = sum(row.label == answer for row, answer in zip(rows, predictions, strict=True)), len(labelled)
     low, high = accuracy_interval(hits / n, n)
-    return [f"accuracy {hits / n:.4f} ({hits} of {n} labelled rows, 95 % interval {low:.3f} to {high:.3f})"]
+    return [
+        f"accuracy {hits / n:.4f} ({hits} of {n} labelled rows, 95 % interval {low:.3f} to {high:.3f})",
+        *_seen(loaded, labelled),
+    ]
+
+
+def _seen(loaded: LoadedModel, rows: Sequence[Row]) -> list[str]:
+    """A line that says how many of the measured rows the model was trained on, if it was on any."""
+    if loaded.training_images is None:
+        return []
+    count = int(np.isin(image_digests(row.body for row in rows), loaded.training_images).sum())
+    if not count:
+        return []
+    return [f"{count} of {len(rows)} rows were in the training data: these figures say nothing about new images"]
 
 
 def _similarity_lines(

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from imagelm.data.augmentation import AugmentedRows
+from imagelm.data.training_images import save_training_images
 from imagelm.evaluation.baselines import baseline_figures
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.leakage import prove_no_leak
@@ -64,7 +65,12 @@ class ImageTrainer(Trainer):
         train: Training rows; None to evaluate only.
         processor: Saved with the model, if rows were made from images.
         identity: What determines the weights; kept in every checkpoint.
+
+    Attributes:
+        training_images: Of `imagelm.data.training_images`, saved with every model; None by default.
     """
+
+    training_images: np.ndarray | None = None
 
     def __init__(
         self,
@@ -152,6 +158,8 @@ class ImageTrainer(Trainer):
                 # JSON instead of the library's training_args.bin, a pickle that holds tokens in clear.
                 write_text(staging / TRAINING_ARGUMENTS_FILE, json.dumps(self.arguments, indent=2) + "\n")
                 write_json(staging / SELECTION_FILE, selection)
+                if self.training_images is not None:
+                    save_training_images(self.training_images, staging)
         self.accelerator.wait_for_everyone()
 
     def get_batch_samples(

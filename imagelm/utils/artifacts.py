@@ -19,6 +19,7 @@ BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
 RESULTS_FILE = "eval_results.json"
 # Records in a model's folder, so that they go wherever the folder goes.
 HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
+TRAINING_IMAGES_FILE = "training_images.safetensors"  # which images the model has seen, as 64-bit digests
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.json"
 ONNX_FILE, ONNX_CONFIG = "model.onnx", "onnx.json"

@@ -254,7 +254,7 @@ def test_only_listed_files_are_uploaded(published: Published):
     listed |= {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", ".eval_results/held_out.yaml"}
     listed |= {"codec.json", "codec.safetensors", "processor_config.json", "codec_imagelm.py", "processing_imagelm.py"}
     listed |= {f"{name}.png" for name in ("accuracy", "confusion_matrix", "learning_rate", "loss", "perplexity")}
-    listed.add("drawings.png")
+    listed |= {"drawings.png", "training_images.safetensors"}
     assert set(stored(published.hub)) == listed
     assert set(stored(published.hub, DEMO, "space")) == {"README.md", "app.py", "model_id.txt", "requirements.txt"}
     rows = set(stored(published.hub, ROWS, "dataset"))

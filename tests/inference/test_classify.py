@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imagelm.data.arguments import PrepareArguments
@@ -261,3 +263,38 @@ def test_names_of_a_strangers_model_are_printable_and_told_apart_and_true_in_jso
         assert record["class"] == text
     answers = {record["prediction"] for record in found}
     assert all((cell in out) == (label in answers) for label, cell in enumerate(shown))
+
+
+def test_rows_that_were_in_the_training_data_are_counted_beside_every_figure(best, prepared, tmp_path, infer):
+    model = ("--model", best, "--dataset_dir", prepared)
+    for more in (["classify"], ["continue", "--num_rows", 9], ["next_token", "--keep_percent", 50, "--num_rows", 9]):
+        n = 9 if "--num_rows" in more else 72
+        assert f"{n} of {n} rows were in the training data" in infer("--mode", *more, *model, "--split", "train")
+        assert "in the training data" not in infer("--mode", *more, *model, "--split", "test")
+    data, tokenizer = load_prepared(prepared), AutoTokenizer.from_pretrained(best)
+    rows = [{"tokens": tokenizer.decode(ids), "label": 0} for name in data for ids in data[name]["input_ids"][:5]]
+    unlabelled = {"tokens": tokenizer.decode(data["train"][7]["input_ids"][:-3])}
+    file = write_jsonl(tmp_path / "rows.jsonl", [*rows, unlabelled])
+    printed = infer("--mode", "classify", "--model", best, "--data_files", file)
+    assert "5 of 10 rows were in the training data: these figures say nothing about new images" in printed
+
+
+def test_images_that_were_in_the_training_data_are_counted(pictured, infer):
+    count = json.loads((pictured / "data/stats.json").read_text())["num_rows"]["train"]
+    printed = infer("--mode", "classify", "--model", pictured / "out/best_model", "--images", pictured / "in")
+    assert 0 < count < 45 and f"{count} of 45 rows were in the training data" in printed
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another kind", "without its table", "large"])
+def test_a_damaged_record_of_the_training_images_is_named(best, prepared, tmp_path, infer, damage):
+    model = Path(shutil.copytree(best, tmp_path / "model"))
+    file = model / "training_images.safetensors"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "large":
+        os.truncate(file, 2**40)
+    else:
+        key = "digests" if damage == "of another kind" else "other"
+        save_file({key: np.zeros((2, 2), np.float32)}, file)
+    with pytest.raises(InputError, match=r"training_images\.safetensors is damaged: .*; restore the file or remove it"):
+        infer("--mode", "classify", "--model", model, "--dataset_dir", prepared)

@@ -1,0 +1,61 @@
+"""Which images a model was trained on: a 64-bit digest of the tokens of each, in a file beside the weights.
+
+One idea: whoever measures the model later learns which of the rows it has seen. The file holds no image, but somebody
+who has an image can tell whether it was among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from imagelm.data.load import image_bodies
+from imagelm.utils.artifacts import TRAINING_IMAGES_FILE
+from imagelm.utils.errors import InputError
+
+MAX_IMAGES = 1_000_000  # of 8 bytes; larger data leave no file
+KEY = "digests"
+
+
+def image_digests(bodies: Iterable[np.ndarray]) -> np.ndarray:
+    """The digest of each image body, token ids of shape (tokens,); int64, shape (images,)."""
+    digests = (xxhash.xxh3_64_intdigest(body.astype("<i4").tobytes()) for body in bodies)
+    return np.fromiter(digests, np.uint64).view(np.int64)
+
+
+def save_training_images(digests: np.ndarray, folder: Path) -> None:
+    """Writes the file into a model's folder."""
+    save_file({KEY: digests}, folder / TRAINING_IMAGES_FILE)
+
+
+def training_images(train: Dataset) -> np.ndarray | None:
+    """The digests of the training rows, each once; None if there are more than `MAX_IMAGES`."""
+    if len(train) > MAX_IMAGES:
+        return None
+    return np.unique(image_digests(image_bodies(train)))
+
+
+def load_training_images(folder: Path) -> np.ndarray | None:
+    """The digests beside a model; None if there are none.
+
+    Raises:
+        InputError: The file isn't one that `save_training_images` wrote.
+    """
+    file = folder / TRAINING_IMAGES_FILE
+    if not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > 8 * MAX_IMAGES + 1024:
+            raise ValueError(f"it is larger than {MAX_IMAGES:,} digests")
+        digests = load_file(file)[KEY]
+        if digests.dtype != np.int64 or digests.ndim != 1:
+            raise ValueError(f"it holds {digests.dtype} of shape {digests.shape}")
+        return digests
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{file} is damaged: {error}; restore the file or remove it") from error
