@@ -129,7 +129,7 @@ def check_disjoint(dataset: DatasetDict) -> None:
     Raises:
         InputError: One is; the folder wasn't written by `prepare`, or was changed since.
     """
-    first, second = ({xxhash.xxh3_128_digest(body) for body in image_bodies(dataset[name])} for name in SPLITS)
+    first, second = ({xxhash.xxh3_128_digest(body.data) for body in image_bodies(dataset[name])} for name in SPLITS)
     if both := len(first & second):
         raise InputError(
             f"{both} images are in both the {SPLITS[0]} and the {SPLITS[1]} split, so the figures would be too good; "

@@ -272,7 +272,8 @@ def test_rows_that_were_in_the_training_data_are_counted_beside_every_figure(bes
         assert f"{n} of {n} rows were in the training data" in infer("--mode", *more, *model, "--split", "train")
         assert "in the training data" not in infer("--mode", *more, *model, "--split", "test")
     data, tokenizer = load_prepared(prepared), AutoTokenizer.from_pretrained(best)
-    rows = [{"tokens": tokenizer.decode(ids), "label": 0} for name in data for ids in data[name]["input_ids"][:5]]
+    chosen = [data[name][i] for name in ("train", "test") for i in range(5)]
+    rows = [{"tokens": tokenizer.decode(row["input_ids"]), "label": row["label"]} for row in chosen]
     unlabelled = {"tokens": tokenizer.decode(data["train"][7]["input_ids"][:-3])}
     file = write_jsonl(tmp_path / "rows.jsonl", [*rows, unlabelled])
     printed = infer("--mode", "classify", "--model", best, "--data_files", file)
