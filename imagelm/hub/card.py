@@ -13,8 +13,11 @@ import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from imagelm.evaluation.interval import baseline_warning
+from imagelm.evaluation.report import trained_length
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
+from imagelm.hub.staged import OUR_TAG
 from imagelm.inference.loading import LoadedModel
 from imagelm.models.save import CODE_FILES, PIPELINE_TASK, weights_sha256
 from imagelm.tokens.vocabulary import class_token
@@ -26,6 +29,7 @@ from imagelm.utils.artifacts import (
     STATS_FILE,
     TEMPLATES_FOLDER,
     TRAINING_ARGUMENTS_FILE,
+    TRAINING_IMAGES_FILE,
 )
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
@@ -81,6 +85,7 @@ class CardFacts:
         sha256: SHA-256 of the published weights.
         plots: Figure → file name; set by the caller.
         samples: Name of the file with samples, or None; set by the caller.
+        has_training_images: Whether the digests of the training images are published.
         notes: Notes for the user, a line each.
 
     Raises:
@@ -105,6 +110,7 @@ class CardFacts:
             self.notes.append("the card names no license, so nobody may reuse the model; add one: --license apache-2.0")
         self.plots: dict[str, str] = {}
         self.samples: str | None = None
+        self.has_training_images = (folder / TRAINING_IMAGES_FILE).is_file()
 
     def _record(self, file: Path) -> dict[str, Any] | None:
         """A record; None if there is none, or if an earlier version wrote less than the card needs."""
@@ -139,6 +145,8 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "oldest_for_pipeline": OLDEST_FOR_PIPELINE,
         "cell": table_cell,
         "processes": processes,
+        "length": trained_length(facts.run or {}),
+        "warning": baseline_warning(facts.results or {}),
         "commands": [printable(record["command"]) for record in (facts.stats, facts.run) if record],
     }
     try:
@@ -157,7 +165,7 @@ def _metadata(facts: CardFacts, has_codec: bool) -> ModelCardData:
         datasets=[options.dataset_repo_id] if options.dataset_repo_id else None,
         base_model=(facts.run or {}).get("base_model"),
         metrics=["accuracy", "perplexity"],
-        tags=["imagelm", "image-tokens", "image-classification", "image-generation", "causal-lm"],
+        tags=[OUR_TAG, "image-tokens", "image-classification", "image-generation", "causal-lm"],
         model_name=options.repo_id.split("/")[-1] if results else None,
         eval_results=_eval_results(facts, results) if results else None,
     )

@@ -266,6 +266,44 @@ def test_a_card_omits_a_record_that_is_missing_or_incomplete(folder: Path, tmp_p
     assert any("run.json lacks command" in note for note in staged.notes) == (name == "run.json")
 
 
+def edit(file: Path, **more: object) -> dict:
+    """Changes entries of a record; gives the record as it was."""
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in (record | more).items() if value is not None}))
+    return record
+
+
+def test_a_card_tells_what_was_done_and_which_baseline_is_not_clearly_beaten(folder: Path, tmp_path: Path):
+    done = {"steps": 8, "planned_steps": 60, "epochs": 8 / 9, "planned_epochs": 60 / 9}
+    edit(folder / "run.json", trained=done | {"stopped": "3 evaluations without a better cls_accuracy"})
+    test = {"only_model": 5, "only_baseline": 2, "p_value": 0.453125, "clearly_better": False}
+    better = {"versus_bag_of_tokens": test, "versus_majority": test | {"clearly_better": True}}
+    n = edit(folder / "eval_results.json", **better)["eval_samples"]
+    card = stage(folder, tmp_path).files["README.md"].read_text()
+    length = "8 of 60 planned steps (0.889 of 6.67 epochs), stopped early: 3 evaluations without a better cls_accuracy"
+    assert f"\n| length | {length} |\n" in card
+    counts = f"of {n} rows 5 are right by the model only, 2 by the baseline only; exact sign test, p = 0.45"
+    assert f"\n\n**The model is not clearly better than a bag of tokens ({counts}).**\n\n" in card
+
+
+def test_a_card_of_an_older_run_calls_its_length_planned_and_compares_nothing(folder: Path, tmp_path: Path):
+    edit(folder / "run.json", trained=None)
+    edit(folder / "eval_results.json", versus_bag_of_tokens=None, versus_majority=None)
+    (folder / "training_images.safetensors").unlink()
+    card = stage(folder, tmp_path).files["README.md"].read_text()
+    assert "\n| length | 3 epochs planned |\n" in card
+    assert "clearly better" not in card and "training_images" not in card
+
+
+def test_the_record_of_the_training_images_is_published_and_explained(folder: Path, tmp_path: Path):
+    staged = stage(folder, tmp_path)
+    card = staged.files["README.md"].read_text()
+    assert "(3 epochs), as planned |" in card and "clearly better than" in card
+    assert (
+        "`training_images.safetensors` holds a 64-bit digest" in card and "training_images.safetensors" in staged.files
+    )
+
+
 def test_figures_that_name_no_weights_are_not_shown(folder: Path, tmp_path: Path):
     results = json.loads((folder / "eval_results.json").read_text())
     del results["weights_sha256"]
