@@ -67,7 +67,7 @@ class PrepareArguments(OptionGroup):
         "colour channels; auto: grey if no image is coloured", "auto", choices=("auto", "grey", "rgb"), **CODEC
     )
     image_column: str | None = option(
-        "column or NPZ array with the images; without it the column is found by its type",
+        "column or NPZ array with the images; without it the column is found by its name and type",
         None,
         metavar="NAME",
         **IMAGES,

@@ -20,7 +20,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
-LABEL_KEYS = ("label", "labels", "y", "fine_label", "target")
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 NUM_FRAMES = "num_frames"  # in `info` of an image that has several
 
@@ -53,6 +52,7 @@ class ImageSource(ABC):
         class_names: Names of the classes, indexed by label; None without labels.
         labels: Class of each image, int64, shape (images,); None without labels.
         notes: Decisions made while opening the source, for the summary.
+        columns: Which columns are read, likewise.
     """
 
     class_names: list[str] | None = None
@@ -61,6 +61,7 @@ class ImageSource(ABC):
     def __init__(self, origin: str) -> None:
         self.origin, self.short_origin = origin, Path(origin).name
         self.notes: list[str] = []
+        self.columns: list[str] = []
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -91,11 +92,18 @@ class ImageSource(ABC):
         found = [name for name in likely if name in columns]
         if not found:
             raise InputError(f"{where} holds {', '.join(columns) or 'nothing'}; choose one of them with {option}")
+        if found[1:]:
+            self.notes.append(printable(f"{self.origin}: {found[0]} is used, not {', '.join(found[1:])}; see {option}"))
         return found[0]
+
+    def _note_columns(self, images: str, labels: str) -> None:
+        self.columns.append(printable(f"{self.origin}: the images are in {images}, the labels in {labels}"))
 
     def _number_labels(self, values: np.ndarray) -> None:
         """Numbers the labels from 0 in the order of the values, which become the class names."""
         self._check_labelled(np.array([value is None or value != value for value in values.tolist()], dtype=bool))
+        if values.dtype.kind == "f" and all(map(float.is_integer, values.tolist())):
+            values = values.astype(np.int64)  # pandas stores whole numbers beside missing values as 0.0, 1.0
         if values.dtype.kind not in "iubUSO":
             raise InputError(f"the labels are of type {values.dtype}; expected whole numbers or strings")
         if values.dtype.kind == "S":

@@ -21,8 +21,8 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from imagelm.data.arguments import TABLE_SUFFIXES
-from imagelm.data.sources.decode import LABEL_KEYS, BadImage, ImageSource, LazyImages, read_image
-from imagelm.data.sources.names import find_split
+from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, read_image
+from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_split, rank
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import first_line, normalized, printable, shorten
 
@@ -60,6 +60,7 @@ class DatasetSource(ImageSource):
             found = found[split]
         features = found.features
         likely = [column for column, feature in features.items() if _holds_images(feature)]
+        likely.sort(key=lambda name: (rank(name, IMAGE_NAMES), not isinstance(features[name], datasets.Image)))
         self.image_column = self._choose_column(image_column, likely, list(features), "--image_column")
         if self.image_column not in likely:
             raise InputError(
@@ -75,15 +76,19 @@ class DatasetSource(ImageSource):
             self.notes.append(f"{count} of {len(found)} rows of {name} name a file, which is read from {folder}")
         self.table = found
         classes = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        classes += [column for column in LABEL_KEYS if column in features and column not in classes]
+        named = [name for name in by_rank(features, LABEL_NAMES) if not _holds_images(features[name])]
+        classes = [*named, *(name for name in classes if name not in named)]
         if label_column or classes:
             column = self._choose_column(label_column, classes, list(features), "--label_column")
             self._read_labels(column, features[column])
+            self._note_columns(self.image_column, column)
 
     def _read_labels(self, column: str, feature: object) -> None:
         if not isinstance(feature, datasets.ClassLabel | datasets.Value):
             raise InputError(f"--images {self.origin}: column {column!r} holds no labels; see --label_column")
         values = np.asarray(self.table.with_format("numpy")[column][:])
+        if values.dtype.kind == "f":  # of 32 bits, which would make large numbers equal
+            values = self.table.select_columns([column]).with_format("arrow")[:][column].to_numpy()
         if isinstance(feature, datasets.ClassLabel):
             self._check_labelled(~((values >= 0) & (values < len(feature.names))))  # a missing one is −1 or NaN
             self.class_names, self.labels = list(map(normalized, feature.names)), values.astype(np.int64)

@@ -14,12 +14,10 @@ import numpy as np
 from PIL import Image
 
 from imagelm.data.arguments import TABLE_SUFFIXES
-from imagelm.data.sources.decode import LABEL_KEYS, ImageSource, LazyImages, natural_key, read_image
-from imagelm.data.sources.names import split_kind
+from imagelm.data.sources.decode import ImageSource, LazyImages, natural_key, read_image
+from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_split, split_kind
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import decoded, normalized, printable
-
-IMAGE_KEYS = ("image", "images", "img", "x", "X", "data")
 
 
 class FileSource(ImageSource):
@@ -80,14 +78,19 @@ class FolderSource(FileSource):
 
 
 class ArraySource(ImageSource):
-    """An NPZ file with an array of images and, perhaps, one of labels."""
+    """An NPZ file with an array of images and, perhaps, one of labels; or with both for each split."""
 
-    def __init__(self, path: Path, image_key: str | None, label_key: str | None) -> None:
+    def __init__(self, path: Path, image_key: str | None, label_key: str | None, split: str | None = None) -> None:
         super().__init__(str(path))
-        self.path = path
-        with _npz_errors(path), np.load(path, allow_pickle=False) as archive:
-            self.names = list(archive.files)  # no array is read
-        image_key = self._choose_column(image_key, IMAGE_KEYS, self.names, "--image_column")
+        self.path, names = path, array_names(path)
+        splits = split_arrays(names)
+        if split is None and splits:
+            split = _split_with(image_key, splits) if image_key else find_split(splits, "train", str(path))
+            if others := [other for other in splits if split and other != split]:
+                self.notes.append(f"{path}: split {split} is used; it also has {', '.join(others)}")
+        self.keys = splits[split] if split in splits else {name: name for name in names}
+        likely = [self.keys[key] for key in by_rank(self.keys, IMAGE_NAMES)]
+        image_key = self._choose_column(image_key, likely, names, "--image_column")
         self.images = _load_array(path, image_key, on_disk=True)
         shape = self.images.shape
         if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
@@ -95,12 +98,14 @@ class ArraySource(ImageSource):
                 f"{path}: array {image_key!r} is {self.images.dtype} of shape {shape}; expected uint8 of shape "
                 "(images, height, width) or (images, height, width, 1, 3 or 4)"
             )
-        if label_key or set(LABEL_KEYS) & set(self.names):
-            label_key = self._choose_column(label_key, LABEL_KEYS, self.names, "--label_column")
+        likely = [self.keys[key] for key in by_rank(self.keys, LABEL_NAMES)]
+        if label_key or likely:
+            label_key = self._choose_column(label_key, likely, names, "--label_column")
             labels = _load_array(path, label_key)
-            if labels.shape != shape[:1]:
+            if labels.shape not in (shape[:1], (shape[0], 1)):
                 raise InputError(f"{path}: {shape[0]} images, but {label_key!r} has shape {labels.shape}")
-            self._number_labels(labels)
+            self._number_labels(labels.reshape(-1))
+            self._note_columns(image_key, label_key)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,7 +115,32 @@ class ArraySource(ImageSource):
         return LazyImages(Image.fromarray, self.images[start:stop, ..., 0] if grey else self.images[start:stop])
 
     def extra(self, name: str) -> np.ndarray | None:
-        return _load_array(self.path, name) if name in self.names else None
+        return _load_array(self.path, self.keys[name]) if name in self.keys else None
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of the arrays of an NPZ file; none is read."""
+    with _npz_errors(path), np.load(path, allow_pickle=False) as archive:
+        return list(archive.files)
+
+
+def split_arrays(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The arrays of each split, by their names without it: `x_train` (Keras) and `train_images` (MedMNIST).
+
+    Empty if an array has a usual name of images as it is.
+    """
+    splits: dict[str, dict[str, str]] = {}
+    for name in names:
+        first, _, after = name.partition("_")
+        before, _, last = name.rpartition("_")
+        for split, key in ((first, after), (last, before)):
+            if split_kind(split):
+                splits.setdefault(split, {})[key] = name
+    return {} if by_rank(names, IMAGE_NAMES) else {k: keys for k, keys in splits.items() if by_rank(keys, IMAGE_NAMES)}
+
+
+def _split_with(name: str, splits: dict[str, dict[str, str]]) -> str | None:
+    return next((split for split, keys in splits.items() if name in keys.values()), None)
 
 
 def _load_array(path: Path, name: str, on_disk: bool = False) -> np.ndarray:

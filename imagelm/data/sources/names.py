@@ -20,6 +20,11 @@ def rank(name: str, usual: Sequence[str]) -> int:
     return usual.index(name.lower()) if name.lower() in usual else len(usual)
 
 
+def by_rank(names: Iterable[str], usual: Sequence[str]) -> list[str]:
+    """The names that are among the usual ones, the likeliest first."""
+    return sorted((name for name in names if rank(name, usual) < len(usual)), key=lambda name: rank(name, usual))
+
+
 def split_kind(name: str) -> str | None:
     """`train`, `validation` or `test`, by the Hub's convention; None for any other name."""
     return SPLIT_KINDS.get(name.lower())

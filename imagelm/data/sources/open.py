@@ -19,7 +19,7 @@ from tqdm import tqdm
 from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments
 from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natural_key
 from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
-from imagelm.data.sources.local import ArraySource, FileSource, FolderSource
+from imagelm.data.sources.local import ArraySource, FileSource, FolderSource, array_names, split_arrays
 from imagelm.data.sources.names import choose_splits
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import name_problem, printable
@@ -98,14 +98,15 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     """
     train, test, notes = arguments.images or [], arguments.test_images, []
     splits: tuple[str | None, str | None] = (None, None)
-    if test is None and (found := train_and_test(train)):
+    columns = arguments.image_column, arguments.label_column
+    one_array = any(columns) and _is_archive(Path(train[0]))  # which is of one split
+    if test is None and not one_array and (found := train_and_test(train)):
         train, test, splits, note = found
         notes.append(note)
     useless = [entry.flag for entry in arguments.changed() if entry.name in ("test_size", "split_by")]
     if test is not None and useless:
         raise InputError(f"{useless[0]} has no effect where test images are given; remove it")
     sides = [(names, split) for names, split in zip((train, test), splits, strict=True) if names is not None]
-    columns = arguments.image_column, arguments.label_column
     sources = [open_images(names, *columns, split, arguments.image_root) for names, split in sides]
     for source, (names, _) in zip(sources, sides, strict=True):
         if not len(source):
@@ -115,7 +116,7 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
                 f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "
                 "(see --label_column)"
             )
-        notes += source.notes
+        notes += [*source.notes, *source.columns]
     class_names = sources[0].class_names or []
     if len(class_names) < 2:
         raise InputError(f"all images are of one class ({printable(class_names[0])}); expected two or more")
@@ -172,6 +173,10 @@ def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[st
         InputError: Several splits could be the one to use.
     """
     path = Path(names[0])
+    if len(names) == 1 and _is_archive(path):
+        offered = list(split_arrays(array_names(path)))
+        chosen = choose_splits(offered, names[0])
+        return ([*names], [*names], chosen, _note_on_splits(names[0], chosen, offered)) if chosen else None
     if len(names) != 1 or not names[0] or path.suffix in TABLE_SUFFIXES or path.is_file():
         return None
     if path.is_dir() and not is_saved_dataset(path):
@@ -217,8 +222,8 @@ def _open(
     path = Path(name)
     if not name:
         raise InputError("--images holds an empty name; is a variable unset?")
-    if path.suffix == ".npz" and path.is_file():
-        return ArraySource(path, image_column, label_column)
+    if _is_archive(path):
+        return ArraySource(path, image_column, label_column, split)
     if path.suffix in TABLE_SUFFIXES or is_saved_dataset(path):
         return DatasetSource(name, image_column, label_column, split, image_root)
     if path.exists() and (asked := image_column or label_column):
@@ -230,6 +235,10 @@ def _open(
     if _may_be_hub_id(name):
         return DatasetSource(name, image_column, label_column, split)
     raise InputError(f"--images {name}: no such file or folder")
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".npz" and path.is_file()
 
 
 def _may_be_hub_id(name: str) -> bool:
@@ -244,6 +253,7 @@ class _JoinedSource(ImageSource):
         self.sources = sources
         self.starts = np.cumsum([0, *map(len, sources)])
         self.notes = [note for source in sources for note in source.notes]
+        self.columns = [note for source in sources for note in source.columns]
         named = [source.class_names for source in sources if source.class_names is not None]
         if len(named) == len(sources):
             names = list(dict.fromkeys(name for own in named for name in own))

@@ -305,6 +305,49 @@ def test_columns_are_found_by_type_and_can_be_named(tmp_path):
             open_images([name], *columns)
 
 
+def test_the_usual_names_of_columns_come_before_their_types(tmp_path):
+    first, second = random_images(4, seed=1), random_images(4, seed=2)
+    file, binary = datasets.Image(), datasets.Value("binary")
+    kinds, text = datasets.ClassLabel(names=["A", "B"]), datasets.Value("string")
+    cases = [
+        ({"camera": kinds, "label": text}, "label", "camera"),
+        ({"coarse_label": kinds, "fine_label": kinds}, "fine_label", "coarse_label"),
+        ({"labels": datasets.Value("int64"), "kind": kinds}, "labels", "kind"),
+        ({"Label": kinds, "note": text}, "Label", None),
+    ]
+    for number, (columns, label, other) in enumerate(cases):
+        features = datasets.Features({"raw": binary, "photo": file, **columns})
+        rows = {"raw": list(map(png, first)), "photo": list(map(to_image, second))}
+        for name in columns:
+            numbers = [1, 0, 0, 1] if name == label else [0, 1, 0, 1]
+            rows[name] = [str(number) for number in numbers] if columns[name] == text else numbers
+        name = str(tmp_path / f"{number}.parquet")
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(name)
+        source = open_images([name])
+        check_source(source, second, source.class_names, [1, 0, 0, 1])
+        expected = [f"{name}: photo is used, not raw; see --image_column"]
+        expected += [f"{name}: {label} is used, not {other}; see --label_column"] if other else []
+        assert source.notes == expected
+        assert source.columns == [f"{name}: the images are in photo, the labels in {label}"]
+    check_source(open_images([name], "raw"), first, ["A", "B"], [1, 0, 0, 1])
+
+
+def test_whole_numbers_that_became_floats_are_labels(tmp_path):
+    images = random_images(4)
+    files = pa.array(list(map(png, images)))
+    for labels, problem in (
+        ([2.0**24 + 1, 2.0**24, 2.0**24, 2.0**24 + 1], None),
+        ([9.0, 2.5, 2, 1], "float64"),
+        ([1.0, None, 0, 1], ":1 "),
+    ):
+        pyarrow.parquet.write_table(pa.table({"image": files, "label": labels}), tmp_path / "x.parquet")
+        if problem:
+            with pytest.raises(InputError, match=problem):
+                open_images([str(tmp_path / "x.parquet")])
+        else:
+            check_source(open_images([str(tmp_path / "x.parquet")]), images, ["16777216", "16777217"], [1, 0, 0, 1])
+
+
 def test_a_column_that_holds_no_images_is_refused_as_the_image_column(tmp_path):
     name = str(tmp_path / "x.parquet")
     table()[0].to_parquet(name)
@@ -411,6 +454,35 @@ def test_arrays_that_are_no_labelled_images_are_refused(tmp_path, arrays, said):
     with pytest.raises(InputError, match=said):
         prepare_images(tmp_path / "out", tmp_path / "x.npz")
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out", "unused"),
+    [
+        (["x_train", "y_train", "x_test", "y_test"], "test", ""),
+        (["X_train", "y_train", "X_val", "y_val"], "val", ""),
+        (["train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"], "test", "val"),
+    ],
+)
+def test_archives_with_arrays_for_each_split_are_read(tmp_path, names, held_out, unused):
+    images, labels = random_images(12), np.arange(12)[:, None] % 3
+    parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
+    arrays = {}
+    for name in names:
+        part = next(part for part in parts if part in name)
+        arrays[name] = (labels if "label" in name or "y" in name else images)[parts[part]]
+    path = str(tmp_path / "x.npz")
+    np.savez(path, **arrays)
+    found = open_labelled_images(PrepareArguments(images=[path], output_dir=str(tmp_path / "out")))
+    for source, part in zip(found.sources, ("train", held_out), strict=True):
+        check_source(source, images[parts[part]], ["0", "1", "2"], (np.arange(12) % 3)[parts[part]].tolist())
+    note = f"{path} has a train and a {held_out} split, which are used as they are"
+    assert found.notes[0] == (f"{note}; not used: {unused}" if unused else note)
+    alone = open_images([path])  # as inference opens it
+    check_source(alone, images[:6], ["0", "1", "2"], [0, 1, 2] * 2)
+    assert alone.notes[0].startswith(f"{path}: split train is used; it also has ")
+    image_key = next(name for name in names if held_out in name)
+    check_source(open_images([path], image_key), images[parts[held_out]], ["0", "1", "2"], found.labels[6:].tolist())
 
 
 def test_arrays_can_be_named(tmp_path):
