@@ -34,6 +34,7 @@ from imagelm.tokens.vocabulary import make_vocabulary
 from imagelm.utils.artifacts import CODEC_FOLDER
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
+from imagelm.utils.text import join_first, printable
 
 MANY_TOKENS = 4096
 MAX_FIT_IMAGES = 20_000
@@ -71,7 +72,12 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
         sample = _read(images, numbers, partial(read_pixels, **asdict(image_format)))
         codec = _fit_codec(arguments, image_format, sample, None if t is None else t[numbers], device)
     codec.save(staging / CODEC_FOLDER)
+    unseen = np.setdiff1d(np.arange(len(images.class_names)), images.labels[scan.readable])
     notes = [*images.notes, *split_notes, *format_notes]
+    if len(unseen):
+        notes.append(
+            f"classes without a readable image: {join_first(printable(images.class_names[i]) for i in unseen)}"
+        )
     if codec.num_tokens > MANY_TOKENS:
         notes.append(
             f"an image takes {codec.num_tokens} tokens, and attention's cost grows with their square; "

@@ -35,6 +35,7 @@ class ImageScan:
         readable: bool, shape (images,).
         coloured: Whether channels differ somewhere; bool, shape (images,).
         animated: Whether it has several frames, of which the first one is used; bool, shape (images,).
+        peaks: The largest value of an image with 16-bit pixels, 0 for others; int32, shape (images,).
     """
 
     sizes: np.ndarray
@@ -42,6 +43,7 @@ class ImageScan:
     readable: np.ndarray
     coloured: np.ndarray
     animated: np.ndarray
+    peaks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -
     """Reads every image once, and reports those that can't be read; `background` shows through transparent pixels."""
     count = len(images)
     readable, coloured, animated = (np.zeros(count, bool) for _ in range(3))
-    sizes, digests = np.zeros((count, 2), np.int32), np.zeros(count, DIGEST_DTYPE)
+    sizes, peaks, digests = np.zeros((count, 2), np.int32), np.zeros(count, np.int32), np.zeros(count, DIGEST_DTYPE)
     for start, part in images.slices("reading"):
         for i, image in enumerate(part, start=start):
             try:
@@ -70,10 +72,11 @@ def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -
                 continue
             readable[i], sizes[i], coloured[i] = True, pixels.shape[:2], pixels.ndim == 3
             animated[i] = NUM_FRAMES in image.info
+            peaks[i] = np.asarray(image).max() if image.mode.startswith("I;16") else 0
             digest = xxhash.xxh3_128(pixels.tobytes())
             digest.update(str(pixels.shape).encode())
             digests[i] = np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]
-    return ImageScan(sizes, digests, readable, coloured, animated)
+    return ImageScan(sizes, digests, readable, coloured, animated, peaks)
 
 
 def choose_image_format(
@@ -100,6 +103,12 @@ def choose_image_format(
             )
         chosen = ImageFormat(size, channels, arguments.fit, arguments.background)
     notes += notes_on_format(chosen.image_size, chosen.fit, scan.sizes[scan.readable], int(scan.animated.sum()))
+    if 0 < (peak := int(scan.peaks.max(initial=0))) < 1 << 14:
+        notes.append(
+            f"{np.count_nonzero(scan.peaks)} images with 16-bit pixels use values up to {peak} of 65535 only: they are "
+            f"dark, with at most {round(peak / 257) + 1} grey levels, and different images may become equal; multiply "
+            f"their pixels by {65535 // peak}, or convert them to 8 bits"
+        )
     if chosen.channels == 1 and (coloured := int(scan.coloured.sum())):
         notes.append(f"{coloured} coloured images are converted to grey")
     return chosen, notes

@@ -19,6 +19,8 @@ from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_s
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import decoded, normalized, printable
 
+INTERNAL = ("__MACOSX", "__pycache__")  # folders of programs; `__background__` may be a class
+
 
 class FileSource(ImageSource):
     """Image files without labels."""
@@ -187,7 +189,7 @@ def _npz_errors(path: Path) -> Iterator[None]:
 
 def _is_visible(path: Path, root: Path) -> bool:
     """Whether neither the file nor a folder on the path to it is hidden or internal to a program."""
-    return not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
+    return not any(part.startswith(".") or part in INTERNAL for part in path.relative_to(root).parts)
 
 
 def _is_image_file(path: Path, root: Path) -> bool:

@@ -87,6 +87,14 @@ def test_nested_files_count_and_what_systems_leave_behind_does_not(tmp_path):
     assert source.notes == []
 
 
+def test_a_folder_whose_name_begins_with_underscores_is_a_class(tmp_path):
+    class_folder(tmp_path, {name: random_images(2, seed=i) for i, name in enumerate(["__background__", "_x", "a"])})
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX/0.png").write_bytes(png(random_images(1)[0]))
+    source = open_images([str(tmp_path)])
+    assert source.class_names == ["__background__", "_x", "a"] and source.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_hidden_folders_inside_a_class_are_passed_over(tmp_path):
     cats_and_dogs(tmp_path, per_class=3)
     for name in ("cat/.ipynb_checkpoints", "dog/2024/.thumbnails", "dog/__MACOSX"):
