@@ -21,6 +21,7 @@ from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import TaskResult, completion_grid, generated_grid
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.tokens.grammar import Role, Row
+from imagelm.utils.quiet import quiet_transformers
 
 
 def run_task(arguments: InferenceArguments, loaded: LoadedModel) -> TaskResult:
@@ -43,6 +44,7 @@ def run_task(arguments: InferenceArguments, loaded: LoadedModel) -> TaskResult:
     return result
 
 
+@quiet_transformers(errors_only=True)
 def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, batch_size: int) -> TaskResult:
     """The class of each row, with probabilities, and the accuracy if labels are known.
 
@@ -73,6 +75,7 @@ def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, ba
     return TaskResult(records, columns, cells, _accuracy(loaded, rows, order[:, 0]))
 
 
+@quiet_transformers(errors_only=True)
 def next_token(
     loaded: LoadedModel, rows: Sequence[Row], top: int, keep_percent: float | None, batch_size: int
 ) -> TaskResult:
@@ -109,6 +112,7 @@ def next_token(
     return TaskResult(records, ["row", "next tokens, most probable first", "true"], cells, summary)
 
 
+@quiet_transformers(errors_only=True)
 def generate(loaded: LoadedModel, options: GenerationArguments, classes: ClassArguments, batch_size: int) -> TaskResult:
     """New images, each with the class that the model itself gives it.
 
@@ -145,6 +149,7 @@ def generate(loaded: LoadedModel, options: GenerationArguments, classes: ClassAr
     return TaskResult(records, [*columns, "tokens"], cells, summary, make_grid)
 
 
+@quiet_transformers(errors_only=True)
 def complete(
     loaded: LoadedModel, inputs: InputRows, options: GenerationArguments, batch_size: int, num_shown: int
 ) -> TaskResult:

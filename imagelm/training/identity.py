@@ -70,7 +70,7 @@ def check_same(what: str, earlier: dict, identity: dict, extend: bool) -> str | 
         for name in sorted(earlier.keys() | identity.keys())
         if earlier.get(name) != identity.get(name) and not (name not in earlier and _is_default(name, identity))
     }
-    lengths = {name: differing.pop(name) for name in LENGTHS if name in differing}
+    lengths: dict[str, tuple[Any, Any]] = {name: differing.pop(name) for name in LENGTHS if name in differing}
     if not differing and not lengths:
         return None
     lines = [f"  {name}: {then} there, {now} now" for name, (then, now) in sorted((differing | lengths).items())]

@@ -54,13 +54,12 @@ def check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
         raise InputError(f"{path} exists and is not empty; add --overwrite to replace it, or choose another folder")
     if not (path / marker).exists():
         raise InputError(
-            f"{path} holds no {marker}, so it wasn't written by this program; --overwrite won't replace it. "
-            "Choose another folder"
+            f"{path} holds no {marker}, so it wasn't written by this program, and isn't replaced. Choose another folder"
         )
     if read_manifest(path) is None:
         raise InputError(
             f"{path} holds no valid {MANIFEST_FILE}, the list of the files that this program wrote there (versions "
-            "before 0.2 wrote none); --overwrite won't replace it. Delete it yourself, or choose another folder"
+            "before 0.2 wrote none), and isn't replaced. Delete it yourself, or choose another folder"
         )
 
 
