@@ -228,13 +228,18 @@ class PrepareArguments(OptionGroup):
                 )
 
 
+def is_table(name: str | Path) -> bool:
+    """Whether a name is that of a Parquet or Arrow file."""
+    return Path(name).suffix.lower() in TABLE_SUFFIXES
+
+
 def check_image_root(folder: str | None, images: list[str]) -> None:
     """Refuses an `--image_root` that is no folder, or that has no effect because no image comes from a table."""
     if folder is None:
         return
     if not folder or not Path(folder).is_dir():
         raise InputError(f"--image_root {folder}: no such folder; name the folder that the paths start from")
-    if images and not any(Path(name).suffix in TABLE_SUFFIXES for name in images):
+    if images and not any(map(is_table, images)):
         raise InputError(f"--image_root {folder} has no effect, as no .parquet or .arrow file is named; remove it")
 
 

@@ -20,7 +20,7 @@ from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENA
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
-from imagelm.data.arguments import TABLE_SUFFIXES
+from imagelm.data.arguments import is_table
 from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, read_image
 from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_split, rank
 from imagelm.utils.errors import InputError
@@ -131,6 +131,15 @@ def is_saved_dataset(path: Path) -> bool:
     return any((path / name).is_file() for name in STATE_FILES)
 
 
+def metadata_file(folder: Path) -> Path | None:
+    """The file that lists the images of a folder without class folders."""
+    files = [folder / f"metadata.{suffix}" for suffix in ("csv", "jsonl", "parquet")]
+    found = next((file for file in files if file.is_file()), None)
+    if found and sum(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()) < 2:
+        return found
+    return None
+
+
 def load_saved_dataset(folder: Path, option: str) -> datasets.Dataset | datasets.DatasetDict:
     """A folder of `save_to_disk`, whose files may name only parts inside it: a dataset from elsewhere isn't trusted.
 
@@ -165,11 +174,13 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
         InputError: There is none.
     """
     try:
-        if Path(name).suffix in TABLE_SUFFIXES:
+        if is_table(name):
             if not Path(name).is_file():
                 raise InputError(f"--images {name}: no such file")
-            kind = Path(name).suffix[1:]
+            kind = Path(name).suffix[1:].lower()
             return datasets.load_dataset(kind, data_files=glob.escape(str(name)), split="train")
+        if listed := metadata_file(Path(name)):  # alone: the library would unpack archives that lie beside it
+            return datasets.load_dataset("imagefolder", data_files=glob.escape(str(listed)), split="train")
         if Path(name).exists():
             return load_saved_dataset(Path(name), "--images")
         return datasets.load_dataset(name)
@@ -184,7 +195,7 @@ def load_dataset(name: str) -> datasets.Dataset | datasets.DatasetDict:
 
 def _image_folders(name: str, image_root: str | None) -> list[str | Path]:
     """The folders in which the rows of a dataset may name files."""
-    if Path(name).suffix in TABLE_SUFFIXES:
+    if is_table(name):
         return [image_root] if image_root else []
     return [name] if Path(name).exists() else [HF_DATASETS_CACHE, HF_HUB_CACHE]
 

@@ -13,12 +13,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from imagelm.data.arguments import TABLE_SUFFIXES
+from imagelm.data.arguments import is_table
 from imagelm.data.sources.decode import ImageSource, LazyImages, natural_key, read_image
 from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_split, split_kind
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import decoded, normalized, printable
 
+_ARCHIVE = "an archive; unpack it, and name the folder"
+_LIST = (
+    "a list, which isn't read; call it metadata.csv or metadata.jsonl, with a column file_name and one of labels, put "
+    "it in the folder of the images, and name the folder"
+)
+OTHER_FILES = {  # what people have instead of images, and what to do
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"), _ARCHIVE),
+    **dict.fromkeys((".csv", ".tsv", ".json", ".jsonl"), _LIST),
+    ".npy": "an array without labels; save images and labels in one file with numpy.savez(…, image=…, label=…)",
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".mat", ".pkl", ".pt"), "of a kind that isn't read; save images and labels with numpy.savez"
+    ),
+}
 INTERNAL = ("__MACOSX", "__pycache__")  # folders of programs; `__background__` may be a class
 
 
@@ -61,7 +74,7 @@ class FolderSource(FileSource):
         if not classes:
             if not loose:
                 raise InputError(f"--images {root} holds no files; expected a folder of images for each class")
-            if tables := [file for file in loose if file.suffix in TABLE_SUFFIXES]:
+            if tables := [file for file in loose if is_table(file)]:
                 raise InputError(
                     f"--images {root} is a folder of data files; name the files instead, such as {tables[0]}"
                 )

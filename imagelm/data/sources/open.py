@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments
+from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments, is_table
 from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natural_key
-from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset
-from imagelm.data.sources.local import ArraySource, FileSource, FolderSource, array_names, split_arrays
+from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset, metadata_file
+from imagelm.data.sources.local import OTHER_FILES, ArraySource, FileSource, FolderSource, array_names, split_arrays
 from imagelm.data.sources.names import choose_splits
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import name_problem, printable
@@ -177,7 +177,7 @@ def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[st
         offered = list(split_arrays(array_names(path)))
         chosen = choose_splits(offered, names[0])
         return ([*names], [*names], chosen, _note_on_splits(names[0], chosen, offered)) if chosen else None
-    if len(names) != 1 or not names[0] or path.suffix in TABLE_SUFFIXES or path.is_file():
+    if len(names) != 1 or not names[0] or is_table(path) or path.is_file():
         return None
     if path.is_dir() and not is_saved_dataset(path):
         offered = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -224,8 +224,10 @@ def _open(
         raise InputError("--images holds an empty name; is a variable unset?")
     if _is_archive(path):
         return ArraySource(path, image_column, label_column, split)
-    if path.suffix in TABLE_SUFFIXES or is_saved_dataset(path):
+    if is_table(path) or is_saved_dataset(path) or metadata_file(path):
         return DatasetSource(name, image_column, label_column, split, image_root)
+    if path.is_file() and (other := OTHER_FILES.get(path.suffix.lower())):
+        raise InputError(f"--images {name} is {other}")
     if path.exists() and (asked := image_column or label_column):
         raise InputError(f"--images {name} has no columns, so none is named {asked!r}; remove the option")
     if path.is_dir():

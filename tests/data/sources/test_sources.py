@@ -202,6 +202,62 @@ def test_images_without_class_folders_and_single_files_have_no_labels(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path):
+    cases = {"a.zip": "an archive; unpack", "A.TAR": "an archive", "a.csv": "a list", "a.npy": "numpy.savez"}
+    for name, said in cases.items():
+        (tmp_path / name).write_bytes(b"anything")
+        with pytest.raises(InputError, match=f"--images .*{name} is .*{said}"):
+            open_images([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_folder_with_a_metadata_file_is_read(tmp_path, form):
+    images, folder = random_images(4), tmp_path / "in [1]"
+    (folder / "pics").mkdir(parents=True)
+    for i, image in enumerate(images):
+        (folder / f"pics/test_{i}.png").write_bytes(png(image))
+    rows = [(f"pics/test_{i}.png", "ba"[i % 2]) for i in (2, 0, 3, 1)]
+    lines = [json.dumps({"file_name": name, "label": label}) for name, label in rows]
+    if form == "csv":
+        lines = ["file_name,label", *map(",".join, rows)]
+    (folder / f"metadata.{form}").write_text("\n".join(lines))
+    source = open_images([str(folder)])
+    check_source(source, images[[2, 0, 3, 1]], ["a", "b"], [1, 1, 0, 0])
+    assert source.columns[-1] == f"{folder}: the images are in image, the labels in label"
+
+
+def test_a_metadata_file_reads_no_file_outside_its_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("in/0.png", "secret.png"):
+        (tmp_path / name).write_bytes(png(random_images(1)[0]))
+    (tmp_path / "in/link.png").symlink_to("../secret.png")
+    listed = tmp_path / "in/metadata.jsonl"
+    listed.write_text("\n".join(json.dumps({"file_name": name, "label": "a"}) for name in ("0.png", "link.png")))
+    found = open_images([str(tmp_path / "in")]).load(0, 2)
+    assert isinstance(found[0], Image.Image)
+    assert isinstance(found[1], BadImage) and "leads out of" in found[1].reason
+    listed.write_text(json.dumps({"file_name": "../secret.png", "label": "a"}))
+    with pytest.raises(InputError, match="in can't be read"):
+        open_images([str(tmp_path / "in")])
+
+
+def test_class_folders_come_before_a_metadata_file(tmp_path):
+    cats_and_dogs(tmp_path, per_class=2)
+    (tmp_path / "metadata.csv").write_text("file_name,width\ncat/0.png,8\n")
+    source = open_images([str(tmp_path)])
+    assert source.class_names == ["cat", "dog"]
+    assert source.notes == [f"{tmp_path}: not used, because it is outside the class folders: metadata.csv"]
+
+
+def test_endings_may_be_in_capitals(tmp_path):
+    data, images = table()
+    data.to_parquet(str(tmp_path / "A.PARQUET"))
+    np.savez(tmp_path / "a.npz", image=images, label=np.array(["owl", "ant"] * 4))
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    check_source(open_images([str(tmp_path / "A.PARQUET")]), images, ["owl", "ant"], [0, 1] * 4)
+    check_source(open_images([str(tmp_path / "A.NPZ")]), images, ["ant", "owl"], [1, 0] * 4)
+
+
 def test_names_that_lead_nowhere_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow/cat").mkdir(parents=True)
