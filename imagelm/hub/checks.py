@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from imagelm.hub.privacy import find_private
 from imagelm.hub.staged import CARD_FILE, WEIGHTS_INDEX, Staged
 from imagelm.inference.loading import LoadedModel
+from imagelm.remote_code.codec_imagelm import image_formats
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import NUM_LISTED, first_line, list_first
@@ -56,7 +57,7 @@ def file_problems(name: str, file: Path) -> Iterator[str]:
                     if not torch.isfinite(tensors.get_tensor(key)).all():
                         yield f"{name}: {key} holds values that aren't finite"
         elif file.suffix == ".png":
-            with Image.open(file) as image:
+            with Image.open(file, formats=image_formats()) as image:
                 image.load()
         elif file.suffix == ".parquet":
             pq.read_metadata(file)

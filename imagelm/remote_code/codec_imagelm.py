@@ -22,7 +22,9 @@ from transformers.utils import cached_file
 CODEC_CONFIG = "codec.json"
 CODEC_WEIGHTS = "codec.safetensors"
 FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
+MAX_PIXELS = 1 << 24  # of an image: every one becomes as large, so that a stranger's codec could fill the memory
 FIT_MODES = ("resize", "pad")
+DRAWN_BY_PROGRAMS = ("EPS", "WMF")  # Pillow starts ghostscript or the system's own drawing
 SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which fits into a core's cache
 NUMPY_SCORE_ELEMENTS = 1 << 17  # the same for numpy, whose matrix library is faster with smaller products
 ENCODE_VALUES = 1 << 21  # pixel values encoded at once, so that memory doesn't grow with the number of images
@@ -51,6 +53,8 @@ class Codec(ABC):
         sizes = [*self.image_size, self.config.get("patch_size", 1)]
         if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
             raise ValueError(f"image_size and patch_size are {sizes}, expected positive whole numbers")
+        if self.image_size[0] * self.image_size[1] > MAX_PIXELS:
+            raise ValueError(f"images of {self.image_size} pixels, expected at most {MAX_PIXELS}")
         if self.channels not in (1, 3) or self.config["fit"] not in FIT_MODES:
             raise ValueError(f"{self.channels} channels, fit {self.config['fit']!r}; expected 1 or 3, and {FIT_MODES}")
         if type(self.config["background"]) is not int or not 0 <= self.config["background"] <= 255:
@@ -361,6 +365,12 @@ def load_codec(name: str | Path, **hub: Any) -> Codec:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         raise ValueError(f"{files[0]} and {CODEC_WEIGHTS} in the same folder aren't a codec: {reason}") from error
+
+
+def image_formats() -> list[str]:
+    """The formats that images are read in: all of Pillow's except those that start a program to draw the image."""
+    Image.init()
+    return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
 def flatten(image: Image.Image, background: int) -> Image.Image:

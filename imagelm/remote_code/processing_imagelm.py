@@ -9,23 +9,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from .codec_imagelm import Codec, load_codec
+from .codec_imagelm import Codec, image_formats, load_codec
 
+URL_TIMEOUT = 60  # seconds
 PROCESSOR_CONFIG = "processor_config.json"
 # The options of a Hub download that are passed on.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -151,9 +153,15 @@ def open_image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return load_image(image)
-    if isinstance(image, str | Path):
-        with open(image, "rb") as file, Image.open(file) as opened:
+        # Not transformers' load_image, which opens every format and makes transparent pixels black.
+        request = Request(image, headers={"User-Agent": "Mozilla/5.0"})  # some servers refuse Python's own
+        with urlopen(request, timeout=URL_TIMEOUT) as response:
+            image = io.BytesIO(response.read())
+    if isinstance(image, str | Path | io.BytesIO):
+        with (
+            open(image, "rb") if isinstance(image, str | Path) else image as file,
+            Image.open(file, formats=image_formats()) as opened,
+        ):
             opened.load()
             return opened
     array = np.asarray(image)

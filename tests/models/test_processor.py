@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, pipeline
 
 from imagelm.data.arguments import PrepareArguments
@@ -272,3 +277,35 @@ def test_a_saved_pipeline_is_loaded_as_the_folder_was(folder, picture, tmp_path)
     pipe.save_pretrained(tmp_path / "saved")
     again = pipeline("image-classification", model=str(tmp_path / "saved"), trust_remote_code=True)
     assert again(str(picture)) == pipe(str(picture))
+
+
+def test_only_formats_that_pillow_reads_by_itself_are_opened(processor, folder, tmp_path, monkeypatch):
+    program = tmp_path / "bin/gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    (tmp_path / "cat.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    classify = pipeline("image-classification", model=str(folder), trust_remote_code=True)
+    with served(tmp_path) as address:
+        for name in (tmp_path / "cat.png", str(tmp_path / "cat.png"), f"{address}/cat.png"):
+            for read in (lambda name: processor(images=name), lambda name: classify(str(name))):
+                with pytest.raises(UnidentifiedImageError):
+                    read(name)
+    assert not (tmp_path / "started").exists()
+
+
+def test_an_image_behind_an_address_is_read_as_the_file_is(processor, picture):
+    with served(picture.parent) as address:
+        there, here = processor(images=f"{address}/cat.png"), processor(images=picture)
+    assert there["input_ids"].tolist() == here["input_ids"].tolist()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The folder's files over HTTP, on loopback; gives their address."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from imagelm.remote_code.codec_imagelm import image_formats
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
-DRAWN_BY_PROGRAMS = ("EPS", "WMF")
 NUM_FRAMES = "num_frames"  # in `info` of an image that has several
 
 
@@ -130,7 +130,7 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
             # An image of more than 89 million pixels counts as a decompression bomb, as Pillow proposes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
-            with Image.open(stream, formats=_formats()) as image:
+            with Image.open(stream, formats=image_formats()) as image:
                 if getattr(image, "is_animated", False):  # read before the file is closed
                     image.info[NUM_FRAMES] = getattr(image, "n_frames", 1)
                 image.seek(0)
@@ -144,12 +144,6 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
         return BadImage(f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
         return BadImage(f"can't be decoded: {type(error).__name__}: {error}")
-
-
-def _formats() -> list[str]:
-    """All of Pillow's formats except those that start a program to draw the image."""
-    Image.init()
-    return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
