@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from imagelm.commands.older_names import remedy
 from imagelm.utils.command_line import Option, invocation, option, options_of
 from imagelm.utils.errors import InputError
 
@@ -205,13 +206,7 @@ def _entry_lines(entry: Option, width: int) -> list[str]:
 
 def _check_known(name: str, known: Collection[str], where: str) -> None:
     if name not in known:
-        import difflib
-
-        near = difflib.get_close_matches(name, known, n=1)
-        raise InputError(
-            f"{where} has an unknown key {name!r}{f'; did you mean {near[0]!r}?' if near else ''}; "
-            "--help lists the options"
-        )
+        raise InputError(f"{where} has an unknown key {name!r}{remedy(name, known)}; --help lists the options")
 
 
 def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from transformers import TrainingArguments
 
 from imagelm.__main__ import COMMANDS
+from imagelm.commands.older_names import TODAY
 from imagelm.commands.parser import Command
 from imagelm.commands.reference import render_reference
 from imagelm.training.arguments import CommonTrainingArguments
@@ -206,6 +207,47 @@ def test_a_mistake_on_the_command_line_is_named_with_a_remedy(words, said):
     with pytest.raises(InputError) as error:
         parse("prepare", "--output_dir", "o", *words)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--overwrite_output_dir",), "unknown key 'overwrite_output_dir'; today it is '--overwrite';"),
+        (("--no-cuda",), "today it is '--use_cpu';"),
+        (("--evaluation_strategy=epoch",), "today it is '--eval_strategy';"),
+        (("--group_by_length", "true"), "today it is '--train_sampling_strategy group_by_length';"),
+        (("--warmup_ratio", "0.1"), "today it is '--warmup_steps';"),
+        (("--save_safetensors",), "today's transformers does without it: remove it;"),
+    ],
+)
+def test_an_option_of_older_versions_is_answered_with_its_name_today(words, said):
+    with pytest.raises(InputError) as error:
+        parse("train", "--dataset_dir", "d", "--output_dir", "o", *words)
+    assert said in str(error.value)
+
+
+def test_every_name_of_today_is_an_option_of_training_and_no_older_name_is():
+    ours = {entry.flag[2:] for entry in options_of(*command("train").groups)}
+    training = ours | {entry.name for entry in fields(TrainingArguments)}
+    older = {name: today for name, today in TODAY.items() if name != "model_name_or_path"}  # an older one of `infer`
+    assert {today.split()[0] for today in older.values() if today} <= training
+    assert not older.keys() & training
+
+
+@pytest.mark.parametrize(
+    ("command", "typo", "near"),
+    [
+        ("prepare", "codebok_size", "codebook_size"),
+        ("infer", "num_beam", "num_beams"),
+        ("infer", "model_name_or_path", "--model"),
+        ("push", "repoid", "repo_id"),
+        ("export", "outputdir", "output_dir"),
+    ],
+)
+def test_a_typo_gets_the_nearest_option_in_every_command(command, typo, near):
+    with pytest.raises(InputError) as error:
+        parse(command, f"--{typo}", "x")
+    assert f"{near}'" in str(error.value)
 
 
 def test_the_reference_in_the_docs_is_what_the_options_say():
