@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 
 import numpy as np
@@ -26,7 +25,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from imagelm.accel.attention import use_causal_product
@@ -34,6 +32,7 @@ from imagelm.accel.compile import keep_memory
 from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
 from imagelm.models.build import load_model
+from imagelm.models.foreign import check_config
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of
@@ -43,13 +42,8 @@ from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 from imagelm.utils.quiet import quiet_transformers
-from imagelm.utils.text import display_names, first_line, join_first, normalized
+from imagelm.utils.text import display_names, first_line, join_first, normalized, reason
 
-# What libraries raise if a folder's files are damaged or don't belong to a model.
-LOADING_ERRORS = (
-    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError),
-    *(SafetensorError, UnpicklingError),
-)
 # The files of a snapshot; a repository may also hold other formats and images.
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
 PATH_LIKE = re.compile(r"^[./~\\]|\\|/.*/|\s|^[A-Za-z]:")
@@ -144,16 +138,17 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model {options.model}: {error.strerror or error}") from error
     try:
+        check_config(folder)  # which AutoTokenizer reads, too
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         grammar = grammar_of(tokenizer)
     except InputError as error:
         raise InputError(f"--model {options.model} isn't a model of images as token sentences: {error}") from error
     except Exception as error:  # tokenizers raises the plain class if a file is damaged
-        raise InputError(f"--model {options.model}: its tokenizer can't be loaded: {error}") from error
+        raise InputError(f"--model {options.model} can't be loaded: {reason(error)}") from error
     try:
         model = load_model(folder)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--model {options.model} can't be loaded: {error}") from error
+    except Exception as error:  # a stranger's config can make a library fail in any way
+        raise InputError(f"--model {options.model} can't be loaded: {reason(error)}") from error
     codec = _codec(options.model, folder)
     _check_fit(options.model, model, grammar, codec)
     model.eval().to(device=device, dtype=getattr(torch, options.dtype))
@@ -255,9 +250,10 @@ def _codec(name: str, folder: Path) -> Codec | None:
 
 
 def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec | None) -> None:
-    if model.config.vocab_size < grammar.size:
+    vocab_size = model.config.get_text_config().vocab_size
+    if vocab_size < grammar.size:
         raise InputError(
-            f"--model {name}: the model has {model.config.vocab_size} tokens, its tokenizer {grammar.size}; "
+            f"--model {name}: the model has {vocab_size} tokens, its tokenizer {grammar.size}; "
             "the folder mixes two models; use the folder that training wrote"
         )
     if codec is not None and codec.codebook_size != grammar.codebook_size:

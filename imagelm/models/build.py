@@ -7,13 +7,10 @@ tokenizer, positions from the data's longest row, and anything that doesn't fit 
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,8 +24,9 @@ from transformers import (
 
 from imagelm.accel.attention import CAUSAL_PRODUCT, use_causal_product
 from imagelm.models.arguments import DEFAULT_SIZE, ModelArguments
+from imagelm.models.foreign import check_config, check_model_files, check_size
 from imagelm.utils.errors import InputError
-from imagelm.utils.text import join_first
+from imagelm.utils.text import join_first, reason
 
 # tanh GELU as one operation: the same function as GPT-2's own "gelu_new", which needs several.
 GPT2_ACTIVATION = "gelu_pytorch_tanh"
@@ -74,7 +72,9 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     Raises:
         RuntimeError: The folder's weights don't match its architecture; transformers would fill missing ones with
             random numbers.
+        ValueError: As for `check_model_files`; an architecture may raise others.
     """
+    check_model_files(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, which its annotation doesn't say
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
@@ -122,11 +122,11 @@ def _from_scratch(
             raise ValueError(
                 f"{config.hidden_size} dimensions can't be shared among {config.num_attention_heads} heads"
             )
+        check_size(config)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    # Configs check themselves, each in its own way.
-    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+    except Exception as error:  # configs check themselves, each in its own way
         raise InputError(
-            f"no {blank.model_type} model can be built like this: {error}; see --config_overrides"
+            f"no {blank.model_type} model can be built like this: {reason(error)}; see --config_overrides"
         ) from error
 
 
@@ -134,9 +134,10 @@ def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
     """The config to start from: the user's file, or the defaults of the architecture."""
     if arguments.model_config_file:
         try:
+            check_config(arguments.model_config_file)
             return AutoConfig.from_pretrained(arguments.model_config_file, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--model_config_file {arguments.model_config_file}: {error}") from error
+        except Exception as error:  # as above
+            raise InputError(f"--model_config_file {arguments.model_config_file}: {reason(error)}") from error
     if arguments.model_type not in CONFIG_MAPPING:
         raise InputError(f"--model_type {arguments.model_type} is unknown to transformers; try gpt2, llama or qwen3")
     return CONFIG_MAPPING[arguments.model_type]()
@@ -178,12 +179,13 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, Any
 
 def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
+        check_model_files(name)
         theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"--model_name_or_path {name} can't be loaded: {error}") from error
+    except Exception as error:  # a stranger's config can make a library fail in any way
+        raise InputError(f"--model_name_or_path {name} can't be loaded: {reason(error)}") from error
     ours = tokenizer.get_vocab()
     if theirs != ours or model.config.vocab_size != len(ours):
         differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))

@@ -29,6 +29,12 @@ def first_line(error: object, width: int = 200) -> str:
     return shorten(next(iter(str(error).strip().splitlines()), ""), width)
 
 
+def reason(error: BaseException) -> str:
+    """An error in one line, with its type where the text alone says little (`KeyError: 'n_embd'`)."""
+    text = " ".join(str(error).split())
+    return shorten(text if " " in text else f"{type(error).__name__}: {text}", 500)
+
+
 def list_first(entries: Iterable[object], limit: int = NUM_LISTED, total: int | None = None) -> list[str]:
     """The first entries as indented lines; the last line says how many more there are.
 
