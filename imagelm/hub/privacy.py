@@ -16,28 +16,22 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-SECRETS = {
-    "a Hugging Face token": re.compile(r"(?<![A-Za-z0-9])(?:hf|api_org)_[A-Za-z0-9]{30,}"),
-    "a GitHub token": re.compile(r"(?<![A-Za-z0-9])(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})"),
-    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
-    "an API key": re.compile(r"\bsk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}"),  # with a digit, so that words aren't one
-    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a Google API key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}"),
-    "a Slack token": re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
-    "a private key": re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    "a password in an address": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"'`<>]+:[^\s/@\"'`<>]+@"),
-}
+from imagelm.hub.secret_forms import secrets_in
+from imagelm.remote_code.codec_imagelm import image_formats
+
 # Folders at the root of a file system that hold people's files, on this machine or where a model may have been trained.
 # Not every word after a slash: texts are full of these.
-ROOTS = "afs|app|bin|cluster|content|data|datasets|dev|efs|etc|export|fsx|gpfs|home|kaggle|lustre|media|mnt|net|nfs|opt"
-ROOTS += "|private|proc|projects?|root|run|scratch|shared?|srv|storage|sys|teamspace|tmp|usr|var|work|workspaces?"
-ROOTS += r"|Users|Volumes|(?:disk|raid|scratch|ssd|vol)\d+"
+ROOTS = "afs|app|archive|beegfs|bin|ceph|cfs|cluster|content|data|datasets|dbfs|dev|efs|etc|export|fsx|glade|global"
+ROOTS += "|gpfs|groups?|homes?|hpc|hpcwork|ihome|kaggle|labs?|lfs|local|localscratch|lscratch|lustre|media|mnt|mount"
+ROOTS += "|nas|net|nfs|nobackup|opt|panfs|pfs|private|proc|projects?|pscratch|ptmp|root|run|scratch|shared?|srv|storage"
+ROOTS += "|store|sys|tank|teamspace|tmp|users?|usr|var|vast|weka|work|workspaces?|Users|Volumes"
+ROOTS += r"|(?:disk|gpfs|home|lustre|nfs|nvme|raid|scratch|ssd|vol|volume|work)\d+"
 ROOTS = "|".join([ROOTS, *sorted(re.escape(entry.name) for entry in Path("/").iterdir())])
 END = r"[^\s\"'`<>|,;)\]]"  # the characters of the rest of a path
 POSIX_PATH = re.compile(rf"(?<![\w./~-])(?:file://)?/(?:{ROOTS})/{END}+")
-# ~/x, C:\x and \\server\x, also with backslashes doubled, as JSON and Markdown write them.
+# ~/x, ~alice/x, C:\x and \\server\x, also with backslashes doubled, as JSON and Markdown write them.
 OTHER_PATH = re.compile(
-    rf"(?<![\w.<>/:-])(?:~/{END}+|[A-Za-z]:\\{{1,2}}\w{END}*|\\{{2,4}}\w[\w.$-]*\\{{1,2}}[\w$]{END}*)"
+    rf"(?<![\w.<>/:-])(?:~(?:[a-z_][\w-]*)?/{END}+|[A-Za-z]:\\{{1,2}}\w{END}*|\\{{2,4}}\w[\w.$-]*\\{{1,2}}[\w$]{END}*)"
 )
 JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv", ".toml", ".cfg", ".html", ""}
@@ -68,9 +62,7 @@ def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
     # Other files are searched for secrets only: bytes may look like a path by chance.
     is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors")
     for place, text in _texts(file):
-        for kind, pattern in SECRETS.items():
-            if pattern.search(text):
-                yield f"{name}:{place}: {kind}"
+        yield from (f"{name}:{place}: {kind}" for kind in secrets_in(text))
         if own_token and own_token in text:
             yield f"{name}:{place}: the Hub token in use"
         for pattern in (POSIX_PATH, OTHER_PATH) if is_text else ():
@@ -88,9 +80,12 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
             header = stream.read(min(length, 1 << 24)).decode("utf-8", errors="replace")
         yield "header", _without_escapes(header)
     elif file.suffix == ".png":
-        with Image.open(file) as image:
-            image.load()  # texts may come after the pixels
-            yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
+        try:
+            with Image.open(file, formats=image_formats()) as image:
+                image.load()  # texts may come after the pixels
+        except OSError:  # no image, which another check reports
+            return
+        yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
     else:
         content = file.read_bytes().decode("utf-8" if file.suffix in TEXT_ENDINGS else "latin-1", errors="replace")
         for number, line in enumerate(content.splitlines(), start=1):

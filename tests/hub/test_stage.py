@@ -97,6 +97,59 @@ def test_escaped_json_strings_are_decoded_before_the_search(folder: Path, tmp_pa
     assert "'/home/alice/x'" in str(refused.value) and "a Hugging Face token" in str(refused.value)
 
 
+DIGITS, MIXED = "0123456789abcdef" * 4, "a1B2c3" * 12
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (f"hf_oauth_eyJ{MIXED[:30]}.eyJ{MIXED[:30]}.{MIXED[:40]}", "a JSON web token"),
+        (f"hf_jwt_{MIXED[:40]}", "a Hugging Face token"),
+        (f"eyJ{MIXED[:17]}.{MIXED[:24]}.{MIXED[:43]}", "a JSON web token"),
+        (f"npm_{MIXED[:36]}", "an npm token"),
+        (f"pypi-AgEIcHlwaS5vcmc{MIXED}", "a PyPI token"),
+        (f"sk_live_{MIXED[:24]}", "a Stripe key"),
+        (f"glrt-{MIXED[:20]}", "a GitLab token"),
+        (f"SG.{MIXED[:22]}.{MIXED[:43]}", "a SendGrid key"),
+        (f"https://hooks.slack.com/services/T00000000/B00000000/{MIXED[:24]}", "a webhook's address"),
+        (f"AccountKey={MIXED}==", "a password or key"),
+        (f"AWS_SECRET_ACCESS_KEY={MIXED[:20]}/{MIXED[:19]}", "a password or key"),
+        (f"WANDB_API_KEY: {DIGITS[:40]}", "a password or key"),
+        ("--db_password=hunter2hunter2", "a password or key"),
+        ("--db_password hunter2hunter2", "a password or key"),
+        (f"curl -H 'Authorization: Bearer {DIGITS[:20]}'", "an authorization"),
+        (f"https://{MIXED[:20]}@github.com/alice/x", "a password in an address"),
+        ("-----BEGIN PGP PRIVATE " + "KEY BLOCK-----", "a private key"),
+        ("PuTTY-User-Key-File-3: ssh-ed25519", "a private key"),
+    ],
+)
+def test_the_secrets_of_services_are_found_in_json_and_text(tmp_path: Path, text: str, kind: str):
+    (tmp_path / "x.json").write_text(json.dumps({"note": text}))
+    (tmp_path / "x.md").write_text(f"see {text} there")
+    for file in (tmp_path / "x.json", tmp_path / "x.md"):
+        found = list(find_private(file.name, file, None))
+        assert f"{file.name}:1: {kind}" in found
+        assert not any(text in line for line in found if "local path" not in line)
+
+
+def test_a_key_under_its_name_in_json_is_found(tmp_path: Path):
+    (tmp_path / "x.json").write_text(json.dumps({"wandb": {"api_key": DIGITS[:40]}}))
+    assert list(find_private("x.json", tmp_path / "x.json", None)) == ["x.json:1: a password or key"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/gpfs01/home/alice/x", "/lustre/alice/x", "/pscratch/sd/a/alice/x", "/nobackup/alice/x", "/users/alice/x"),
+        *("/beegfs/alice/x", "/hpc/home/alice/x", "/scratch/alice/x", "/work2/alice/x", "~alice/x"),
+    ],
+)
+def test_the_folders_of_clusters_are_local_paths(tmp_path: Path, path: str):
+    (tmp_path / "x.md").write_text(f"trained in {path} once")
+    assert list(find_private("x.md", tmp_path / "x.md", None)) == [f"x.md:1: a local path, {path!r}"]
+    assert without_paths(f"trained in {path} once") == ("trained in x once", 1)
+
+
 NO_PATHS = [
     "C:\\",
     "a\\alpha",
@@ -116,6 +169,15 @@ NO_PATHS += [
     "5 km/h",
     "T:\\",
     "<IMG>",
+    '"pad_token": "<PAD>", "hub_token": "<hidden>"',
+    "token=os.environ['HF_TOKEN1']",
+    'api_key = os.environ["KEY1"]',
+    "a password is needed",
+    "an access token of the Hub: `hf auth login`",
+    f"sha256: {'0123456789abcdef' * 4}",
+    "https://user@example.org/x",
+    "the bearer of 12 rows",
+    "~5/8",
 ]
 
 
