@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from imagelm.remote_code.codec_imagelm import image_formats
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
@@ -122,6 +121,8 @@ class ImageSource(ABC):
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes an image file; of an animated one the first frame."""
+    from imagelm.remote_code.codec_imagelm import image_formats  # late: rows of tokens don't need torch
+
     try:
         if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
             return BadImage("not a regular file")
