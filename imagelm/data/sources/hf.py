@@ -126,6 +126,12 @@ class DatasetSource(ImageSource):
         return np.asarray(self.table.with_format("numpy")[name][:]) if is_plain else None
 
 
+def is_labelled(rows: datasets.Dataset) -> bool:
+    """Whether some row has a class; the test split of a competition has −1 everywhere."""
+    classes = [column for column, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return not classes or any((np.asarray(rows.with_format("numpy")[column][:]) >= 0).any() for column in classes)
+
+
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return any((path / name).is_file() for name in STATE_FILES)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from imagelm.data.arguments import TABLE_SUFFIXES, PrepareArguments, is_table
 from imagelm.data.sources.decode import BadImage, ImageSource, LazyImages, natural_key
-from imagelm.data.sources.hf import DatasetSource, is_saved_dataset, load_dataset, metadata_file
+from imagelm.data.sources.hf import DatasetSource, is_labelled, is_saved_dataset, load_dataset, metadata_file
 from imagelm.data.sources.local import OTHER_FILES, ArraySource, FileSource, FolderSource, array_names, split_arrays
 from imagelm.data.sources.names import choose_splits
 from imagelm.utils.errors import InputError
@@ -188,8 +188,12 @@ def train_and_test(names: Sequence[str]) -> tuple[list[str], list[str], tuple[st
     if not path.exists() and not _may_be_hub_id(names[0]):
         return None
     found = load_dataset(names[0])
-    if isinstance(found, datasets.DatasetDict) and (chosen := choose_splits(list(found), names[0])):
-        return [names[0]], [names[0]], chosen, _note_on_splits(names[0], chosen, list(found))
+    if not isinstance(found, datasets.DatasetDict):
+        return None
+    labelled = [split for split, rows in found.items() if is_labelled(rows)]
+    if chosen := choose_splits(labelled, names[0]):
+        offered = [split if split in labelled else f"{split} (it has no labels)" for split in found]
+        return [names[0]], [names[0]], chosen, _note_on_splits(names[0], chosen, offered)
     return None
 
 

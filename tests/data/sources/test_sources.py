@@ -173,6 +173,16 @@ def test_splits_are_known_by_every_usual_name_and_the_others_are_noted(tmp_path,
         assert set(filter(None, unused.split(", "))) == set(offered) - set(used)
 
 
+def test_a_test_split_without_labels_is_not_held_out(tmp_path):
+    splits = {split: table(count, seed=count)[0] for split, count in (("train", 6), ("test", 4), ("val", 8))}
+    hidden = {"image": splits["test"]["image"][:], "label": [-1] * 4}
+    splits["test"] = datasets.Dataset.from_dict(hidden, features=FEATURES)
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "in")
+    images = open_labelled_images(PrepareArguments(images=[str(tmp_path / "in")], output_dir=str(tmp_path / "out")))
+    assert list(map(len, images.sources)) == [6, 8]
+    assert any("train and a val split" in note and "not used: test (it has no labels)" in note for note in images.notes)
+
+
 def test_splits_that_could_be_mistaken_are_refused(tmp_path):
     cases = {
         ("train", "Training", "test"): "has 2 train splits",
