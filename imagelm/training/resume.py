@@ -37,13 +37,13 @@ from imagelm.utils.manifest import damage
 from imagelm.utils.output_folder import locked, remove_folder, remove_leftovers
 
 OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
-# What versions before 0.2, which wrote no manifest, left in these folders.
+# What a run leaves in these folders, for those without a valid manifest: versions before 0.2 wrote none.
 KNOWN_FILES = re.compile(
     r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model.*\.bin|(optimizer|scheduler|rng_state|scaler).*\.(pt|pth|bin)"
     r"|(model\.safetensors\.index|config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab"
     r"|trainer_state|training_args|data_state|selection|eval_results|run|stats|log_history|processor_config"
-    r"|preprocessor_config|codec_config)\.json|codec.*\.safetensors|\w+_imagelm\.py|merges\.txt|training_report\.md"
-    r"|(loss|perplexity|accuracy|learning_rate|confusion_matrix)\.png)"
+    r"|preprocessor_config|codec|codec_config)\.json|(codec|training_images)\.safetensors|\w+_imagelm\.py|merges\.txt"
+    r"|training_report\.md|(loss|perplexity|accuracy|learning_rate|confusion_matrix)\.png)"
 )
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))
 
