@@ -37,7 +37,7 @@ audit: $(VENV)/installed-dev
 	pip-audit -r requirements.txt
 
 clean:
-	rm -rf $(VENV) data outputs
+	rm -rf $(VENV) data/digits outputs/digits
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON3=python3.11")'

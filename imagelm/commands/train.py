@@ -200,7 +200,7 @@ def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) 
 def report(launch: Launch, data: TrainingInputs, history: list, record: RunRecord, results: dict[str, Any]) -> None:
     """Writes the report, and the records of the run into the models' folders."""
     from imagelm.evaluation.interval import baseline_warning
-    from imagelm.evaluation.report import summary, write_report
+    from imagelm.evaluation.report import summary, trained_length, write_report
     from imagelm.training.run_record import write_records
 
     output, run = launch.output, record.update(ended="finished")
@@ -208,6 +208,8 @@ def report(launch: Launch, data: TrainingInputs, history: list, record: RunRecor
     for name in results:
         write_records(output / name, run, data.stats, history)
     logger.info("\n%s", summary(results[BEST_FOLDER], run, output / REPORT_FOLDER))
+    if run["trained"]["stopped"]:
+        logger.info("trained %s", trained_length(run))
     if warning := baseline_warning(results[BEST_FOLDER]):
         logger.warning("%s; more epochs, a higher learning rate or more data may help", warning)
 

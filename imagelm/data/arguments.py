@@ -74,8 +74,8 @@ class PrepareArguments(OptionGroup):
     )
     label_column: str | None = option("column or NPZ array with the labels", None, metavar="NAME", **IMAGES)
     image_root: str | None = option(
-        "folder for the relative paths in Parquet and Arrow files; no file outside it is read, and without it none at "
-        "all",
+        "folder for the relative paths in Parquet and Arrow files; no file outside it is read; without it "
+        "only where every row names a file in a subfolder of the table",
         None,
         metavar="FOLDER",
         **IMAGES,

@@ -96,8 +96,8 @@ class InputArguments(OptionGroup):
     image_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     label_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     image_root: str | None = option(
-        "folder for the relative paths in Parquet and Arrow files of --images; no file outside it is read, and without "
-        "it none at all",
+        "folder for the relative paths in Parquet and Arrow files of --images; no file outside it is read; "
+        "without it only where every row names a file in a subfolder of the table",
         None,
         metavar="FOLDER",
         **READING,

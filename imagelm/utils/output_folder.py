@@ -102,7 +102,7 @@ def atomic_folder(path: Path, check: Callable[[Path], None] = lambda folder: Non
         number = staging.stat().st_ino
         try:
             yield staging
-            os.chmod(staging, 0o777 & ~_umask())
+            _set_permissions(staging)
             write_manifest(staging)
             place_folder(staging, path, check)
         except BaseException:
@@ -338,6 +338,13 @@ def _renameat2(source: Path, target: Path, flag: int) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(target))
+
+
+def _set_permissions(folder: Path) -> None:
+    """Those that the user's umask gives; some libraries write files that nobody else may read."""
+    mask = _umask()
+    for path in [folder, *folder.rglob("*")]:
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _umask() -> int:

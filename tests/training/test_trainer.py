@@ -280,6 +280,7 @@ def test_early_stopping_ends_after_evaluations_without_a_better_one(prepared, tm
     # 72 rows are 9 steps an epoch.
     length = "8 of 60 planned steps (0.889 of 6.67 epochs), stopped early: 3 evaluations without a better cls_accuracy"
     assert f"Trained for {length}.\n" in (tmp_path / "out/report/training_report.md").read_text()
+    assert f"trained {length}\n" in done.stdout
     done = json.loads((tmp_path / "out/best_model/run.json").read_text())["trained"]
     assert (done["steps"], done["planned_steps"]) == (8, 60) and done["epochs"] == pytest.approx(8 / 9)
 

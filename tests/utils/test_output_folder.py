@@ -78,6 +78,17 @@ def test_a_folder_is_written_with_a_manifest_of_its_files(tmp_path):
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["out"]
 
 
+def test_permissions_are_those_of_the_umask(tmp_path):
+    with atomic_folder(tmp_path / "out") as staging:
+        (staging / "train").mkdir(mode=0o700)
+        (staging / "train/weights").touch(mode=0o600)
+    (tmp_path / "like").mkdir()
+    (tmp_path / "like/this").touch()
+    for folder in ("out", "out/train"):
+        assert (tmp_path / folder).stat().st_mode == (tmp_path / "like").stat().st_mode
+    assert (tmp_path / "out/train/weights").stat().st_mode == (tmp_path / "like/this").stat().st_mode
+
+
 def test_files_that_the_user_put_there_survive_overwriting(tmp_path, exchange):
     out = tmp_path / "out"
     write(out, "old")
