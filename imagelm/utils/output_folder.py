@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from imagelm.utils.artifacts import MANIFEST_FILE
-from imagelm.utils.atomic_io import sync, sync_folder
+from imagelm.utils.atomic_io import sync
 from imagelm.utils.errors import InputError
 from imagelm.utils.manifest import read_manifest, write_manifest
 from imagelm.utils.text import list_first
@@ -50,8 +50,6 @@ def check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
         raise InputError(f"{path} is a file; choose another folder")
     if not path.exists() or not any(path.iterdir()):
         return
-    if not overwrite:
-        raise InputError(f"{path} exists and is not empty; add --overwrite to replace it, or choose another folder")
     if not (path / marker).exists():
         raise InputError(
             f"{path} holds no {marker}, so it wasn't written by this program, and isn't replaced. Choose another folder"
@@ -61,6 +59,8 @@ def check_replaceable(path: Path, marker: str, overwrite: bool) -> None:
             f"{path} holds no valid {MANIFEST_FILE}, the list of the files that this program wrote there (versions "
             "before 0.2 wrote none), and isn't replaced. Delete it yourself, or choose another folder"
         )
+    if not overwrite:
+        raise InputError(f"{path} exists and is not empty; add --overwrite to replace it, or choose another folder")
 
 
 def check_outside(output: str | Path, option: str, source: str | Path) -> None:
@@ -116,12 +116,11 @@ def atomic_folder(path: Path, check: Callable[[Path], None] = lambda folder: Non
 
 
 def place_folder(staging: Path, path: Path, check: Callable[[Path], None] = lambda folder: None) -> None:
-    """Moves a finished folder to `path`; of an earlier one, the user's own files are kept.
+    """Moves a finished folder, whose manifest is written, to `path`; of an earlier one, the user's own files are kept.
 
     Raises:
         InputError: `check` refuses the folder that is there.
     """
-    sync_folder(staging)
     try:
         os.rename(staging, path)  # also over an empty folder
     except OSError as error:
