@@ -1,7 +1,7 @@
 """Digests of prepared data, and the check that the data are still what was prepared.
 
 One idea: `stats.json` records a digest of the vocabulary, of the class names and of every column of every split; the
-fingerprint is the digest of these. Whoever reads the rows computes the digests again and refuses what was changed.
+fingerprint is the digest of these. A reader computes the digests again and refuses changed rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which images a model was trained on: a 64-bit digest of the tokens of each, in a file beside the weights.
 
-One idea: whoever measures the model later learns which of the rows it has seen. The file holds no image, but somebody
-who has an image can tell whether it was among them.
+One idea: an evaluation can report which of its rows the model has seen in training. The file holds no image, but anyone
+who has an image can find out whether it was used for training.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 ALONE = r"(?<![A-Za-z0-9])"  # also after _, as in hf_oauth_eyJ…
 WORD = r"[A-Za-z0-9_-]"
-# A value with a letter and a digit; code and placeholders, such as os.environ["X"] or <hidden>, aren't one.
+# A value needs a letter and a digit, and no brackets: os.environ["X"] and <hidden> are no secrets.
 VALUE = r"(?=[^\s\"'`]*[A-Za-z])(?=[^\s\"'`]*\d)[^\s\"'`<>(){}\[\]$,;]{8,}"
 KEYS = ["access", "account", "api", "auth", "encryption", "private", "(?:secret|shared)[_-]?access", "signing"]
 TOKENS = ["access", "api", "auth", "bearer", "git(?:hub|lab)", "hf", "hub", "hugging[_-]?face", "refresh", "wandb"]

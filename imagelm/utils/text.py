@@ -96,7 +96,7 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def display_names(names: Sequence[str], width: int = NAME_WIDTH) -> list[str]:
-    """Class names for tables and plots: printable, cut to `width`; equal and blank ones are told apart as `cat (3)`."""
+    """Class names for tables and plots: printable, cut to `width`; equal and blank ones are numbered: `cat (3)`."""
     shown = [shorten(printable(name), width) for name in names]
     counts = Counter(map(_look, shown))
     told = [

@@ -274,7 +274,7 @@ def test_a_run_goes_on_without_its_optimizer_at_the_learning_rate_of_its_step(pr
 
 @pytest.mark.parametrize("field", ["data", "vocabulary", "model.n_embd", "seed", "world_size"])
 def test_a_checkpoint_of_other_data_vocabulary_or_model_is_refused_with_the_difference(cut, field):
-    """In the run's own folder, where somebody copied it."""
+    """A checkpoint of another run that was copied into the folder."""
     state = json.loads((cut / "checkpoint-120/data_state.json").read_text())
     mine = state["identity"][field]
     state["identity"][field] = "another"

@@ -1,4 +1,4 @@
-"""The tokenizer: ids equal the vocabulary file's, whoever loads it."""
+"""The tokenizer: ids equal the vocabulary file's, with and without our code."""
 
 from __future__ import annotations
 

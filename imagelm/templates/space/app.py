@@ -30,7 +30,7 @@ vocabulary = tokenizer.get_vocab()
 class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
 class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
 BEFORE = len(processor.layout["before_image"]) if processor else 0
-# Names are shown without control and zero-width characters; equal ones are told apart by their number.
+# Names are shown without control and zero-width characters; equal ones get their number.
 class_names = [
     "".join(c for c in str(model.config.id2label.get(label, label)) if c.isprintable()).strip()
     for label in range(len(class_ids))
