@@ -36,15 +36,17 @@ def paired_comparison(model: np.ndarray, baseline: np.ndarray) -> dict[str, Any]
 
 
 def baseline_warning(results: dict[str, Any]) -> str | None:
-    """Which baselines the model of `eval_results.json` isn't clearly better than.
+    """Which baselines the model of `eval_results.json` is clearly worse than, or not clearly better than.
 
     None if there is none, or if an earlier version compared none.
     """
-    compared = [(name, results[key]) for key, name in BASELINES.items() if key in results]
-    parts = [
-        f"{name} (of {results['eval_samples']} rows {test['only_model']} are right by the model only, "
-        f"{test['only_baseline']} by the baseline only; exact sign test, p = {test['p_value']:.2g})"
-        for name, test in compared
-        if not test["clearly_better"]
-    ]
-    return f"the model is not clearly better than {' and '.join(parts)}" if parts else None
+    verdicts: dict[str, list[str]] = {"clearly worse than": [], "not clearly better than": []}
+    for name, test in [(name, results[key]) for key, name in BASELINES.items() if key in results]:
+        worse = test["only_baseline"] > test["only_model"] and test["p_value"] < SIGNIFICANCE
+        if not test["clearly_better"]:
+            verdicts["clearly worse than" if worse else "not clearly better than"].append(
+                f"{name} (of {results['eval_samples']} rows {test['only_model']} are right by the model only, "
+                f"{test['only_baseline']} by the baseline only; exact sign test, p = {test['p_value']:.2g})"
+            )
+    parts = [f"{verdict} {' and '.join(names)}" for verdict, names in verdicts.items() if names]
+    return f"the model is {', and '.join(parts)}" if parts else None

@@ -93,3 +93,13 @@ def test_the_warning_names_the_baselines_that_the_model_does_not_beat_clearly():
     )
     assert "majority" not in warning
     assert baseline_warning({"eval_samples": 40} | baseline_figures(hits, np.ones(40, bool))) is None
+
+
+def test_a_model_that_is_worse_than_a_baseline_is_called_worse():
+    worse = {"only_model": 0, "only_baseline": 8, "p_value": 2 / 2**8, "clearly_better": False}
+    even = {"only_model": 1, "only_baseline": 1, "p_value": 1.0, "clearly_better": False}
+    warning = baseline_warning({"eval_samples": 13, "versus_bag_of_tokens": worse, "versus_majority": even})
+    assert warning.startswith(
+        "the model is clearly worse than a bag of tokens (of 13 rows 0 are right by the model only"
+    )
+    assert ", and not clearly better than the majority class (of 13 rows 1 are right" in warning
