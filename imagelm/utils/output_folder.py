@@ -119,7 +119,7 @@ def place_folder(staging: Path, path: Path, check: Callable[[Path], None] = lamb
     """Moves a finished folder, whose manifest is written, to `path`; of an earlier one, the user's own files are kept.
 
     Raises:
-        InputError: `check` refuses the folder that is there.
+        InputError: `check` refuses the folder that is there, or another process is using it.
     """
     try:
         os.rename(staging, path)  # also over an empty folder
@@ -129,13 +129,16 @@ def place_folder(staging: Path, path: Path, check: Callable[[Path], None] = lamb
         check(path)
         if error.errno == errno.ENOTDIR:
             raise
-        _exchange(staging, path)
-        try:
-            check(staging)  # what was there until this moment
-        except InputError:
+        with locked(path) as ours:  # after the exchange it has the name of a leftover, which others must not touch
+            if not ours:
+                raise InputError(f"{path}: another process is using this folder; wait for it, or stop it") from None
             _exchange(staging, path)
-            raise
-        _empty_into(staging, path)
+            try:
+                check(staging)  # what was there until this moment
+            except InputError:
+                _exchange(staging, path)
+                raise
+            _empty_into(staging, path)
     sync(path.parent)
 
 
@@ -175,7 +178,7 @@ def remove_leftovers(folder: Path, names: re.Pattern[str]) -> bool:
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
             continue
-        with locked(entry) as ours:
+        with suppress(FileNotFoundError), locked(entry) as ours:  # it is gone when its writer ends at this moment
             if not ours:
                 living = True
                 continue

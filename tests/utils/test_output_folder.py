@@ -246,6 +246,37 @@ def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     assert contents(tmp_path) == {**mine, f"out/{MARKER}": "moved aside when the kill came"}
 
 
+def test_a_second_writer_leaves_the_first_ones_exchanged_folder_alone(tmp_path):
+    """While the earlier folder has a leftover's name, it isn't emptied by two processes at once."""
+    out, answers = tmp_path / "out", []
+    write(out, "old")
+
+    def check(folder: Path) -> None:
+        if folder.name != "out":  # the earlier folder, after the exchange
+            answers.append(remove_leftovers(tmp_path, re.compile("out")))
+            assert (folder / MARKER).read_text() == "old"
+
+    with atomic_folder(out, check) as staging:
+        (staging / MARKER).write_text("new")
+    assert answers == [True]
+    assert contents(out) == {MARKER: "new"} and os.listdir(tmp_path) == ["out"]
+
+
+def test_writers_that_start_together_write_or_are_refused(tmp_path):
+    """One at a time writes; the others are told, even when its hidden folder vanishes as they look at it."""
+    writer = WRITER.replace("output, overwrite", "sys.stdin.readline()\noutput, overwrite", 1)
+    words = [sys.executable, "-c", writer, str(tmp_path / "out"), "True", "text", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for _ in range(3):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        writers = [subprocess.Popen(words, env=environment, text=True, **pipes) for _ in range(4)]
+        for each in writers:
+            each.stdin.write("\n")
+            each.stdin.flush()
+        ends = [(each.communicate()[1], each.returncode) for each in writers]
+        assert all(code in (0, 2) for _, code in ends) and ("", 0) in ends, ends
+
+
 @pytest.mark.parametrize("num_trials", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_nothing_foreign_is_lost_in_random_interleavings(tmp_path, num_trials):
     """Writers, a second writer, kills and the user's own files, at random moments."""
@@ -280,8 +311,8 @@ def test_nothing_foreign_is_lost_in_random_interleavings(tmp_path, num_trials):
             time.sleep(draw.random() * 0.02)
             draw.choice(writers).kill()
         for writer in writers:
-            writer.communicate()
-            assert writer.returncode in (0, 2, -9)
+            errors = writer.communicate()[1].decode()
+            assert writer.returncode in (0, 2, -9), errors
             outcomes[{0: "written", 2: "refused", -9: "killed"}[writer.returncode]] += 1
         found = {file.read_text() for file in home.rglob("*") if file.is_file()}
         assert foreign.keys() <= found, (trial, foreign)
