@@ -6,18 +6,23 @@ evaluation of the saved model.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from imagelm.evaluation.interval import baseline_warning
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
+from imagelm.utils.fonts import drawable_names, font_files
 from imagelm.utils.output_folder import atomic_folder
 from imagelm.utils.text import display_names, number_of, printable, processes, table_cell
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "training_report.md"
 CONFUSION_FILE = "confusion_matrix.png"
@@ -60,7 +65,14 @@ def write_plots(folder: Path, results: dict, history: list[dict]) -> dict[str, s
         _save(folder / name, plot, curves, results)
     matrix = np.array(results["eval_confusion_matrix"])
     _save(folder / CONFUSION_FILE, _plot_confusion, matrix, results["class_names"], figsize=(5.6, 4.6))
+    for note in drawing_notes(results["class_names"]):
+        logger.warning("%s", note)
     return {Path(name).stem: name for name in (*drawn, CONFUSION_FILE)}
+
+
+def drawing_notes(class_names: list[str]) -> list[str]:
+    """Which numbers stand for class names in the confusion matrix; empty if all names are drawn, or none is."""
+    return [] if len(class_names) > MAX_ANNOTATED_CLASSES else drawable_names(class_names, PLOT_NAME_WIDTH)[1]
 
 
 def summary(results: dict, run: dict, report: Path) -> str:
@@ -116,6 +128,7 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
         )
     )
     plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
+    plots += "".join(f"\n\n{table_cell(note)}." for note in drawing_notes(results["class_names"]))
     length = trained_length(run)
     warning = baseline_warning(results)
     verdict = f"**{warning[0].upper()}{warning[1:]}.**" if warning else "`best_model` is clearly better than both."
@@ -215,8 +228,9 @@ def _plot_perplexity(axes: Axes, curves: dict, results: dict) -> None:
     _line(axes, curves, "perplexity", "train", TRAIN_COLOR)
     _line(axes, curves, "eval_perplexity", "test", TEST_COLOR)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FormatStrFormatter("%g"))
     _finish(axes, "perplexity (log scale)")
 
 
@@ -245,11 +259,15 @@ def _plot_confusion(axes: Axes, matrix: np.ndarray, names: list[str]) -> None:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if len(matrix) <= MAX_ANNOTATED_CLASSES:
-        names = display_names(names, PLOT_NAME_WIDTH)
+        names, _ = drawable_names(names, PLOT_NAME_WIDTH)
+        files = font_files(names)
         turned = 60 if max(map(len, names)) > 3 else 0
         names = [name.replace("$", r"\$") for name in names]  # which would begin a formula
         axes.set_xticks(range(len(matrix)), names, rotation=turned, ha="right" if turned else "center")
         axes.set_yticks(range(len(matrix)), names)
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for tick, file in zip(ticks, files, strict=True):
+                tick.set_fontproperties(FontProperties(fname=file, size=tick.get_fontsize()))
         for true, predicted in np.argwhere(matrix > 0):
             color = "white" if share[true, predicted] > 0.5 else "black"
             axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", color=color, fontsize=8)

@@ -33,6 +33,7 @@ from imagelm.utils.artifacts import (
 )
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.errors import InputError
+from imagelm.utils.fonts import drawable_names
 from imagelm.utils.text import printable, processes, table_cell
 
 T = TypeVar("T")
@@ -140,6 +141,7 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "architecture": type(loaded.model).__name__,
         "classes": [(table_cell(name), class_token(label)) for label, name in enumerate(names)],
         "are_named": names != [str(label) for label in range(len(names))],
+        "drawing_notes": [table_cell(note) for note in drawable_names(loaded.class_names or [])[1]],
         "code_files": CODE_FILES,
         "oldest_transformers": OLDEST_TRANSFORMERS,
         "oldest_for_pipeline": OLDEST_FOR_PIPELINE,

@@ -7,6 +7,7 @@ even if someone pushes at the same time.
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,8 +42,11 @@ from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
 from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
+from imagelm.utils.fonts import drawable_names
 from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import display_names, first_line, join_first, normalized, reason
+
+logger = logging.getLogger(__name__)
 
 # The files of a snapshot; a repository may also hold other formats and images.
 SNAPSHOT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -99,8 +103,16 @@ class LoadedModel:
 
     @cached_property
     def shown_names(self) -> list[str]:
-        """The names for tables and pictures, which other names neither cut nor control; indexed by label."""
+        """The names for tables, which other names neither cut nor control; indexed by label."""
         return display_names(self.class_names or [str(label) for label in range(self.grammar.num_classes)])
+
+    @cached_property
+    def drawn_names(self) -> list[str]:
+        """The names in pictures, indexed by label; a warning names those that no font can draw."""
+        names, notes = drawable_names(self.class_names or self.shown_names)
+        for note in notes:
+            logger.warning("%s", note)
+        return names
 
     def class_text(self, label: int) -> str:
         """A class in a table: `cat (<CLS_3>)`, or `3` if it has no name."""

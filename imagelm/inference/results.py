@@ -128,7 +128,7 @@ def completion_grid(
             images += list(_decode(loaded, codec, [body]))
         else:
             images.append(hide_unknown(completed[0], 0, codec.grid))
-        captions.append("" if row.label is None else loaded.shown_names[row.label])
+        captions.append("" if row.label is None else loaded.drawn_names[row.label])
     if not images:
         return None
     several_count = len(completions[0])
@@ -152,7 +152,7 @@ def _decodable_body(codec: Codec, row: Row | None) -> np.ndarray | None:
 def _class_caption(loaded: LoadedModel, image: GeneratedRow, separator: str) -> str:
     if image.label is None:
         return ""
-    return f"{loaded.shown_names[image.label]}{separator}{image.probability:.2f}"
+    return f"{loaded.drawn_names[image.label]}{separator}{image.probability:.2f}"
 
 
 def _is_number(cell: str) -> bool:

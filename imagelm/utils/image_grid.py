@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imagelm.utils.atomic_io import atomic_file
+from imagelm.utils.fonts import default_font, font_files
 
 CELL = 96  # small images are enlarged to about this many pixels
 GAP = 8
@@ -34,7 +35,7 @@ def image_grid(
         images: uint8, each of shape (height, width), (height, width, 1) or (height, width, 3); of any sizes.
         num_columns: Images a row.
         titles: One above each column.
-        captions: One below each image; newlines separate lines.
+        captions: One below each image; newlines separate lines. See `drawable_names` for names of classes.
         cell: Size that small images are enlarged to, in pixels.
 
     Returns:
@@ -42,11 +43,12 @@ def image_grid(
     """
     tiles = [_enlarge(_rgb(image), cell) for image in images]
     captions = list(captions) if captions is not None else []
-    font = ImageFont.load_default(FONT_SIZE)
+    titles = list(titles) if titles is not None else []
+    fonts = _fonts([*titles, *captions])
     line = FONT_SIZE + 4
     num_lines = max((caption.count("\n") + 1 for caption in captions), default=0)
-    texts = [text for entry in [*(titles or []), *captions] for text in entry.split("\n")]
-    widest_text = int(max((font.getlength(text) for text in texts), default=0)) + 1
+    lengths = [font.getlength(part) for text, font in fonts.items() for part in text.split("\n")]
+    widest_text = int(max(lengths, default=0)) + 1
     width = max(widest_text, *(tile.shape[1] for tile in tiles)) + GAP
     height = max(tile.shape[0] for tile in tiles) + GAP + num_lines * line
     head = (line + GAP if titles else GAP) if tiles else 0
@@ -57,10 +59,10 @@ def image_grid(
         canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     image = Image.fromarray(canvas)
     pen = ImageDraw.Draw(image)
-    for i, title in enumerate(titles or []):
-        pen.text((GAP + i * width, GAP // 2), title, fill=INK, font=font)
+    for i, title in enumerate(titles):
+        pen.text((GAP + i * width, GAP // 2), title, fill=INK, font=fonts[title])
     for (top, left), tile, caption in zip(corners, tiles, captions, strict=False):
-        pen.multiline_text((left, top + tile.shape[0] + 1), caption, fill=MUTED, font=font, spacing=2)
+        pen.multiline_text((left, top + tile.shape[0] + 1), caption, fill=MUTED, font=fonts[caption], spacing=2)
     return np.asarray(image)
 
 
@@ -89,6 +91,12 @@ def save_png(pixels: np.ndarray, file: str | Path) -> None:
     """Writes uint8 pixels of shape (height, width, 3) as a PNG file, whole or not at all."""
     with atomic_file(file) as partial:
         Image.fromarray(pixels).save(partial, format="PNG", optimize=True)
+
+
+def _fonts(texts: list[str]) -> dict[str, ImageFont.FreeTypeFont]:
+    """A font for each text that has all its characters; the default one where none has."""
+    files = zip(texts, font_files(texts), strict=True)
+    return {text: ImageFont.truetype(file or default_font(), FONT_SIZE) for text, file in files}
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

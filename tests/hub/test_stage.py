@@ -14,6 +14,8 @@ import torch
 import yaml
 from datasets import load_dataset
 from huggingface_hub import SpaceCard
+from matplotlib import get_data_path
+from matplotlib.font_manager import fontManager
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -446,8 +448,11 @@ def test_a_model_whose_classes_cannot_be_told_apart_is_not_published(folder: Pat
         stage(folder, tmp_path)
 
 
-def test_a_card_holds_no_control_characters_and_no_over_long_names(folder: Path, tmp_path: Path):
-    rename_classes(folder, ["c\x1b[2Jat", "d\u202eog", "x" * 500])
+def test_a_card_holds_no_control_characters_and_no_over_long_names(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(fontManager, "ttflist", [e for e in fontManager.ttflist if get_data_path() in e.fname])
+    rename_classes(folder, ["c\x1b[2Jat猫", "d\u202eog", "x" * 500])
     card = (stage(folder, tmp_path).folder / "README.md").read_text()
     assert not set(card) & set("\x1b\u202e") and "x" * 40 not in card
-    assert all(name in card for name in ("c\\\\x1b\\[2Jat", "d\\\\u202eog", "x" * 39 + "…"))
+    assert all(name in card for name in ("c\\\\x1b\\[2Jat猫", "d\\\\u202eog", "x" * 39 + "…"))
+    assert "confusion_matrix.png)\n\nPictures show numbers for classes" in card  # and not boxes
+    assert card.count("class 0 is c\\\\x1b\\[2Jat猫.") == 1
