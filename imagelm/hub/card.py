@@ -19,6 +19,7 @@ from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import OUR_TAG
 from imagelm.inference.loading import LoadedModel
+from imagelm.models.decision import DECISION_TASK
 from imagelm.models.save import CODE_FILES, PIPELINE_TASK, weights_sha256
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import (
@@ -140,6 +141,9 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "grammar": loaded.grammar,
         "architecture": type(loaded.model).__name__,
         "classes": [(table_cell(name), class_token(label)) for label, name in enumerate(names)],
+        "class_list": "decide.model.config.id2label.values()"
+        if loaded.class_names
+        else f"map(str, range({loaded.grammar.num_classes}))",
         "are_named": names != [str(label) for label in range(len(names))],
         "drawing_notes": [table_cell(note) for note in drawable_names(loaded.class_names or [])[1]],
         "code_files": CODE_FILES,
@@ -167,7 +171,7 @@ def _metadata(facts: CardFacts, has_codec: bool) -> ModelCardData:
         datasets=[options.dataset_repo_id] if options.dataset_repo_id else None,
         base_model=(facts.run or {}).get("base_model"),
         metrics=["accuracy", "perplexity"],
-        tags=[OUR_TAG, "image-tokens", "image-classification", "image-generation", "causal-lm"],
+        tags=[OUR_TAG, DECISION_TASK, "image-tokens", "image-classification", "image-generation", "causal-lm"],
         model_name=options.repo_id.split("/")[-1] if results else None,
         eval_results=_eval_results(facts, results) if results else None,
     )
@@ -191,7 +195,7 @@ def _eval_results(facts: CardFacts, results: dict[str, Any]) -> list[EvalResult]
 
 
 def _question_and_answer(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any]:
-    """A real row, its part up to `<CLS>`, and the published model's answer to it."""
+    """A real row, its part up to `<CLS>`, the published model's answer to it, and half of its image to be completed."""
     example = (facts.results or {}).get("example_row")
     if example is None:
         return {"example": None, "question": None}
@@ -199,8 +203,9 @@ def _question_and_answer(facts: CardFacts, loaded: LoadedModel) -> dict[str, Any
     question = torch.from_numpy(row.question(loaded.grammar))
     with torch.no_grad():
         answer = loaded.model(input_ids=question[None].to(loaded.device)).logits[0, -1].argmax()
-    decode = loaded.tokenizer.decode
-    return {"example": example, "question": decode(question), "answer": decode(answer)}
+    decode, half = loaded.tokenizer.decode, question[: 1 + len(row.body) // 2]
+    beginning = {"beginning": decode(half), "num_new_tokens": len(example.split()) - len(half)}
+    return {"example": example, "question": decode(question), "answer": decode(answer), **beginning}
 
 
 def _dataset_name(facts: CardFacts) -> str:

@@ -34,6 +34,7 @@ from imagelm.inference.arguments import ClassArguments, GenerationArguments, Loa
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
+from imagelm.models.decision import save_decision
 from imagelm.models.save import copy_code
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.tokens.tokenizer import load_tokenizer, save_tokenizer
@@ -78,6 +79,7 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
     staged.loaded = loaded = _load(source, folder)
     if problem := name_problem(loaded.class_names or []):
         raise InputError(f"--model_dir {source}: {problem}; give them different ones in id2label of config.json")
+    save_decision(folder, loaded.model, loaded.tokenizer)
     facts = CardFacts(options, source, folder)
     if facts.results:
         write_json(folder / RESULTS_FILE, facts.results)

@@ -9,6 +9,7 @@ from pathlib import Path
 from imagelm.codecs.reconstruction import CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE
 from imagelm.evaluation.report import PLOTS
 from imagelm.inference.loading import LoadedModel
+from imagelm.models.decision import DECISION_CONFIG, DECISION_TEMPLATE
 from imagelm.models.save import CODE_FILES
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
@@ -23,6 +24,7 @@ WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.jso
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Copied unchanged; all other files of the repository are written by the push.
 COPIED = ("config.json", "generation_config.json", CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG, TRAINING_IMAGES_FILE)
+DECISION_FILES = (DECISION_CONFIG, DECISION_TEMPLATE)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # Copied from the prepared folder to a dataset repository, next to the shards.
 DATASET_COPIED = (
@@ -53,7 +55,8 @@ class Staged:
 def is_ours(kind: str, path: str) -> bool:
     """Whether a push writes a file of this path, so that the next push may delete it."""
     if kind == "model":
-        own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *CODE_FILES, *PLOTS, CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
+        own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *DECISION_FILES, *CODE_FILES, *PLOTS}
+        own |= {CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
         return path in own or bool(WEIGHTS.fullmatch(path)) or path == EVAL_RESULTS_FILE
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))

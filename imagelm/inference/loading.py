@@ -32,7 +32,7 @@ from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
 from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
-from imagelm.models.build import load_model
+from imagelm.models.build import load_model, named_classes
 from imagelm.models.foreign import check_config
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
 from imagelm.tokens.grammar import Grammar
@@ -168,7 +168,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         use_causal_product(model)
         keep_memory()
     onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
-    names, seen = _class_names(model, grammar), load_training_images(folder)
+    names, seen = named_classes(model, grammar.num_classes), load_training_images(folder)
     return LoadedModel(options.model, model, tokenizer, grammar, codec, names, onnx, seen)
 
 
@@ -273,11 +273,3 @@ def _check_fit(name: str, model: PreTrainedModel, grammar: Grammar, codec: Codec
             f"--model {name}: its codec has {codec.codebook_size} entries, its vocabulary {grammar.codebook_size} "
             "codebook tokens; replace it by the codec that the data were made with"
         )
-
-
-def _class_names(model: PreTrainedModel, grammar: Grammar) -> list[str] | None:
-    names = {int(label): str(name) for label, name in (model.config.id2label or {}).items()}
-    placeholders = {label: f"LABEL_{label}" for label in names}
-    if sorted(names) != list(range(grammar.num_classes)) or names == placeholders:
-        return None
-    return [names[label] for label in range(grammar.num_classes)]

@@ -91,6 +91,15 @@ def name_classes(model: PreTrainedModel, class_names: list[str]) -> None:
     model.config.label2id = {name: label for label, name in enumerate(class_names)}
 
 
+def named_classes(model: PreTrainedModel, num_classes: int) -> list[str] | None:
+    """The classes' names by label; None if the config names no classes, or others."""
+    names = {int(label): str(name) for label, name in (model.config.id2label or {}).items()}
+    placeholders = {label: f"LABEL_{label}" for label in names}
+    if sorted(names) != list(range(num_classes)) or names == placeholders:
+        return None
+    return [names[label] for label in range(num_classes)]
+
+
 def fix_loss_scale(model: PreTrainedModel) -> None:
     """Makes Trainer count the scored tokens correctly.
 

@@ -29,6 +29,7 @@ from .codec_imagelm import Codec, image_formats, load_codec
 
 URL_TIMEOUT = 60  # seconds
 PROCESSOR_CONFIG = "processor_config.json"
+OWN_CLASS = "processing_imagelm.ImageLMProcessor"
 # The options of a Hub download that are passed on.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -111,8 +112,9 @@ class ImageLMProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `processor_config.json`; `auto_map` names the class in this file."""
-        own = "processing_imagelm.ImageLMProcessor"
-        return {"processor_class": type(self).__name__, "auto_map": {"AutoProcessor": own}, "layout": self.layout}
+        # `processor_class` is what callers get who don't trust this code, such as the decision pipeline: the tokenizer.
+        classes = {"processor_class": "PreTrainedTokenizerFast", "auto_map": {"AutoProcessor": OWN_CLASS}}
+        return {**classes, "layout": self.layout}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.codec.describe()}; classes {self.class_names})"

@@ -37,6 +37,7 @@ from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.metrics import ComputeMetrics, RowReduction
 from imagelm.models.build import load_model
+from imagelm.models.decision import save_decision
 from imagelm.models.save import add_processor, save_model, weights_sha256
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import grammar_of, save_tokenizer
@@ -153,6 +154,7 @@ class ImageTrainer(Trainer):
                 else:
                     save_model(unwrap(self.model), staging, tokenizer, state_dict)
                 save_tokenizer(tokenizer, staging)
+                save_decision(staging, unwrap(self.model), tokenizer)
                 if self.processor:
                     add_processor(staging, self.processor)
                 # JSON instead of the library's training_args.bin, a pickle that holds tokens in clear.

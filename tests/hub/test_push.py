@@ -202,10 +202,13 @@ def test_load_dataset_gives_the_rows_that_trained_the_model(published: Published
 
 
 def test_the_cards_snippets_run_and_print_the_documented_answer(published: Published):
-    (from_image, printed), (from_tokens, answer) = published.cold["snippets"]
+    (from_image, printed), (from_tokens, answer), (decide, decided), (write, row) = published.cold["snippets"]
     assert "pipeline(" in from_image and eval(printed)[0]["label"] in CLASSES
     assert len(from_tokens.strip().splitlines()) <= 6  # five lines and a blank one
     assert answer.strip() == re.search(r"# (<CLS_\d>)$", from_tokens.strip()).group(1)
+    # The same row without trust, by transformers' own pipelines.
+    assert decided.split()[0] == CLASSES[int(answer.strip()[5:-1])] and "trust" not in decide
+    assert row.startswith(re.search(r'write\("(.*?)"', write).group(1)) and len(row.split()) == 9
 
 
 def test_the_cards_figures_are_read_back_by_the_library(published: Published, pictured: Path):
@@ -252,7 +255,15 @@ def test_what_a_dry_run_shows_is_what_was_uploaded(published: Published, tmp_pat
 def test_only_listed_files_are_uploaded(published: Published):
     listed = {"README.md", "config.json", "generation_config.json", "model.safetensors", "eval_results.json"}
     listed |= {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", ".eval_results/held_out.yaml"}
-    listed |= {"codec.json", "codec.safetensors", "processor_config.json", "codec_imagelm.py", "processing_imagelm.py"}
+    listed |= {
+        "decision.json",
+        "decision_template.jinja",
+        "codec.json",
+        "codec.safetensors",
+        "processor_config.json",
+        "codec_imagelm.py",
+        "processing_imagelm.py",
+    }
     listed |= {f"{name}.png" for name in ("accuracy", "confusion_matrix", "learning_rate", "loss", "perplexity")}
     listed |= {"drawings.png", "training_images.safetensors"}
     assert set(stored(published.hub)) == listed

@@ -220,10 +220,8 @@ def test_the_pipeline_takes_several_pictures_and_batches_them(folder, home):
             )
 
 
-def test_without_trust_the_processor_and_the_pipeline_are_refused_clearly(folder):
+def test_without_trust_the_image_pipeline_is_refused_clearly(folder):
     for load in (
-        lambda: AutoProcessor.from_pretrained(folder, trust_remote_code=False),
-        lambda: AutoProcessor.from_pretrained(folder),
         lambda: pipeline("image-classification", model=str(folder), trust_remote_code=False),
         lambda: pipeline("image-classification", model=str(folder)),
     ):
