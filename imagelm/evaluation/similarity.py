@@ -1,27 +1,22 @@
 """How close a continuation is to the truth: token accuracy, BLEU and ROUGE.
 
 One idea: tokens are words split at white space and nowhere else, so the text metrics are computed by their reference
-implementations (sacrebleu, rouge-score) without these libraries' own tokenizers.
+implementations (sacrebleu, rouge-score) without these libraries' own tokenizers. They are imported where they are used:
+with nltk, they would be a tenth of the start of every command that answers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
-from sacrebleu.metrics import BLEU
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-
-
-class WhitespaceTokenizer(Tokenizer):
-    """Splits at white space; rouge-score's own tokenizer splits `<Z_012>` into `z` and `012`."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """The words of a text."""
-        return text.split()
 
 
 def token_accuracy(generated: Sequence[str], true: Sequence[str]) -> float:
@@ -31,7 +26,7 @@ def token_accuracy(generated: Sequence[str], true: Sequence[str]) -> float:
 
 def rouge(generated: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     """ROUGE-1, -2 and -L (F-measure) of one continuation, 0 to 1."""
-    scores = _SCORER.score(" ".join(true), " ".join(generated))
+    scores = _rouge_scorer().score(" ".join(true), " ".join(generated))
     return {name: scores[name].fmeasure for name in ROUGE_TYPES}
 
 
@@ -40,6 +35,8 @@ def bleu(generated: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> t
 
     Up to 4-grams; if all texts are shorter, up to their length (sacrebleu's effective order).
     """
+    from sacrebleu.metrics import BLEU
+
     metric = BLEU(tokenize="none", force=True, effective_order=True)
     score = metric.corpus_score([" ".join(words) for words in generated], [[" ".join(words) for words in true]])
     return score.score, str(metric.get_signature())
@@ -59,4 +56,15 @@ def similarity(generated: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
     return {**figures, "num_continuations": len(true), "num_tokens": int(lengths.sum()), "bleu_signature": signature}
 
 
-_SCORER = RougeScorer(list(ROUGE_TYPES), tokenizer=WhitespaceTokenizer())
+@functools.cache
+def _rouge_scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
+
+    class WhitespaceTokenizer(Tokenizer):
+        """Splits at white space; rouge-score's own tokenizer splits `<Z_012>` into `z` and `012`."""
+
+        def tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+    return RougeScorer(list(ROUGE_TYPES), tokenizer=WhitespaceTokenizer())
