@@ -14,6 +14,7 @@ COMMANDS = {
     "infer": "a trained model → classes, new images, completed images",
     "push": "a trained model → the Hugging Face Hub",
     "export": "a trained model → ONNX",
+    "serve": "a trained model → answers over HTTP",
 }
 
 

@@ -281,26 +281,22 @@ class InferenceArguments:
                 if self.mode not in (modes := modes_of(entry)):
                     works = ", ".join(modes)
                     raise InputError(f"{entry.flag} has no effect in --mode {self.mode}; it works in {works}")
-        self.check_samples()
+        check_samples(self.mode, self.generation, self.classes)
 
-    def check_samples(self) -> None:
-        """Raises an InputError if the same image would be generated several times."""
-        generation = self.generation
-        if (
-            self.mode == "continue"
-            and generation.greedy
-            and generation.num_beams == 1 < generation.num_return_sequences
-        ):
-            raise InputError("--greedy gives one continuation; remove --num_return_sequences, or give --num_beams")
-        if self.mode != "generate" or generation.samples(self.mode):
-            return
-        if self.classes.class_name is not None:
-            raise InputError("--class needs many different images to choose from; sample them (--do_sample)")
-        if self.classes.num_samples > generation.num_beams:
-            raise InputError(
-                f"without sampling --num_beams {generation.num_beams} gives at most {generation.num_beams} different "
-                f"images; sample (--do_sample), or give --num_samples {generation.num_beams}"
-            )
+
+def check_samples(mode: str, generation: GenerationArguments, classes: ClassArguments) -> None:
+    """Raises an InputError if the same image would be generated several times."""
+    if mode == "continue" and generation.greedy and generation.num_beams == 1 < generation.num_return_sequences:
+        raise InputError("--greedy gives one continuation; remove --num_return_sequences, or give --num_beams")
+    if mode != "generate" or generation.samples(mode):
+        return
+    if classes.class_name is not None:
+        raise InputError("--class needs many different images to choose from; sample them (--do_sample)")
+    if classes.num_samples > generation.num_beams:
+        raise InputError(
+            f"without sampling --num_beams {generation.num_beams} gives at most {generation.num_beams} different "
+            f"images; sample (--do_sample), or give --num_samples {generation.num_beams}"
+        )
 
 
 def modes_of(entry: Option) -> tuple[str, ...]:

@@ -70,8 +70,13 @@ def read_inputs(options: InputArguments, mode: str, loaded: LoadedModel, cut: bo
         raise InputError(f"{_name_of(options)} can't be read: {error.strerror or error}") from error
     if not inputs.rows:
         raise InputError(f"{_name_of(options)} holds no rows; give at least one")
-    _raise_problems([(row.place, reason) for row in inputs.rows if (reason := _row_problem(row, mode, loaded, cut))])
+    check_rows(inputs.rows, mode, loaded, cut)
     return inputs
+
+
+def check_rows(rows: Sequence[Row], mode: str, loaded: LoadedModel, cut: bool = False) -> None:
+    """Raises an InputError that lists the first rows that a task can't use; `cut` as in `read_inputs`."""
+    _raise_problems([(row.place, reason) for row in rows if (reason := _row_problem(row, mode, loaded, cut))])
 
 
 def _row_problem(row: Row, mode: str, loaded: LoadedModel, cut: bool) -> str | None:
@@ -244,7 +249,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
                 num_animated += NUM_FRAMES in image.info
         if not pixels:
             continue
-        for i, body in zip(pixels, _encode(list(pixels.values()), codec, loaded), strict=True):
+        for i, body in zip(pixels, encode_pixels(list(pixels.values()), codec, loaded), strict=True):
             label = None if source.labels is None else classes[source.labels[i]]
             inputs.rows.append(Row(body, 0, label, printable(source.place(i)), i))
     if not inputs.rows:
@@ -255,8 +260,8 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
     return inputs
 
 
-def _encode(pixels: Sequence[np.ndarray], codec: Codec, loaded: LoadedModel) -> np.ndarray:
-    """The ids of image bodies; shape (images, tokens)."""
+def encode_pixels(pixels: Sequence[np.ndarray], codec: Codec, loaded: LoadedModel) -> np.ndarray:
+    """The ids of image bodies, shape (images, tokens), of what `codec.pixels` gave for each image."""
     try:
         entries = codec.encode(np.stack(pixels), device=loaded.device)
     except ValueError as error:  # such as a codec that needs more than pixels

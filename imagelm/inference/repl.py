@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, modes_of
+from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, check_samples, modes_of
 from imagelm.inference.inputs import require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table
@@ -165,7 +165,7 @@ class Repl(cmd.Cmd):
         """Runs a task and prints its result; after generating it changes the seed, so that the next images differ."""
         arguments = copy.copy(self.arguments)  # unchecked: a setting without effect in this mode is kept for another
         vars(arguments).update(mode=mode, **groups)
-        arguments.check_samples()
+        check_samples(mode, arguments.generation, arguments.classes)
         result = run_task(arguments, self.loaded)
         print("\n".join([table(result.columns, result.cells), *map(printable, result.summary)]))
         if mode not in ("generate", "continue"):

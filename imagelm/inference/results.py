@@ -101,7 +101,9 @@ def generated_grid(loaded: LoadedModel, generated: Sequence[GeneratedRow]) -> np
             captions.append(_class_caption(loaded, image, "\n"))
     if not bodies:
         return None
-    return image_grid(list(_decode(loaded, codec, bodies)), max(1, round(len(bodies) ** 0.5 * 1.4)), captions=captions)
+    return image_grid(
+        list(decode_bodies(loaded, codec, bodies)), max(1, round(len(bodies) ** 0.5 * 1.4)), captions=captions
+    )
 
 
 def completion_grid(
@@ -119,13 +121,13 @@ def completion_grid(
         bodies = [body for one in several if (body := _decodable_body(codec, one.row)) is not None]
         if len(bodies) < len(several):
             continue
-        completed = _decode(loaded, codec, bodies)
+        completed = decode_bodies(loaded, codec, bodies)
         images += [hide_unknown(completed[0], num_given, codec.grid), *completed]
         captions += ["", *(_class_caption(loaded, one, " ") for one in several)]
         if row.image_index is not None:
             images.append(codec.pixels(inputs.image(row.image_index)))
         elif (body := _decodable_body(codec, row)) is not None:
-            images += list(_decode(loaded, codec, [body]))
+            images += list(decode_bodies(loaded, codec, [body]))
         else:
             images.append(hide_unknown(completed[0], 0, codec.grid))
         captions.append("" if row.label is None else loaded.drawn_names[row.label])
@@ -137,7 +139,7 @@ def completion_grid(
     return image_grid(images, several_count + 2, ["given", *names, original], captions)
 
 
-def _decode(loaded: LoadedModel, codec: Codec, bodies: Sequence[np.ndarray]) -> np.ndarray:
+def decode_bodies(loaded: LoadedModel, codec: Codec, bodies: Sequence[np.ndarray]) -> np.ndarray:
     """Pixels of image bodies; uint8, shape (images, height, width, channels)."""
     try:
         return codec.decode(loaded.grammar.entry_of_id[np.stack(bodies).astype(np.int64)])

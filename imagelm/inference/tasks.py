@@ -56,7 +56,7 @@ def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, ba
     """
     probabilities = class_probabilities(loaded, [row.question(loaded.grammar) for row in rows], batch_size)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-    scores: Sequence[dict[str, float]] = _scores(loaded, rows, batch_size) if score else [{}] * len(rows)
+    scores: Sequence[dict[str, float]] = likelihoods(loaded, rows, batch_size) if score else [{}] * len(rows)
     records, cells = [], []
     for row, best, shares, figures in zip(rows, order, probabilities, scores, strict=True):
         entries = [
@@ -73,6 +73,24 @@ def classify(loaded: LoadedModel, rows: Sequence[Row], top: int, score: bool, ba
         cells.append([row.place, loaded.class_text(int(best[0])), f"{shares[best[0]]:.4f}", then, label, *numbers])
     columns = ["row", "class", "probability", "then", "label", *(scores[0] if scores else ())]
     return TaskResult(records, columns, cells, _accuracy(loaded, rows, order[:, 0]))
+
+
+def likelihoods(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[dict[str, float]]:
+    """How probable the model finds each row's image; `batch_size` changes no answer.
+
+    Returns:
+        `log_likelihood` in nats, `bits_per_token` and, with a codec, `bits_per_dim` of each row.
+    """
+    sums = log_likelihoods(loaded, [row.body for row in rows], batch_size)
+    scores = []
+    for row, nats in zip(rows, sums, strict=True):
+        bits, num_scored = -float(nats) / np.log(2), len(loaded.grammar.prefix(row.body, num_tail=1)) - 1
+        score = {"log_likelihood": float(nats), "bits_per_token": bits / num_scored}
+        if loaded.codec is not None:
+            height, width = loaded.codec.image_size
+            score["bits_per_dim"] = bits / (height * width * loaded.codec.channels)
+        scores.append(score)
+    return scores
 
 
 @quiet_transformers(errors_only=True)
@@ -205,19 +223,6 @@ def _keep(loaded: LoadedModel, row: Row, keep_percent: float) -> tuple[np.ndarra
     count = kept_tokens(len(row.body), keep_percent, None if loaded.codec is None else loaded.codec.grid)
     prompt = Row(row.body[:count], 0, None, row.place).prefix(loaded.grammar)
     return prompt, row.body[count:]
-
-
-def _scores(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[dict[str, float]]:
-    sums = log_likelihoods(loaded, [row.body for row in rows], batch_size)
-    scores = []
-    for row, nats in zip(rows, sums, strict=True):
-        bits, num_scored = -float(nats) / np.log(2), len(loaded.grammar.prefix(row.body, num_tail=1)) - 1
-        score = {"log_likelihood": float(nats), "bits_per_token": bits / num_scored}
-        if loaded.codec is not None:
-            height, width = loaded.codec.image_size
-            score["bits_per_dim"] = bits / (height * width * loaded.codec.channels)
-        scores.append(score)
-    return scores
 
 
 def _record(loaded: LoadedModel, image: GeneratedRow) -> dict[str, Any]:

@@ -31,14 +31,15 @@ from imagelm.export.arguments import ExportArguments
 from imagelm.hub.arguments import PushArguments
 from imagelm.inference.arguments import GROUPS, InferenceArguments
 from imagelm.models.arguments import ModelArguments
+from imagelm.serving.arguments import ServeArguments
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.command_line import options_of
 from tests.conftest import CLASSES, ROOT, run, run_anew
 from tests.docs.documents import DOCUMENTS, INDENTED, all_commands, all_snippets, read
 
 SCRIPTS = {"prepare_dataset.py": "prepare", "train.py": "train", "inference.py": "infer", "push_to_hub.py": "push"}
-ARGUMENTS = {"prepare": PrepareArguments, "push": PushArguments, "export": ExportArguments}
-PLAIN_PROGRAMS = ("hf",)  # which are not part of this project
+ARGUMENTS = {"prepare": PrepareArguments, "push": PushArguments, "export": ExportArguments, "serve": ServeArguments}
+PLAIN_PROGRAMS = ("hf", "curl", "docker")  # which are not part of this project
 
 
 class Parsed(Exception):

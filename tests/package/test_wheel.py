@@ -27,8 +27,20 @@ from tests.separate import not_installed
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SOURCES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "model_card.md", "imagelm", "examples", "testing")
-SUB_COMMANDS = ("prepare", "train", "infer", "push", "export")
-ROOMS = ("commands", "hub", "export", "inference", "training", "evaluation", "metrics", "data", "models", "tokens")
+SUB_COMMANDS = ("prepare", "train", "infer", "push", "export", "serve")
+ROOMS = (
+    "commands",
+    "hub",
+    "export",
+    "serving",
+    "inference",
+    "training",
+    "evaluation",
+    "metrics",
+    "data",
+    "models",
+    "tokens",
+)
 ROOMS += ("codecs", "accel", "remote_code", "templates", "utils")
 
 
@@ -91,8 +103,12 @@ def version_of(pin: Requirement) -> str:
     [
         ("requirements.txt", PROJECT["dependencies"]),
         ("requirements-onnx.txt", PROJECT["optional-dependencies"]["onnx"]),
+        ("requirements-serve.txt", PROJECT["optional-dependencies"]["serve"]),
         ("requirements-oldest.txt", PROJECT["dependencies"]),
-        ("requirements-dev.txt", [name for name in PROJECT["optional-dependencies"]["dev"] if name != "imagelm[onnx]"]),
+        (
+            "requirements-dev.txt",
+            [name for name in PROJECT["optional-dependencies"]["dev"] if name != "imagelm[onnx,serve]"],
+        ),
     ],
 )
 def test_the_pins_name_the_declared_dependencies_and_satisfy_their_bounds(file, required):
