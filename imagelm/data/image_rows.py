@@ -52,7 +52,10 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
     codec = open_codec(arguments.codec) if arguments.codec else None
 
     images = open_labelled_images(arguments)
-    scan = scan_images(images, codec.config["background"] if codec else arguments.background, problems)
+    background, max_value = (
+        (codec.config["background"], codec.config["max_value"]) if codec else (arguments.background, None)
+    )
+    scan = scan_images(images, background, max_value, problems)
     problems.stop_if(arguments.on_bad_rows)
     if not scan.readable.any():
         raise InputError(f"none of the {len(images)} images can be read\n{problems.summary()}")
@@ -114,7 +117,7 @@ def _fit_codec(
     arguments: PrepareArguments, image_format: ImageFormat, sample: np.ndarray, t: np.ndarray | None, device: str
 ) -> Codec:
     """A codec fitted on training images, uint8, shape (images, height, width, channels); `t` is one of its features."""
-    config: dict[str, Any] = {"fit": image_format.fit, "background": image_format.background}
+    config: dict[str, Any] = {name: getattr(image_format, name) for name in ("fit", "background", "max_value")}
     size, patch_size, seed = arguments.codebook_size, arguments.patch_size, arguments.seed
     if arguments.codebook == "patch":
         return fit_patch_codec(sample, patch_size, size, seed, **config)

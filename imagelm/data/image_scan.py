@@ -15,14 +15,15 @@ from PIL import Image
 
 from imagelm.data.arguments import PrepareArguments, parse_size
 from imagelm.data.rows import DIGEST_DTYPE, ProblemLog
-from imagelm.data.sources.decode import NUM_FRAMES, BadImage
+from imagelm.data.sources.decode import DROPPED_BITS, NUM_FRAMES, BadImage
 from imagelm.data.sources.open import LabelledImages
 from imagelm.data.splits import TRAIN
-from imagelm.remote_code.codec_imagelm import Codec, flatten
+from imagelm.remote_code.codec_imagelm import MAX_VALUE, Codec, flatten, peak, range_problem
 from imagelm.utils.errors import InputError
 
 MAX_TOKENS = 1 << 16
 MAX_PIXELS = 1 << 26
+RANGES = (255, 1023, 4095, 16383, MAX_VALUE)  # of cameras and scanners with 8 to 16 bits
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ImageScan:
         coloured: Whether channels differ somewhere; bool, shape (images,).
         animated: Whether it has several frames, of which the first one is used; bool, shape (images,).
         peaks: The largest value of an image with 16-bit pixels, 0 for others; int32, shape (images,).
+        exact: Digests of 16-bit pixels as they are stored, 0 for other images; `DIGEST_DTYPE`, shape (images,).
+        shortened: Whether the decoder has dropped the lower half of 16-bit colours; bool, shape (images,).
+        max_value: The value of 16-bit pixels that becomes white.
     """
 
     sizes: np.ndarray
@@ -44,6 +48,9 @@ class ImageScan:
     coloured: np.ndarray
     animated: np.ndarray
     peaks: np.ndarray
+    exact: np.ndarray
+    shortened: np.ndarray
+    max_value: int
 
 
 @dataclass(frozen=True)
@@ -54,29 +61,39 @@ class ImageFormat:
     channels: int
     fit: str
     background: int
+    max_value: int
 
 
-def scan_images(images: LabelledImages, background: int, problems: ProblemLog) -> ImageScan:
-    """Reads every image once, and reports those that can't be read; `background` shows through transparent pixels."""
-    count = len(images)
-    readable, coloured, animated = (np.zeros(count, bool) for _ in range(3))
-    sizes, peaks, digests = np.zeros((count, 2), np.int32), np.zeros(count, np.int32), np.zeros(count, DIGEST_DTYPE)
+def scan_images(images: LabelledImages, background: int, max_value: int | None, problems: ProblemLog) -> ImageScan:
+    """Reads every image, and reports those that can't be read.
+
+    `background` shows through transparent pixels; `max_value` is that of an existing codec. Without one it is chosen by
+    the first source, which holds the training images, and 16-bit images are read again if it isn't 65535.
+    """
+    count, given = len(images), MAX_VALUE if max_value is None else max_value
+    readable, coloured, animated, shortened = (np.zeros(count, bool) for _ in range(4))
+    sizes, peaks = np.zeros((count, 2), np.int32), np.zeros(count, np.int32)
+    digests, exact = np.zeros(count, DIGEST_DTYPE), np.zeros(count, DIGEST_DTYPE)
     for start, part in images.slices("reading"):
         for i, image in enumerate(part, start=start):
             try:
                 if isinstance(image, BadImage):
                     raise ValueError(image.reason)
-                pixels = _pixels(image, background)
+                pixels = _pixels(image, background, given)
             except ValueError as error:
                 problems.add(images.place(i), None, "unreadable_image", str(error))
                 continue
             readable[i], sizes[i], coloured[i] = True, pixels.shape[:2], pixels.ndim == 3
-            animated[i] = NUM_FRAMES in image.info
-            peaks[i] = np.asarray(image).max() if image.mode.startswith("I;16") else 0
-            digest = xxhash.xxh3_128(pixels.tobytes())
-            digest.update(str(pixels.shape).encode())
-            digests[i] = np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]
-    return ImageScan(sizes, digests, readable, coloured, animated, peaks)
+            animated[i], shortened[i] = NUM_FRAMES in image.info, DROPPED_BITS in image.info
+            digests[i] = _digest(pixels)
+            if highest := peak(image):
+                peaks[i], exact[i] = highest, _digest(np.asarray(image).astype(np.uint16))
+    first = int(peaks[: len(images.sources[0])].max(initial=0))
+    chosen = given if max_value is not None or not first else next(limit for limit in RANGES if first <= limit)
+    if chosen != given:
+        for i in np.flatnonzero(peaks):
+            digests[i] = _digest(_pixels(images.load(int(i)), background, chosen))
+    return ImageScan(sizes, digests, readable, coloured, animated, peaks, exact, shortened, chosen)
 
 
 def choose_image_format(
@@ -91,7 +108,8 @@ def choose_image_format(
     """
     notes: list[str] = []
     if codec:
-        chosen = ImageFormat(codec.image_size, codec.channels, codec.config["fit"], codec.config["background"])
+        settings = (codec.config[name] for name in ("fit", "background", "max_value"))
+        chosen = ImageFormat(codec.image_size, codec.channels, *settings)
     else:
         training = sides == TRAIN
         size, coloured = _choose_size(arguments, scan.sizes[training], notes), int(scan.coloured[training].sum())
@@ -101,17 +119,32 @@ def choose_image_format(
                 f"{coloured} of {training.sum()} training images are coloured, so all are read as RGB; "
                 "--channels grey converts them to grey"
             )
-        chosen = ImageFormat(size, channels, arguments.fit, arguments.background)
+        chosen = ImageFormat(size, channels, arguments.fit, arguments.background, scan.max_value)
     notes += notes_on_format(chosen.image_size, chosen.fit, scan.sizes[scan.readable], int(scan.animated.sum()))
-    if 0 < (peak := int(scan.peaks.max(initial=0))) < 1 << 14:
-        notes.append(
-            f"{np.count_nonzero(scan.peaks)} images with 16-bit pixels use values up to {peak} of 65535 only: they are "
-            f"dark, with at most {round(peak / 257) + 1} grey levels, and different images may become equal; multiply "
-            f"their pixels by {65535 // peak}, or convert them to 8 bits"
-        )
+    notes += _notes_on_range(scan, has_codec=codec is not None)
     if chosen.channels == 1 and (coloured := int(scan.coloured.sum())):
         notes.append(f"{coloured} coloured images are converted to grey")
     return chosen, notes
+
+
+def _notes_on_range(scan: ImageScan, has_codec: bool) -> list[str]:
+    """What was decided about 16-bit pixels, and which images it makes equal or cuts off."""
+    notes, deep = [], scan.peaks > 0
+    if not has_codec and scan.max_value < MAX_VALUE:
+        notes.append(
+            f"{deep.sum()} images with 16-bit pixels have values up to {scan.peaks.max()}: {scan.max_value} becomes "
+            "white, and the codec records it, so that new images are scaled in the same way"
+        )
+    if problem := range_problem(scan.peaks.tolist(), scan.max_value):
+        notes.append(problem)
+    if (equal := len(np.unique(scan.exact[deep])) - len(np.unique(scan.digests[deep]))) > 0:
+        notes.append(f"{equal} images with 16-bit pixels equal another one in 8 bits, and count as the same image")
+    if scan.shortened.any():
+        notes.append(
+            f"{scan.shortened.sum()} images have colours of 16 bits, of which the upper 8 are read; if they use a part "
+            "of the range only, convert them to 8 bits"
+        )
+    return notes
 
 
 def notes_on_format(image_size: tuple[int, int], fit: str, sizes: np.ndarray, num_animated: int) -> list[str]:
@@ -125,9 +158,15 @@ def notes_on_format(image_size: tuple[int, int], fit: str, sizes: np.ndarray, nu
     return notes
 
 
-def _pixels(image: Image.Image, background: int) -> np.ndarray:
+def _digest(pixels: np.ndarray) -> np.ndarray:
+    digest = xxhash.xxh3_128(pixels.tobytes())
+    digest.update(str(pixels.shape).encode())
+    return np.frombuffer(digest.digest(), dtype=DIGEST_DTYPE)[0]
+
+
+def _pixels(image: Image.Image, background: int, max_value: int) -> np.ndarray:
     """uint8, shape (height, width), or (height, width, 3) for a coloured image."""
-    pixels = np.asarray(flatten(image, background))
+    pixels = np.asarray(flatten(image, background, max_value))
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return np.ascontiguousarray(pixels[..., 0])
     return pixels

@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets.config import DATASETDICT_JSON_FILENAME
 from PIL import Image
 from tqdm import tqdm
 
+from imagelm.codecs.compare import codec_differences
 from imagelm.data.image_scan import notes_on_format
 from imagelm.data.jsonl.lines import expand_files, line_chunks
 from imagelm.data.jsonl.parser import parse_object
@@ -26,7 +26,7 @@ from imagelm.data.sources.decode import NUM_FRAMES, BadImage, upright_size
 from imagelm.data.sources.open import ImageSource, batches, open_images
 from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
-from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.remote_code.codec_imagelm import Codec, peak, range_problem
 from imagelm.tokens.grammar import BODY, HEAD, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
 from imagelm.tokens.tokenizer import load_grammar
 from imagelm.tokens.vocabulary import EOS, IMG
@@ -209,14 +209,7 @@ def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
     theirs, ours = load_codec_of(folder), loaded.codec
     if theirs is None or ours is None:
         return
-    names = sorted(theirs.config.keys() | ours.config.keys())
-    entries = ((name, theirs.config.get(name), ours.config.get(name)) for name in names)
-    differences = [f"{name} is {there} there, {here} in the model" for name, there, here in entries if there != here]
-    if not differences:
-        both = theirs.tensors.keys() & ours.tensors.keys()
-        changed = {name for name in both if not torch.equal(theirs.tensors[name], ours.tensors[name])}
-        changed |= theirs.tensors.keys() ^ ours.tensors.keys()
-        differences = [f"its {name} has other values" for name in sorted(changed)]
+    differences = codec_differences(theirs, ours, here="in the model")
     if differences:
         raise InputError(
             f"--dataset_dir {folder}: these rows were made with another codec: {join_first(differences, 5, '; ')}; "
@@ -231,7 +224,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
     inputs = InputRows([], source, list(source.notes))
     classes = [] if source.labels is None else _labels(source.class_names or [], loaded, inputs.notes)
     count, num_animated = min(len(source), options.num_rows or len(source)), 0
-    problems, sizes = [], []
+    problems, sizes, peaks = [], [], []
     for start, batch in batches(source):
         if start >= count:
             break
@@ -246,6 +239,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
                 problems.append((source.place(i), str(error)))
             else:
                 sizes.append(upright_size(image))
+                peaks.append(peak(image))
                 num_animated += NUM_FRAMES in image.info
         if not pixels:
             continue
@@ -255,6 +249,7 @@ def _image_inputs(options: InputArguments, images: Sequence[str], loaded: Loaded
     if not inputs.rows:
         _raise_problems(problems)
     inputs.notes += notes_on_format(codec.image_size, codec.config["fit"], np.array(sizes), num_animated)
+    inputs.notes += filter(None, [range_problem(peaks, codec.config["max_value"])])
     # A few damaged files among many images are normal: they are named, and the other images are answered.
     inputs.notes += [f"skipped: {place}: {reason}" for place, reason in problems]
     return inputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ CODEC_WEIGHTS = "codec.safetensors"
 FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 MAX_PIXELS = 1 << 24  # of an image: every one becomes as large, so that a stranger's codec could fill the memory
 FIT_MODES = ("resize", "pad")
+MAX_VALUE = 65535  # of 16-bit pixels, where a codec records no smaller range
 DRAWN_BY_PROGRAMS = ("EPS", "WMF")  # Pillow starts ghostscript or the system's own drawing
 SCORE_ELEMENTS = 1 << 19  # scores of a chunk of vectors against all entries: 2 MB, which fits into a core's cache
 NUMPY_SCORE_ELEMENTS = 1 << 17  # the same for numpy, whose matrix library is faster with smaller products
@@ -36,7 +38,8 @@ class Codec(ABC):
 
     Args:
         config: `kind`, `image_size` (height, width), `channels` (1 or 3), `fit` ("resize" or "pad"), `background`
-            (0 to 255, under transparent and padded pixels), and the entries of the kind.
+            (0 to 255, under transparent and padded pixels), `max_value` (the value of 16-bit pixels that is white), and
+            the entries of the kind.
         tensors: The fitted tensors.
 
     Attributes:
@@ -46,7 +49,10 @@ class Codec(ABC):
     kind: ClassVar[str]
 
     def __init__(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.config: dict[str, Any] = {"kind": self.kind, "fit": "resize", "background": 0, **config}
+        self.config: dict[str, Any] = {
+            **{"kind": self.kind, "fit": "resize", "background": 0, "max_value": MAX_VALUE},
+            **config,
+        }
         self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.image_size: tuple[int, int] = tuple(self.config["image_size"])
         self.channels: int = self.config["channels"]
@@ -59,6 +65,8 @@ class Codec(ABC):
             raise ValueError(f"{self.channels} channels, fit {self.config['fit']!r}; expected 1 or 3, and {FIT_MODES}")
         if type(self.config["background"]) is not int or not 0 <= self.config["background"] <= 255:
             raise ValueError(f"background is {self.config['background']!r}, expected 0 to 255")
+        if type(self.config["max_value"]) is not int or not 255 <= self.config["max_value"] <= MAX_VALUE:
+            raise ValueError(f"max_value is {self.config['max_value']!r}, expected 255 to {MAX_VALUE}")
         self.grid: tuple[int, int] = self._grid()
         self._check_tensors()
 
@@ -106,7 +114,8 @@ class Codec(ABC):
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """An image as `read_pixels` gives it in this codec's format; uint8, shape (height, width, channels)."""
-        return read_pixels(image, self.image_size, self.channels, self.config["fit"], self.config["background"])
+        form = (self.config[name] for name in ("fit", "background", "max_value"))
+        return read_pixels(image, self.image_size, self.channels, *form)
 
     def encode(self, images: np.ndarray, device: str | torch.device = "cpu", t: np.ndarray | None = None) -> np.ndarray:
         """The codebook entries of images, row by row of the grid.
@@ -373,12 +382,59 @@ def image_formats() -> list[str]:
     return [name for name in Image.ID if name not in DRAWN_BY_PROGRAMS]
 
 
-def flatten(image: Image.Image, background: int) -> Image.Image:
-    """An image of any mode as 8-bit L or RGB, upright, on an opaque background; a ValueError for 32-bit modes."""
+def image_from_array(array: np.ndarray) -> Image.Image:
+    """An image of pixels of shape (height, width[, channels]): uint8, uint16 in grey, or floats from 0 to 1.
+
+    Raises:
+        ValueError: The type or range is another one, whose white isn't known.
+    """
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    if array.dtype.kind == "f":
+        if not (array.size and array.min() >= 0 and array.max() <= 1):
+            raise ValueError("floats outside 0 to 1 have no known range; convert the image to 8 or 16 bits")
+        array = np.rint(array * 255).astype(np.uint8)
+    if array.dtype not in (bool, np.uint8) and (array.dtype != np.uint16 or array.ndim != 2):
+        raise ValueError(
+            f"pixels are {array.dtype} {array.shape}, expected uint8, uint16 in grey, or floats from 0 to 1"
+        )
+    return Image.fromarray(array)
+
+
+def peak(image: Image.Image) -> int:
+    """The largest value of an image with 16-bit pixels; 0 for others."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
+
+
+def range_problem(peaks: Sequence[int], max_value: int) -> str | None:
+    """What is wrong with images whose 16-bit pixels don't fit a codec's `max_value`; None if nothing is.
+
+    `peaks` holds `peak` of each image.
+    """
+    peaks = [value for value in peaks if value]
+    equal = "different images may become equal"
+    if above := sum(value > max_value for value in peaks):
+        return (
+            f"{above} of {len(peaks)} images with 16-bit pixels have values above {max_value}, which is white for this "
+            f"codec: they are cut off, and {equal}"
+        )
+    if peaks and max(peaks) < (max_value + 1) // 4:
+        return (
+            f"{len(peaks)} images with 16-bit pixels use values up to {max(peaks)}, but white is {max_value} for this "
+            f"codec: they are dark, and {equal}; multiply their pixels by {max_value // max(peaks)} if they use fewer "
+            "bits than the images that the codec was fitted on"
+        )
+    return None
+
+
+def flatten(image: Image.Image, background: int, max_value: int = MAX_VALUE) -> Image.Image:
+    """An image of any mode as 8-bit L or RGB, upright, on an opaque background; a ValueError for 32-bit modes.
+
+    16-bit pixels are divided by `max_value`; larger ones are white.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion would cut off everything above 255.
-        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        return Image.fromarray(np.rint(np.minimum(np.asarray(image) / max_value, 1) * 255).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; convert the image to 8 or 16 bits")
     if image.has_transparency_data:
@@ -388,7 +444,12 @@ def flatten(image: Image.Image, background: int) -> Image.Image:
 
 
 def read_pixels(
-    image: Image.Image, image_size: tuple[int, int], channels: int, fit: str, background: int
+    image: Image.Image,
+    image_size: tuple[int, int],
+    channels: int,
+    fit: str,
+    background: int,
+    max_value: int = MAX_VALUE,
 ) -> np.ndarray:
     """An image of any mode and size in a codec's format (see `Codec`); uint8, shape (height, width, channels).
 
@@ -398,7 +459,7 @@ def read_pixels(
     Raises:
         ValueError: The pixels have no known range (32-bit modes).
     """
-    image = flatten(image, background).convert("L" if channels == 1 else "RGB")
+    image = flatten(image, background, max_value).convert("L" if channels == 1 else "RGB")
     height, width = image_size
     if image.size != (width, height) and fit == "resize":
         image = image.resize((width, height), Image.Resampling.BICUBIC)

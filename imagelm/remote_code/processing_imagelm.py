@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from .codec_imagelm import Codec, image_formats, load_codec
+from .codec_imagelm import Codec, image_formats, image_from_array, load_codec, peak, range_problem
 
 URL_TIMEOUT = 60  # seconds
 PROCESSOR_CONFIG = "processor_config.json"
@@ -60,14 +61,18 @@ class ImageLMProcessor(ProcessorMixin):
         """Rows of ids that end at `<CLS>`: the next token is the class.
 
         Args:
-            images: One image or several: Pillow images, files, URLs, or uint8 arrays (height, width[, channels]).
+            images: One image or several: Pillow images, files, URLs, or arrays (height, width[, channels]) of uint8,
+                of uint16 in grey, or of floats from 0 to 1.
             return_tensors: "pt" for torch, "np" for numpy.
 
         Returns:
             `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
         """
         alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
-        pixels = [self.codec.pixels(open_image(image)) for image in ([images] if alone else images)]
+        opened = [open_image(image) for image in ([images] if alone else images)]
+        if problem := range_problem(list(map(peak, opened)), self.codec.config["max_value"]):
+            warnings.warn(problem, stacklevel=2)
+        pixels = list(map(self.codec.pixels, opened))
         codes = self.code_ids[self.codec.encode(np.stack(pixels))]
         before, after = (np.tile(self.layout[name], (len(codes), 1)) for name in ("before_image", "after_image"))
         input_ids = np.concatenate([before, codes, after], axis=1)
@@ -166,5 +171,4 @@ def open_image(image: Any) -> Image.Image:
         ):
             opened.load()
             return opened
-    array = np.asarray(image)
-    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    return image_from_array(np.asarray(image))

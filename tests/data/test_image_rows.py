@@ -725,22 +725,6 @@ def test_a_class_whose_images_cannot_be_read_is_noted(tmp_path):
     assert "classes without a readable image: bird" in stats["images"]["notes"]
 
 
-@pytest.mark.parametrize(("peak", "said"), [(4095, True), (16383, True), (65535, False)])
-def test_few_bits_in_16_bit_images_are_noted(tmp_path, peak, said):
-    for name in ("a", "b"):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        for i, image in enumerate(random_images(5, seed=ord(name))):
-            pixels = (image[..., 0] / 255.0 * (peak - i)).astype(np.uint16)
-            pixels[0, 0] = peak - i
-            Image.fromarray(pixels).save(tmp_path / "in" / name / f"{i}.png")
-    _, stats = prepare_images(tmp_path / "out", tmp_path / "in", codebook_size=8)
-    notes = [note for note in stats["images"]["notes"] if "16-bit" in note]
-    assert len(notes) == said
-    if said:
-        assert notes[0].startswith(f"10 images with 16-bit pixels use values up to {peak} of 65535 only")
-        assert f"multiply their pixels by {65535 // peak}" in notes[0]
-
-
 def test_a_class_folder_without_images_is_not_a_class(tmp_path):
     cats_and_dogs(tmp_path / "in")
     (tmp_path / "in/empty").mkdir()

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import resource
+import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -100,6 +102,27 @@ def test_a_picture_may_be_a_file_an_image_an_array_or_a_list_of_them(home, proce
     twins = processor(images=[grey, grey[..., 0], to_image(grey).convert("RGB")])["input_ids"]
     assert torch.equal(twins, twins[:1].expand(3, -1))
     assert torch.equal(processor(images=grey[..., 0])["input_ids"], twins[:1])
+
+
+def test_16_bit_pixels_and_floats_are_scaled_by_the_range_of_the_codec(folder, tmp_path):
+    own = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = json.loads((own / "codec.json").read_text())
+    (own / "codec.json").write_text(json.dumps(config | {"max_value": 4095}))
+    processor = ImageLMProcessor.from_pretrained(own)
+    deep = np.random.default_rng(0).integers(0, 4095, (8, 8), endpoint=True, dtype=np.uint16)
+    deep[0, 0] = 4095
+    expected = processor(images=np.rint(deep / 4095 * 255).astype(np.uint8))["input_ids"]
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in (deep, deep[..., None], deep / 4095, tmp_path / "deep.png"):
+            assert torch.equal(processor(images=image)["input_ids"], expected)
+    with pytest.warns(UserWarning, match="1 of 1 images with 16-bit pixels have values above 4095"):
+        processor(images=deep * 2)
+    with pytest.warns(UserWarning, match="use values up to 255, but white is 4095"):
+        processor(images=deep // 16)
+    with pytest.raises(ValueError, match="floats outside 0 to 1"):
+        processor(images=deep.astype(float))
 
 
 def test_many_files_are_not_held_open_at_once(home, processor):

@@ -21,6 +21,7 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
 NUM_FRAMES = "num_frames"  # in `info` of an image that has several
+DROPPED_BITS = "dropped_bits"  # in `info` of a colour image of which Pillow keeps 8 of 16 bits
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
                 if getattr(image, "is_animated", False):  # read before the file is closed
                     image.info[NUM_FRAMES] = getattr(image, "n_frames", 1)
                 image.seek(0)
+                if image.mode.startswith(("RGB", "LA")) and any(";16" in str(tile) for tile in image.tile):
+                    image.info[DROPPED_BITS] = 8
                 image.load()
                 return image
     except FileNotFoundError:
@@ -145,6 +148,16 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
         return BadImage(f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
         return BadImage(f"can't be decoded: {type(error).__name__}: {error}")
+
+
+def image_of_array(pixels: np.ndarray) -> Image.Image | BadImage:
+    """An image of pixels, as `image_from_array` reads them."""
+    from imagelm.remote_code.codec_imagelm import image_from_array  # late, as above
+
+    try:
+        return image_from_array(np.ascontiguousarray(pixels))
+    except ValueError as error:
+        return BadImage(str(error))
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from imagelm.data.arguments import is_table
-from imagelm.data.sources.decode import ImageSource, LazyImages, natural_key, read_image
+from imagelm.data.sources.decode import ImageSource, LazyImages, image_of_array, natural_key, read_image
 from imagelm.data.sources.names import IMAGE_NAMES, LABEL_NAMES, by_rank, find_split, split_kind
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import decoded, normalized, printable
@@ -108,10 +107,12 @@ class ArraySource(ImageSource):
         image_key = self._choose_column(image_key, likely, names, "--image_column")
         self.images = _load_array(path, image_key, on_disk=True)
         shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
+        kind, is_grey = self.images.dtype, len(shape) == 3 or shape[3:] == (1,)
+        is_known = kind == np.uint8 or kind.kind == "f" or (kind == np.uint16 and is_grey)
+        if not is_known or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
             raise InputError(
-                f"{path}: array {image_key!r} is {self.images.dtype} of shape {shape}; expected uint8 of shape "
-                "(images, height, width) or (images, height, width, 1, 3 or 4)"
+                f"{path}: array {image_key!r} is {kind} of shape {shape}; expected uint8 of shape (images, "
+                "height, width) or (images, height, width, 1, 3 or 4), floats from 0 to 1, or uint16 in grey"
             )
         likely = [self.keys[key] for key in by_rank(self.keys, LABEL_NAMES)]
         if label_key or likely:
@@ -126,8 +127,7 @@ class ArraySource(ImageSource):
         return len(self.images)
 
     def load(self, start: int, stop: int) -> LazyImages:
-        grey = self.images.shape[3:] == (1,)
-        return LazyImages(Image.fromarray, self.images[start:stop, ..., 0] if grey else self.images[start:stop])
+        return LazyImages(image_of_array, self.images[start:stop])
 
     def extra(self, name: str) -> np.ndarray | None:
         return _load_array(self.path, self.keys[name]) if name in self.keys else None

@@ -511,7 +511,7 @@ def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, label
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"image": np.zeros((3, 4, 4), np.float32), "label": [0, 1, 0]}, "'image' is float32 of shape"),
+        ({"image": np.zeros((3, 4, 4), np.int32), "label": [0, 1, 0]}, "'image' is int32 of shape"),
         ({"image": np.zeros((3, 4, 4, 2), np.uint8), "label": [0, 1, 0]}, "expected uint8 of shape"),
         ({"image": np.zeros((3, 16), np.uint8), "label": [0, 1, 0]}, "expected uint8 of shape"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [0, 1]}, "3 images, but 'label' has shape"),
