@@ -19,6 +19,7 @@ from imagelm.inference.arguments import AnswerArguments, ClassArguments, Generat
 from imagelm.utils.command_line import options_of
 
 MAX_TOKEN = 64  # characters
+MAX_TOKENS, MAX_INPUTS = 1 << 16, 1024  # of any service; a service's own limits are lower
 FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 SAMPLES_OPTIONS = tuple(entry.name for entry in options_of(GenerationArguments) if entry.name != "keep_percent")
 DRAWING_OPTIONS = tuple(name for name in SAMPLES_OPTIONS if name not in ("num_return_sequences", "seed"))
@@ -36,9 +37,9 @@ class TokenInput(BaseModel):
     """A row of tokens, whole or cut, in one string or as a list."""
 
     model_config = FORBID
-    tokens: str | list[Annotated[str, Field(max_length=MAX_TOKEN)]] = Field(
-        description="such as `<IMG> <Z_012> … </IMG>`; a class token is not read"
-    )
+    tokens: (
+        str | Annotated[list[Annotated[str, Field(max_length=MAX_TOKEN)]], Field(max_length=MAX_TOKENS, fail_fast=True)]
+    ) = Field(description="such as `<IMG> <Z_012> … </IMG>`; a class token is not read")
 
 
 class ImageInput(BaseModel):
@@ -58,7 +59,9 @@ class Request(BaseModel):
     """What all requests for rows share."""
 
     model_config = FORBID
-    inputs: list[TokenInput | ImageInput] = Field(min_length=1, description="one row or image, or several")
+    inputs: list[TokenInput | ImageInput] = Field(
+        min_length=1, max_length=MAX_INPUTS, fail_fast=True, description="one row or image, or several"
+    )
 
 
 def _fields(cls: type, *names: str) -> dict[str, Any]:

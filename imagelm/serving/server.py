@@ -74,10 +74,11 @@ def bind(options: ServeArguments) -> socket.socket:
 
 
 def log_json_lines() -> None:
-    """Log lines as JSON objects on standard error."""
+    """Log lines as JSON objects on standard error, and Python's warnings among them."""
+    logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, level in (("imagelm", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("imagelm", logging.INFO), ("uvicorn", logging.WARNING), ("py.warnings", logging.WARNING)):
         log = logging.getLogger(name)
         log.handlers, log.propagate = [handler], False
         log.setLevel(level)
