@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "prepared data → a trained model with its metrics and report",
     "infer": "a trained model → classes, new images, completed images",
     "push": "a trained model → the Hugging Face Hub",
+    "verify": "a published model and its rows → whether each of its figures holds",
     "export": "a trained model → ONNX",
     "serve": "a trained model → answers over HTTP",
 }

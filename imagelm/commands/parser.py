@@ -51,6 +51,7 @@ class Command:
     doc: str | None  # what it does, with examples (the module's docstring)
     groups: tuple[type, ...]  # dataclasses whose fields are the options
     failures: str = "any other error"  # what exit code 1 means
+    first: str = ""  # the option that a first word without dashes gives
 
     def parse(self, words: list[str] | None = None, library: type | None = None) -> dict[str, Any]:
         """The value of every option, by field name; prints the help and exits where it is asked for.
@@ -67,6 +68,8 @@ class Command:
         if {"-h", "--help"} & set(words):
             print(self.help())
             sys.exit(0)
+        if self.first and words and not words[0].startswith("-"):
+            words = [f"--{self.first}", *words]
         parser = _Parser(allow_abbrev=False) if library is None else _library_parser(library)
         options = list(options_of(*self.groups))
         theirs = {} if library is None else {entry.name: entry for entry in fields(library)}
@@ -190,7 +193,7 @@ def _library_parser(library: Any) -> argparse.ArgumentParser:
 def _add(parser: argparse.ArgumentParser, entry: Option) -> None:
     words: dict[str, Any] = {"type": entry.parse, "default": entry.default, "choices": entry.choices}
     if entry.is_list:
-        words["nargs"] = "+"
+        words |= {"nargs": "+"} | ({"action": "extend"} if entry.field.metadata.get("adds") else {})
     elif entry.is_bare:
         words |= {"nargs": "?", "const": entry.field.metadata.get("bare", True)}
     parser.add_argument(entry.flag, dest=entry.name, help=entry.help.replace("%", "%%"), **words)

@@ -16,14 +16,30 @@ LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, abo
 def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
     """Proves on real rows that nothing after `<CLS>` changes the logits of the class slot.
 
-    Each row (ids of a whole row, shape (length,)) is run as it is, and again with every token after `<CLS>` replaced by
-    a random codebook or class token. The model keeps its mode (training or evaluation).
-
     Returns:
-        The largest difference between the slot's logits.
+        The largest difference between the slot's logits, as `answer_influence` gives it.
 
     Raises:
         LeakError: It is more than float noise.
+        DivergedError: Logits aren't finite.
+    """
+    worst = answer_influence(model, grammar, rows, seed)
+    if worst > LEAK_TOLERANCE:
+        raise LeakError(
+            f"changing the tokens after {CLS} changed the logits of the class slot by {worst:.3g} (float noise is "
+            f"below {LEAK_TOLERANCE}): the model sees the answer, so its figures are worthless. "
+            "Choose a causal architecture"
+        )
+    return worst
+
+
+def answer_influence(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
+    """How much the tokens after `<CLS>` change the logits of the class slot: the largest difference.
+
+    Each row (ids of a whole row, shape (length,)) is run as it is, and again with every token after `<CLS>` replaced by
+    a random codebook or class token. The model keeps its mode (training or evaluation).
+
+    Raises:
         DivergedError: Logits aren't finite.
     """
     device, was_training = next(model.parameters()).device, model.training
@@ -41,10 +57,4 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
                 raise DivergedError("the model's logits aren't finite, so the leak check can't be done")
             worst = max(worst, (logits[0] - logits[1]).abs().max().item())
     model.train(was_training)
-    if worst > LEAK_TOLERANCE:
-        raise LeakError(
-            f"changing the tokens after {CLS} changed the logits of the class slot by {worst:.3g} (float noise is "
-            f"below {LEAK_TOLERANCE}): the model sees the answer, so its figures are worthless. "
-            "Choose a causal architecture"
-        )
     return worst

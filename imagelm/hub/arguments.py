@@ -98,3 +98,40 @@ class PushArguments(OptionGroup):
         if self.dry_run is None:
             return None
         return Path(self.dry_run) if self.dry_run else Path(self.model_dir).resolve().parent / PREVIEW_FOLDER
+
+
+@dataclass(kw_only=True)
+class VerifyArguments(OptionGroup):
+    """Which published model is checked on which published rows.
+
+    Raises:
+        InputError: A value is empty or out of its range.
+    """
+
+    model: str = option(
+        "trained or published folder, or Hub id; may be given as the first word, without --model",
+        group="What to verify",
+        metavar="FOLDER|ID",
+    )
+    dataset: str = option(
+        "rows that the figures were measured on: what imagelm prepare wrote, Parquet, Arrow or JSONL, or a Hub id",
+        metavar="PATH|ID",
+    )
+    split: str | None = option("split that the figures were measured on; test if not given", None, metavar="NAME")
+    reported: list[str] | None = option(
+        "figures to check beside those of the card, such as perplexity=1.01 cls_accuracy=0.94; may be repeated",
+        None,
+        metavar="FIGURE=VALUE",
+        adds=True,
+    )
+    revision: str | None = option("branch, tag or commit of the model's Hub id", None, metavar="NAME")
+    dataset_revision: str | None = option("branch, tag or commit of the dataset's Hub id", None, metavar="NAME")
+    device: str = option("auto, cpu, cuda or cuda:N", "auto", group="How", metavar="DEVICE")
+    batch_size: int = option("rows computed at once; changes no figure", 64, minimum=1)
+    output: str | None = option("also write the result to this JSON file", None, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("model", "dataset"):
+            if not getattr(self, name):
+                raise InputError(f"--{name} is empty; name a folder or a Hub id")

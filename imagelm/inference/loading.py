@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,7 +147,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
     """
     device = choose_device(options.device)
     try:
-        folder = _folder(options.model, options.revision)
+        folder = model_folder(options.model, options.revision)
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model {options.model}: {error.strerror or error}") from error
     try:
@@ -205,8 +206,12 @@ def require_library(name: str) -> ModuleType:
         raise InputError(f'ONNX needs {name}, which isn\'t installed: pip install "imagelm[onnx]"') from error
 
 
-def _folder(name: str, revision: str | None) -> Path:
-    """The folder behind `--model`."""
+def model_folder(name: str, revision: str | None, more: Sequence[str] = ()) -> Path:
+    """The folder behind `--model`; of a Hub id its snapshot, with files of `more` patterns.
+
+    Raises:
+        InputError: There is none, or it holds no model.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         if revision:
@@ -220,13 +225,18 @@ def _folder(name: str, revision: str | None) -> Path:
         raise InputError(f"--model {name} is a file; name its folder")
     if PATH_LIKE.search(name):
         raise InputError(f"--model {name}: no such folder; training writes one to …/best_model")
-    return _snapshot(name, revision)
+    return download("--model", name, revision, [*SNAPSHOT_PATTERNS, *more])
 
 
-def _snapshot(name: str, revision: str | None) -> Path:
-    where = f"--model {name} isn't a local folder, and as a Hub id"
+def download(option: str, name: str, revision: str | None, patterns: list[str], repo_type: str | None = None) -> Path:
+    """The snapshot of a Hub id, of its files that match a pattern; `option` is what named it.
+
+    Raises:
+        InputError: There is none, or it can't be reached.
+    """
+    where = f"{option} {name} isn't a local folder, and as a Hub id"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=SNAPSHOT_PATTERNS))
+        return Path(snapshot_download(name, repo_type=repo_type, revision=revision, allow_patterns=patterns))
     except HFValidationError as error:
         raise InputError(f"{where} it isn't valid: {error}") from error
     except RevisionNotFoundError as error:

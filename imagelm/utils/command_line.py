@@ -28,8 +28,9 @@ def option(text: str, default: Any = MISSING, **metadata: object) -> Any:
         text: The help.
         default: The default value; an option without one is required.
         metadata: `choices`; `minimum` and `maximum`, inclusive; `metavar`; `flag`, if it differs from the field's name;
-            `group`, the title of the options that start here; `bare`, the value of the option without a value; `modes`,
-            if it works in some modes only; further keys for the room's own checks.
+            `group`, the title of the options that start here; `bare`, the value of the option without a value; `adds`,
+            if a list may be given in several parts; `modes`, if it works in some modes only; further keys for the
+            room's own checks.
     """
     return field(default=default, metadata={"help": text, **metadata})
 

@@ -28,7 +28,7 @@ from imagelm.__main__ import COMMANDS
 from imagelm.commands.parser import fill, option_words
 from imagelm.data.arguments import PrepareArguments
 from imagelm.export.arguments import ExportArguments
-from imagelm.hub.arguments import PushArguments
+from imagelm.hub.arguments import PushArguments, VerifyArguments
 from imagelm.inference.arguments import GROUPS, InferenceArguments
 from imagelm.models.arguments import ModelArguments
 from imagelm.serving.arguments import ServeArguments
@@ -39,6 +39,7 @@ from tests.docs.documents import DOCUMENTS, INDENTED, all_commands, all_snippets
 
 SCRIPTS = {"prepare_dataset.py": "prepare", "train.py": "train", "inference.py": "infer", "push_to_hub.py": "push"}
 ARGUMENTS = {"prepare": PrepareArguments, "push": PushArguments, "export": ExportArguments, "serve": ServeArguments}
+ARGUMENTS |= {"verify": VerifyArguments}
 PLAIN_PROGRAMS = ("hf", "curl", "docker")  # which are not part of this project
 
 

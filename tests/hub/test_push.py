@@ -235,6 +235,13 @@ def test_inference_reads_a_hub_id(published: Published):
     assert done.returncode == 0 and any(name in done.stdout for name in CLASSES), done.stderr
 
 
+def test_every_figure_is_verified_from_hub_ids(published: Published):
+    words = ["-m", "imagelm", "verify", MODEL, "--dataset", ROWS, "--revision", "v1", "--dataset_revision", "v1"]
+    done = run(*words, **online_environment(published.hub, published.home / "verified"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "figures and checks hold" in done.stdout.splitlines()[-1]
+
+
 def test_each_repository_gets_one_commit_under_the_tag(published: Published):
     for repo_id, kind in ((MODEL, "model"), (ROWS, "dataset"), (DEMO, "space")):
         repo = published.hub.repo(repo_id, kind)

@@ -27,7 +27,7 @@ from tests.separate import not_installed
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SOURCES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "model_card.md", "imagelm", "examples", "testing")
-SUB_COMMANDS = ("prepare", "train", "infer", "push", "export", "serve")
+SUB_COMMANDS = ("prepare", "train", "infer", "push", "verify", "export", "serve")
 ROOMS = (
     "commands",
     "hub",

@@ -1,0 +1,1 @@
+"""Recomputes the figures of a published model: the rooms of `imagelm verify`."""

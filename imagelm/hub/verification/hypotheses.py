@@ -1,0 +1,270 @@
+"""Which known error of an evaluation gives a reported figure that the true evaluation doesn't.
+
+One idea: every error is a way of scoring, or a choice of rows; the one that was made reproduces the reported number. It
+must reproduce all figures of a group that one piece of code computes, so that a single changed digit isn't taken for an
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from imagelm.hub.verification.figures import COLUMN, Scoring, main_figures, reduced_rows
+from imagelm.hub.verification.published import PublishedModel, id_arrays
+from imagelm.hub.verification.reported import Reported
+from imagelm.metrics import ComputeMetrics
+
+# Figures that an evaluation computes together.
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("perplexity", "loss"),
+    ("image_perplexity",),
+    ("next_token_accuracy",),
+    ("cls_perplexity",),
+    ("cls_accuracy", "cls_macro_f1", "cls_calibration_error"),
+)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+MAX_LENGTH = 2_048  # of padded rows
+# Lengths that rows are usually cut or padded to.
+USUAL_LENGTHS = sorted({*(2**i for i in range(3, 12)), *range(10, 100, 10), *range(100, MAX_LENGTH, 50)})
+EVERY_LENGTH_TO = 48  # shorter rows are cut at every length
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a known error gives.
+
+    Attributes:
+        error: The error in words.
+        columns: The reduced rows under it.
+        only: The figures that it can explain; None: all.
+    """
+
+    error: str
+    columns: np.ndarray
+    only: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured: the model, the rows with their true columns, and which rows repeat an image."""
+
+    published: PublishedModel
+    rows: Sequence[np.ndarray]
+    columns: np.ndarray
+    in_other_split: np.ndarray
+    repeated: np.ndarray
+    other_splits: dict[str, Dataset]
+    batch_size: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row; int64, shape (rows,)."""
+        return np.array([len(row) for row in self.rows])
+
+    @property
+    def limit(self) -> int:
+        """The longest sequence that the model takes."""
+        return min(self.published.num_positions or MAX_LENGTH, MAX_LENGTH)
+
+    def score(
+        self, scorings: Sequence[Scoring], length: int | None = None, visible: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The columns of the rows for some ways of scoring."""
+        model, grammar = self.published.model, self.published.grammar
+        return reduced_rows(model, grammar, self.rows, scorings, self.batch_size, length, visible)
+
+
+def explain(
+    wrong: Sequence[Reported],
+    all_reported: Sequence[Reported],
+    subject: Subject,
+    holds: Callable[[Reported, float], bool],
+) -> list[str]:
+    """A sentence for each error that explains wrong figures, and one for figures that no known error explains.
+
+    Args:
+        wrong: The reported figures that don't hold.
+        all_reported: All of them.
+        subject: What was measured.
+        holds: Whether a reported figure is this number.
+    """
+    groups = [group for group in GROUPS if any(figure.figure in group for figure in wrong)]
+    reported = {group: [figure for figure in all_reported if figure.figure in group] for group in groups}
+    left, sentences = list(groups), []
+    for stage in (_rows_and_labels, _padding_and_cuts, _long_padding, _other_rows):
+        found = [(candidate, _explained(candidate, left, reported, holds)) for candidate in stage(subject) if left]
+        while best := max(found, key=lambda pair: len(set(pair[1]) & set(left)), default=None):
+            explained = [group for group in best[1] if group in left]
+            if not explained:
+                break
+            sentences.append(_sentence(best[0], [figure for group in explained for figure in reported[group]]))
+            left = [group for group in left if group not in explained]
+    rest = [
+        figure.figure for figure in wrong if not any(figure.figure in group for group in groups if group not in left)
+    ]
+    if rest:
+        sentences.append(f"no known error reproduces {', '.join(dict.fromkeys(rest))}")
+    return sentences
+
+
+def _explained(
+    candidate: Candidate,
+    groups: Iterable[tuple[str, ...]],
+    reported: dict[tuple[str, ...], list[Reported]],
+    holds: Callable[[Reported, float], bool],
+) -> list[tuple[str, ...]]:
+    """The groups whose reported figures are all those of the error."""
+    main, found = main_figures(candidate.columns), []
+    for group in groups:
+        figures = reported[group]
+        if candidate.only is not None and not set(group) & set(candidate.only):
+            continue
+        if all(holds(one, main.get(one.figure, np.nan)) for one in figures if one.figure in main):
+            others = [one for one in figures if one.figure not in main]
+            if others:
+                full = _all_figures(candidate.columns)
+                if not all(holds(one, full.get(one.figure, np.nan)) for one in others):
+                    continue
+            found.append(group)
+    return found
+
+
+def _all_figures(columns: np.ndarray) -> dict[str, float]:
+    references = columns[:, COLUMN["reference"]]
+    return ComputeMetrics(int(references.max()) + 1).from_rows(columns) if (references >= 0).any() else {}
+
+
+def _sentence(candidate: Candidate, figures: list[Reported]) -> str:
+    shown = ", ".join(f"{one.figure} {one.value:g}" for one in figures)
+    return f"{candidate.error}: this reproduces {shown}"
+
+
+# The errors, the likeliest first
+
+
+def _rows_and_labels(subject: Subject) -> Iterator[Candidate]:
+    """Wrong shifts, wrong rows, wrong means: no padding, no cut."""
+    length = int(subject.lengths.max())
+    twice, never = subject.score([Scoring(shift=2), Scoring(shift=0)], length)
+    yield Candidate("labels shifted twice (the data shift them, and the model shifts them again)", twice)
+    yield Candidate(
+        "a head that sees the answer: the class is read at the position of the class token itself, where it is visible",
+        never,
+        only=("cls_accuracy", "cls_perplexity"),
+    )
+    yield Candidate("labels never shifted: each position is asked for the token that it sees", never)
+    for kept, words in (
+        (~subject.in_other_split, "which are in another split, too"),
+        (~subject.repeated, "which repeat another row of the split"),
+        (~(subject.in_other_split | subject.repeated), "which are in another split or repeat a row"),
+    ):
+        if 0 < kept.sum() < len(kept):
+            number = len(kept) - int(kept.sum())
+            yield Candidate(f"duplicates: measured without {number} images {words}", subject.columns[kept])
+    first = subject.columns.copy()
+    first[:, COLUMN["num_tokens"]] += 1
+    yield Candidate(
+        "the loss is divided by one token too many of each row: the first one, which is never predicted",
+        first,
+        only=("perplexity",),
+    )
+    for size in BATCH_SIZES[: np.searchsorted(BATCH_SIZES, len(subject.rows)) + 1]:
+        yield Candidate(
+            f"averaged over batches of {size} rows, where tokens should count alike",
+            _mean_of_batches(subject.columns, size),
+            only=("perplexity", "next_token_accuracy"),
+        )
+
+
+def _mean_of_batches(columns: np.ndarray, size: int) -> np.ndarray:
+    """Columns whose loss is the mean of the batches' mean losses: each batch is one row of one token."""
+    starts = np.arange(0, len(columns), size)
+    sums = np.add.reduceat(columns.astype(np.float64), starts)
+    tokens = sums[:, [COLUMN["num_tokens"]]]
+    sums[:, [COLUMN["nll"], COLUMN["num_correct"], COLUMN["num_tokens"]]] /= tokens
+    return sums
+
+
+def _padding_and_cuts(subject: Subject) -> Iterator[Candidate]:
+    """Padding that is scored, to usual lengths; rows that are cut."""
+    longest = int(subject.lengths.max())
+    short = min(subject.limit, max(2 * longest, 64))
+    yield from _padding(subject, [size for size in _pad_lengths(subject) if size <= short], batches=True)
+    yield from _cut_rows(subject)
+
+
+def _cut_rows(subject: Subject) -> Iterator[Candidate]:
+    """Rows that are cut, and what becomes of those that lose their answer."""
+    cuts, ways = list(_cuts(subject)), []
+    for kept, _ in cuts:
+        last, third = (np.maximum(kept - back, 0) for back in (1, 3))
+        ways += [Scoring(kept), Scoring(kept, shift=2), Scoring(kept, class_at=last), Scoring(kept, class_at=third)]
+    columns = iter(subject.score(ways, int(subject.lengths.max())))
+    for kept, words in cuts:
+        lost, what = kept < subject.lengths - 1, f"answer cut off: rows cut to {words}"
+        plain = next(columns)
+        yield Candidate(f"{what}, so {int(lost.sum())} of {len(lost)} rows have no answer", plain)
+        yield Candidate(f"{what}, and labels shifted twice", next(columns))
+        for where in ("last", "third last"):
+            read = f"{what}, and the class read at the {where} position"
+            yield Candidate(read, next(columns), only=("cls_accuracy",))
+        if not lost.all():
+            left_out = f"{what}, and the {int(lost.sum())} rows without an answer left out"
+            yield Candidate(left_out, plain[~lost], only=GROUPS[-1])
+
+
+def _cuts(subject: Subject) -> Iterator[tuple[np.ndarray, str]]:
+    """How many tokens of each row stay, for every length that loses an answer."""
+    longest, own = int(subject.lengths.max()), [subject.published.max_length, subject.published.num_positions]
+    sizes = {*(USUAL_LENGTHS if longest > EVERY_LENGTH_TO else range(4, longest)), *filter(None, own)}
+    for size in sorted(size for size in sizes if 2 <= size <= longest - 2):
+        yield np.minimum(subject.lengths, size), f"{size} tokens"
+    for lost in (2, 3, 4):
+        yield subject.lengths - lost, f"all but their last {lost} tokens"
+
+
+def _long_padding(subject: Subject) -> Iterator[Candidate]:
+    """Padding to the model's own length and other long ones."""
+    longest = int(subject.lengths.max())
+    long = [size for size in _pad_lengths(subject) if size > min(subject.limit, max(2 * longest, 64))]
+    yield from _padding(subject, long, batches=False)
+
+
+def _pad_lengths(subject: Subject) -> list[int]:
+    longest, own = int(subject.lengths.max()), [subject.published.max_length, subject.published.num_positions]
+    sizes = {
+        *range(longest, longest + 17),
+        *USUAL_LENGTHS,
+        *filter(None, own),
+        *(-(-longest // m) * m for m in (8, 16, 32, 64, 128)),
+    }
+    return sorted(size for size in sizes if longest <= size <= subject.limit)
+
+
+def _padding(subject: Subject, sizes: list[int], batches: bool) -> Iterator[Candidate]:
+    """Padding that is scored, hidden from attention or not, with labels shifted once or twice."""
+    ends = [(np.full(len(subject.rows), size), f"rows padded to {size} tokens") for size in sizes]
+    for size in BATCH_SIZES[1:] if batches else ():
+        longest = np.maximum.reduceat(subject.lengths, np.arange(0, len(subject.rows), size))
+        ends.append((np.repeat(longest, size)[: len(subject.rows)], f"batches of {size} rows"))
+    ends = [(end, words) for end, words in ends if (end > subject.lengths).any()]
+    if not ends:
+        return
+    length = max(int(end.max()) for end, _ in ends)
+    ways = [Scoring(end, shift) for end, _ in ends for shift in (1, 2)]
+    words = [f"padding scored ({words}){also}" for _, words in ends for also in ("", ", and labels shifted twice")]
+    for visible in (None, np.full(len(subject.rows), length)):
+        for what, columns in zip(words, subject.score(ways, length, visible), strict=True):
+            yield Candidate(what, columns)
+
+
+def _other_rows(subject: Subject) -> Iterator[Candidate]:
+    """The rows of another split."""
+    model, grammar = subject.published.model, subject.published.grammar
+    for name, rows in subject.other_splits.items():
+        (columns,) = reduced_rows(model, grammar, id_arrays(rows), [Scoring()], subject.batch_size)
+        yield Candidate(f"other rows: measured on the split {name}", columns)

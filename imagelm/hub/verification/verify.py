@@ -1,0 +1,163 @@
+"""`imagelm verify`: recomputes every figure of a published model on the published rows, and says whether it holds.
+
+One idea: a figure holds if the recomputed one rounds to it, up to float noise. What doesn't hold is explained: other
+weights, other rows, or a known error of an evaluation that gives the reported number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from datasets import Dataset
+
+from imagelm.data.sources.names import split_kind
+from imagelm.hub.arguments import VerifyArguments
+from imagelm.hub.verification.checks import (
+    answer_check,
+    effect_of_duplicates,
+    equal_images,
+    fingerprint_check,
+    other_content,
+    weights_check,
+)
+from imagelm.hub.verification.figures import Scoring, reduced_rows, true_figures
+from imagelm.hub.verification.hypotheses import Subject, explain
+from imagelm.hub.verification.outcome import SHOWN, Verdict, Verification, number_text
+from imagelm.hub.verification.published import (
+    PublishedData,
+    PublishedModel,
+    id_arrays,
+    open_data,
+    open_model,
+    whole_rows,
+)
+from imagelm.hub.verification.reported import Records, Reported, read_records
+from imagelm.utils.errors import InputError
+from imagelm.utils.text import printable
+
+# What float32 on other machines changes: perplexities and losses by a part of their value, shares by rare ties.
+NOISE, SHARE_NOISE = 2e-5, 1e-4
+BASELINE_NOISE = 1e-3  # of a solver that stops when its steps get small
+
+
+def verify(options: VerifyArguments) -> Verification:
+    """Checks a published model.
+
+    Raises:
+        InputError: Model or data can't be loaded or don't belong together, or nothing is reported.
+        DivergedError: The model's logits aren't finite.
+    """
+    data = open_data(options)
+    name = _test_split(options, data)
+    published = open_model(options, data)
+    records = read_records(published.folder, options.reported, name)
+    splits = {
+        split: whole_rows(table, published.grammar, f"--dataset {options.dataset}: {split}")
+        for split, table in data.tables.items()
+    }
+    test = splits[name]
+    _check_lengths(test, published, options)
+    result = Verification(options.model, options.dataset, name, len(test))
+    identities = [*weights_check(published, records), *fingerprint_check(data, published, records, result)]
+    result.verdicts += identities
+    rows = id_arrays(test)
+    (columns,) = reduced_rows(published.model, published.grammar, rows, [Scoring()], options.batch_size)
+    is_compared = any(_is_of_baseline(one.figure) for one in records.figures)
+    train = next((table for split, table in splits.items() if split_kind(split) == "train" and split != name), None)
+    figures = true_figures(columns, published.grammar, train if is_compared else None, test)
+    others = {split: table for split, table in splits.items() if split != name}
+    for split, table in others.items():
+        if any(one.figure.startswith(f"{split}.") for one in records.figures):
+            (found,) = reduced_rows(
+                published.model, published.grammar, id_arrays(table), [Scoring()], options.batch_size
+            )
+            own = true_figures(found, published.grammar, None, table)
+            figures |= {f"{split}.{figure}": value for figure, value in own.items()}
+    wrong = _compare(records, figures, result)
+    elsewhere, repeated = equal_images(splits, name, published.folder, result)
+    subject = Subject(published, rows, columns, elsewhere, repeated, others, options.batch_size)
+    answer_check(subject, test, result)
+    result.findings += effect_of_duplicates(subject, name)
+    if not all(verdict.holds for verdict in identities):
+        result.findings += other_content(identities)
+    elif wrong:
+        result.findings += explain(wrong, records.figures, subject, lambda one, value: _holds(one, value, len(test)))
+    return result
+
+
+def _test_split(options: VerifyArguments, data: PublishedData) -> str:
+    names = list(data.tables)
+    if options.split:
+        found = [name for name in names if name == options.split]
+    else:
+        found = [name for name in names if split_kind(name) == "test"]
+    if len(found) != 1:
+        wanted = f"split {options.split!r}" if options.split else "test split" if not found else "single test split"
+        raise InputError(
+            f"--dataset {options.dataset} has no {wanted} (it has {', '.join(map(printable, names))}); name the split "
+            "that the figures were measured on with --split"
+        )
+    if not len(data.tables[found[0]]):
+        raise InputError(f"--dataset {options.dataset}: the split {found[0]} holds no rows")
+    return found[0]
+
+
+def _check_lengths(test: Dataset, published: PublishedModel, options: VerifyArguments) -> None:
+    longest = max(map(len, test["input_ids"]))
+    if published.num_positions is not None and longest > published.num_positions:
+        raise InputError(
+            f"--dataset {options.dataset} has rows of {longest} tokens, but --model {options.model} has "
+            f"{published.num_positions} positions; give the dataset that the model was trained on"
+        )
+
+
+def _compare(records: Records, figures: dict[str, float], result: Verification) -> list[Reported]:
+    """Adds a verdict for each reported figure; returns those that hold in no record."""
+    held, wrong, unknown = defaultdict(list), [], set()
+    for one in records.figures:
+        if one.figure not in figures:
+            unknown.add(one.figure)
+            continue
+        value = figures[one.figure]
+        holds = _holds(one, value, result.num_rows)
+        tolerance = one.half_unit + _noise(one.figure, value, result.num_rows)
+        result.verdicts.append(
+            Verdict(one.figure, one.source, number_text(one.value), number_text(value), f"±{tolerance:.1e}", holds)
+        )
+        if holds:
+            held[one.figure].append(one.source)
+        else:
+            wrong.append(one)
+    for name in SHOWN:
+        if not any(verdict.figure == name for verdict in result.verdicts):
+            result.verdicts.append(Verdict(name, "not reported", "", number_text(figures[name]), "", None))
+    if baselines := sorted(name for name in unknown if _is_of_baseline(name) and "majority_accuracy" not in figures):
+        result.notes.append(f"not checked without training rows: {', '.join(baselines)}")
+    result.notes += [f"not checked: {text}" for text in records.others]
+    for one in wrong:
+        if held[one.figure]:
+            where = " and ".join(dict.fromkeys(held[one.figure]))
+            result.findings.append(
+                f"{one.source} was changed or is of another model: {one.figure} is {number_text(one.value)} there, but "
+                f"right in {where}"
+            )
+    return [one for one in wrong if not held[one.figure]]
+
+
+def _is_of_baseline(figure: str) -> bool:
+    return "majority" in figure or "bag_of_tokens" in figure
+
+
+def _holds(one: Reported, value: float, num_rows: int) -> bool:
+    return bool(abs(one.value - value) <= one.half_unit + _noise(one.figure, value, num_rows))
+
+
+def _noise(figure: str, value: float, num_rows: int) -> float:
+    """How much a figure may differ on another machine."""
+    if figure.endswith("samples"):
+        return 0.0
+    if "bag_of_tokens" in figure:
+        return BASELINE_NOISE * (num_rows if "only" in figure else 1)
+    if "only" in figure or "confusion_matrix" in figure:
+        return SHARE_NOISE * num_rows
+    return NOISE * max(1.0, abs(value)) if "perplexity" in figure or figure.endswith("loss") else SHARE_NOISE
