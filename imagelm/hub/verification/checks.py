@@ -126,9 +126,10 @@ def equal_images(
 def effect_of_duplicates(subject: Subject, name: str) -> Iterator[str]:
     """What the figures would be without the rows whose image is elsewhere, too."""
     elsewhere = subject.in_other_split
-    number = f"{number_of(int(elsewhere.sum()), 'image')} of {len(elsewhere)} in {name} can be known from training"
+    where = "also in another split or in the model's training"
+    number = f"{number_of(int(elsewhere.sum()), 'image')} of {len(elsewhere)} in {name}: {where}"
     if elsewhere.all():
-        yield f"duplicates across the split: {number}, so no figure tells anything about new images"
+        yield f"duplicates across the split: {number}; no figure tells anything about new images"
     elif elsewhere.any():
         full, kept = main_figures(subject.columns), main_figures(subject.columns[~elsewhere])
         changes = ", ".join(f"{one} {number_text(full[one])} becomes {number_text(kept[one])}" for one in SHOWN)

@@ -7,6 +7,7 @@ error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -96,13 +97,17 @@ def explain(
     reported = {group: [figure for figure in all_reported if figure.figure in group] for group in groups}
     left, sentences = list(groups), []
     for stage in (_rows_and_labels, _padding_and_cuts, _long_padding, _other_rows):
-        found = [(candidate, _explained(candidate, left, reported, holds)) for candidate in stage(subject) if left]
-        while best := max(found, key=lambda pair: len(set(pair[1]) & set(left)), default=None):
-            explained = [group for group in best[1] if group in left]
+        if not left:
+            break
+        found = [(candidate, _explained(candidate, left, reported, holds)) for candidate in stage(subject)]
+        while best := max(found, key=lambda pair: len(pair[1]), default=None):
+            explained = best[1]
             if not explained:
                 break
-            sentences.append(_sentence(best[0], [figure for group in explained for figure in reported[group]]))
+            same = [candidate for candidate, groups in found if set(explained) <= set(groups)]
+            sentences.append(_sentence(same, [figure for group in explained for figure in reported[group]]))
             left = [group for group in left if group not in explained]
+            found = [(candidate, [group for group in groups if group in left]) for candidate, groups in found]
     rest = [
         figure.figure for figure in wrong if not any(figure.figure in group for group in groups if group not in left)
     ]
@@ -138,9 +143,12 @@ def _all_figures(columns: np.ndarray) -> dict[str, float]:
     return ComputeMetrics(int(references.max()) + 1).from_rows(columns) if (references >= 0).any() else {}
 
 
-def _sentence(candidate: Candidate, figures: list[Reported]) -> str:
-    shown = ", ".join(f"{one.figure} {one.value:g}" for one in figures)
-    return f"{candidate.error}: this reproduces {shown}"
+def _sentence(same: list[Candidate], figures: list[Reported]) -> str:
+    """The likeliest of the errors that reproduce figures, and the kinds of the others."""
+    shown = ", ".join(dict.fromkeys(f"{one.figure} {one.value:g}" for one in figures))
+    kinds = list(dict.fromkeys(re.split(r":| \(|, and ", candidate.error)[0] for candidate in same))
+    others = f" (so does: {'; '.join(kinds[1:])})" if kinds[1:] else ""
+    return f"{same[0].error}: this reproduces {shown}{others}"
 
 
 # The errors, the likeliest first
