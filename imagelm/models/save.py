@@ -42,11 +42,9 @@ def save_model(
     model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, state_dict: dict[str, torch.Tensor]
 ) -> None:
     """Saves weights (safetensors; `state_dict`, gathered from all processes), config and generation config."""
+    # Without a max_length: `generate(max_new_tokens=…)` would warn that it takes precedence.
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        max_length=getattr(model.config, "max_position_embeddings", tokenizer.model_max_length),
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     # Trainer turns the cache off, which is right for training; generation without it is quadratic.
     use_cache, model.config.use_cache = model.config.use_cache, True

@@ -9,16 +9,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, Pipeline, PreTrainedTokenizerBase
@@ -28,7 +30,14 @@ from transformers.utils import cached_file
 
 from .codec_imagelm import Codec, image_formats, image_from_array, load_codec, peak, range_problem
 
-URL_TIMEOUT = 60  # seconds
+URL_TIMEOUT = 60.0  # seconds
+SHORTEST_IMAGE = 48  # characters of base64: a GIF of one pixel
+# From the classes' logits to their scores, by the names of transformers' image-classification pipeline.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "none": torch.clone,
+}
 PROCESSOR_CONFIG = "processor_config.json"
 OWN_CLASS = "processing_imagelm.ImageLMProcessor"
 # The options of a Hub download that are passed on.
@@ -61,14 +70,14 @@ class ImageLMProcessor(ProcessorMixin):
         """Rows of ids that end at `<CLS>`: the next token is the class.
 
         Args:
-            images: One image or several: Pillow images, files, URLs, or arrays (height, width[, channels]) of uint8,
-                of uint16 in grey, or of floats from 0 to 1.
+            images: One image or several: Pillow images, files, URLs, base64 text, the bytes of a file, or arrays
+                (height, width[, channels]) of uint8, of uint16 in grey, or of floats from 0 to 1.
             return_tensors: "pt" for torch, "np" for numpy.
 
         Returns:
             `input_ids` and `attention_mask`, int64, shape (images, num_tokens + 3).
         """
-        alone = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
+        alone = isinstance(images, str | Path | bytes | Image.Image) or getattr(images, "ndim", 0) in (2, 3)
         opened = [open_image(image) for image in ([images] if alone else images)]
         if problem := range_problem(list(map(peak, opened)), self.codec.config["max_value"]):
             warnings.warn(problem, stacklevel=2)
@@ -126,25 +135,41 @@ class ImageLMProcessor(ProcessorMixin):
 
 
 class ImageLMPipeline(Pipeline):
-    """`pipe(image)` → the classes with their probabilities among all classes, the most probable first."""
+    """`pipe(image)` → the classes with their scores, the best first; options and images as in the stock pipeline.
+
+    Args:
+        top_k: How many classes; None for all.
+        function_to_apply: "softmax" gives probabilities among all classes, "sigmoid" one for each class by itself,
+            "none" the logits.
+        timeout: Seconds to wait for an image behind a URL.
+    """
 
     # Pipeline's seams: transformers' own pipelines narrow the signatures in the same way.
     processor: ImageLMProcessor
     _load_processor = True  # type: ignore[assignment]
     _load_tokenizer = _load_image_processor = _load_feature_extractor = False  # type: ignore[assignment]
 
-    def _sanitize_parameters(self, top_k: int = 5) -> tuple[dict, dict, dict]:  # type: ignore[override]
-        return {}, {}, {"top_k": top_k}
+    def _sanitize_parameters(  # type: ignore[override]
+        self, top_k: int | None = 5, function_to_apply: str | None = None, timeout: float | None = None
+    ) -> tuple[dict, dict, dict]:
+        function = str(getattr(function_to_apply, "value", function_to_apply or "softmax")).lower()
+        if function not in FUNCTIONS:
+            raise ValueError(
+                f"function_to_apply {function_to_apply!r} is unknown; choose one of {', '.join(FUNCTIONS)}"
+            )
+        return {"timeout": timeout or URL_TIMEOUT}, {}, {"top_k": top_k, "function_to_apply": function}
 
-    def preprocess(self, image: object) -> BatchFeature:  # type: ignore[override]
-        return self.processor(images=image)
+    def preprocess(self, image: object, timeout: float) -> BatchFeature:  # type: ignore[override]
+        return self.processor(images=open_image(image, timeout))
 
     def _forward(self, model_inputs: BatchFeature) -> dict[str, Tensor]:  # type: ignore[override]
         logits = self.model(input_ids=model_inputs["input_ids"]).logits[:, -1]
-        return {"scores": logits[:, self.processor.class_ids].float().softmax(-1)}
+        return {"logits": logits[:, self.processor.class_ids].float()}
 
-    def postprocess(self, outputs: dict[str, Tensor], top_k: int) -> list[dict]:  # type: ignore[override]
-        scores, labels = outputs["scores"][0].sort(descending=True)
+    def postprocess(  # type: ignore[override]
+        self, outputs: dict[str, Tensor], top_k: int | None, function_to_apply: str
+    ) -> list[dict]:
+        scores, labels = FUNCTIONS[function_to_apply](outputs["logits"][0]).sort(descending=True)
         names = self.processor.class_names
         pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))[:top_k]
         return [{"label": names[label], "score": score} for label, score in pairs]
@@ -155,20 +180,34 @@ class ImageLMPipeline(Pipeline):
         self.processor.save_pretrained(Path(save_directory))
 
 
-def open_image(image: Any) -> Image.Image:
-    """A Pillow image, from a file, a URL, an array or a Pillow image."""
+def open_image(image: Any, timeout: float = URL_TIMEOUT) -> Image.Image:
+    """A Pillow image, from a file, a URL, base64 text, the bytes of a file, an array or a Pillow image."""
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
+    if isinstance(image, str):
+        image = _content(image, timeout)
+    if isinstance(image, str | Path | bytes):
         # Not transformers' load_image, which opens every format and makes transparent pixels black.
-        request = Request(image, headers={"User-Agent": "Mozilla/5.0"})  # some servers refuse Python's own
-        with urlopen(request, timeout=URL_TIMEOUT) as response:
-            image = io.BytesIO(response.read())
-    if isinstance(image, str | Path | io.BytesIO):
         with (
-            open(image, "rb") if isinstance(image, str | Path) else image as file,
+            io.BytesIO(image) if isinstance(image, bytes) else open(image, "rb") as file,
             Image.open(file, formats=image_formats()) as opened,
         ):
             opened.load()
             return opened
     return image_from_array(np.asarray(image))
+
+
+def _content(text: str, timeout: float) -> str | bytes:
+    """What a URL or base64 text holds; any other text is the name of a file, and comes back."""
+    if text.startswith(("http://", "https://")):
+        request = Request(text, headers={"User-Agent": "Mozilla/5.0"})  # some servers refuse Python's own
+        with urlopen(request, timeout=timeout) as response:
+            return response.read()
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2])
+    if len(text) >= SHORTEST_IMAGE and not os.path.isfile(text):
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            pass
+    return text

@@ -29,6 +29,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from imagelm.data.augmentation import AugmentedRows
 from imagelm.data.training_images import save_training_images
@@ -52,6 +53,7 @@ from imagelm.utils.atomic_io import raise_storage_error, write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.manifest import damage
 from imagelm.utils.output_folder import atomic_folder
+from imagelm.utils.quiet import hidden_message
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class ImageTrainer(Trainer):
     """
 
     training_images: np.ndarray | None = None
+    train_loss = ""  # the last one that was logged
 
     def __init__(
         self,
@@ -119,7 +122,9 @@ class ImageTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's `train`, with checkpoints that are whole or absent."""
-        with self.checkpoints.staged():
+        tied = getattr(self.model, "all_tied_weights_keys", {})  # a checkpoint holds such weights once
+        missing = f"There were missing keys in the checkpoint model loaded: {list(tied)}"
+        with self.checkpoints.staged(), hidden_message("transformers.trainer", missing):
             return super().train(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -195,11 +200,15 @@ class ImageTrainer(Trainer):
             logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
             logs["cls_loss"] = slot_nll / max(slots, 1)
         super().log(logs, start_time)
+        if "loss" in logs and self.is_world_process_zero():
+            self.train_loss = f"training loss {logs['loss']:.4g}"
+            if self.args.eval_strategy == IntervalStrategy.NO:
+                logger.info("step %d/%d: %s", self.state.global_step, self.state.max_steps, self.train_loss)
         if "eval_loss" in logs and self.state.max_steps and self.is_world_process_zero():
             logger.info(
-                "step %d/%d: perplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
-                *(self.state.global_step, self.state.max_steps, logs["eval_perplexity"]),
-                *(logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
+                "step %d/%d: %sperplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
+                *(self.state.global_step, self.state.max_steps, self.train_loss and f"{self.train_loss}, "),
+                *(logs["eval_perplexity"], logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
             )
 
 
@@ -232,6 +241,7 @@ def evaluate_folder(
     if reason := damage(folder):
         raise InputError(f"{folder} is damaged: {reason}. Run the same command again: it writes the folder again")
     model, args = load_model(folder), copy.copy(args)
+    args.report_to = []  # a tracker would open a second run
     args.train_sampling_strategy = "sequential"  # also sorts evaluations: rows must be in the baselines' order
     trainer = ImageTrainer(model, args, run, tokenizer, None, test)
     # Before the first step: accelerate wraps the model in autocast only once.

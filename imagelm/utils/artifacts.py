@@ -15,6 +15,7 @@ RAW_ROWS_FILE = "rows.jsonl"
 CLASS_NAMES_FILE = "class_names.json"
 CODEC_FOLDER = "codec"
 RUN_FILE = "run.json"
+TRACKING_FOLDER = "tracking"  # what trackers such as TensorBoard write about a run
 BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER = "best_model", "final_model", "report"
 RESULTS_FILE = "eval_results.json"
 # Records in a model's folder, so that they go wherever the folder goes.

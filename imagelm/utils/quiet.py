@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +44,17 @@ def quiet_transformers(errors_only: bool = False) -> Iterator[None]:
             logging.enable_progress_bar()
         if hub_was_off:  # transformers turns the bars of huggingface_hub on and off with its own
             disable_progress_bars()
+
+
+@contextmanager
+def hidden_message(logger: str, start: str) -> Iterator[None]:
+    """Hides a message of another library, by how it starts."""
+
+    def shown(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    logging.getLogger(logger).addFilter(shown)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import os
@@ -229,6 +230,35 @@ def test_the_pipeline_gives_every_class_its_probability(folder, processor, pictu
     assert sum(entry["score"] for entry in found) == pytest.approx(1)
     assert classify(Image.open(picture), top_k=1) == found[:1]
     assert classify(str(picture), top_k=None) == found
+
+
+def test_the_pipeline_takes_bytes_and_base64_and_applies_the_function_that_is_asked_for(folder, processor, picture):
+    classify = pipeline("image-classification", model=str(folder), trust_remote_code=True)
+    content = picture.read_bytes()
+    text = base64.encodebytes(content).decode()
+    expected = classify(str(picture))
+    for image in (content, text, "".join(text.split()), f"data:image/png;base64,{text}"):
+        assert classify(image) == expected
+    with pytest.raises(FileNotFoundError, match="cats"):
+        classify("cats")
+    softmax, sigmoid, logits = (
+        {entry["label"]: entry["score"] for entry in classify(content, function_to_apply=name)}
+        for name in ("softmax", "SIGMOID", "none")
+    )
+    by_hand = scores_by_hand(folder, processor(images=picture)["input_ids"][0].tolist())
+    assert softmax == pytest.approx(by_hand, rel=1e-5)
+    assert sigmoid == pytest.approx({name: 1 / (1 + np.exp(-logit)) for name, logit in logits.items()}, rel=1e-5)
+    powers = {name: np.exp(logit) for name, logit in logits.items()}
+    assert softmax == pytest.approx({name: power / sum(powers.values()) for name, power in powers.items()}, rel=1e-5)
+    with pytest.raises(ValueError, match="choose one of softmax, sigmoid, none"):
+        classify(content, function_to_apply="tanh")
+
+
+def test_a_length_in_the_call_needs_no_warning(folder, caplog):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generate(torch.tensor([[2]]), max_new_tokens=2, do_sample=False)
+    assert model.generation_config.max_length is None
+    assert not [record for record in caplog.records if "max_length" in record.getMessage()]
 
 
 def test_the_pipeline_takes_several_pictures_and_batches_them(folder, home):
