@@ -18,10 +18,10 @@ from imagelm.commands.logs import log_to_terminal, logger
 from imagelm.commands.parser import Command, fill
 from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import CommonTrainingArguments, DataArguments, HelpArguments, RunArguments
-from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE
+from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TRACKING_FOLDER
 from imagelm.utils.errors import InputError, run_script
 from imagelm.utils.quiet import quiet_transformers
-from imagelm.utils.text import number_of
+from imagelm.utils.text import number_of, reason
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
     import numpy as np
@@ -47,19 +47,32 @@ def main() -> None:
 @quiet_transformers()
 def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     """Trains, or resumes; returns the figures of best_model. `started`: the program's, by `time.perf_counter`."""
-    started = time.perf_counter() if started is None else started
+    from imagelm.training.tracking import tracking
+
+    with tracking(launch):
+        return train_and_report(launch, time.perf_counter() if started is None else started)
+
+
+def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
+    """The story of a run; returns the figures of best_model."""
     from imagelm.evaluation.baselines import baseline_hits
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
     from imagelm.training.launch import load_inputs
+    from imagelm.training.rehearsal import rehearse
     from imagelm.training.resume import plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.utils.atomic_io import read_json
 
     args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
+    if launch.chosen:
+        values = ", ".join(f"--{name} {value:g}" for name, value in launch.chosen.items())
+        logger.info("chosen by the data's size, as they weren't given: %s", values)
     push = requested_push(args)
     data = load_inputs(launch)
-    model, plan = make_model(launch, data)
+    model = make_model(launch, data)
+    rehearse(launch, data, model)  # what can't be built is refused before the output folder is touched
+    plan = choose_computing(launch, data, model)
 
     # A new run, or one to resume
     identity = run_identity(launch, data.stats, data.grammar.vocabulary, model.config)
@@ -100,43 +113,57 @@ def parse_launch(words: list[str], command: str | None = None) -> Launch:
     """
     if {"-h", "--help"} & set(words):
         COMMAND.parse(words)  # without importing transformers
-    from imagelm.training.launch import OneDeviceArguments, resolve_launch
+    from imagelm.training.defaults import choose_by_size
+    from imagelm.training.launch import OneDeviceArguments, choose_precision, resolve_launch
     from imagelm.utils.device import resolve_mixed_precision
 
     values = COMMAND.parse(words, library=OneDeviceArguments)
-    precision = resolve_mixed_precision(use_cpu=values["use_cpu"])  # before the arguments are built, which settles it
+    # Before the arguments are built, which settles them.
+    precision = resolve_mixed_precision(use_cpu=values["use_cpu"])
+    choose_precision(values)
+    chosen = choose_by_size(values)
     data, model, run = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))
     try:
         args = fill(OneDeviceArguments, values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"training arguments: {error}") from error
-    return resolve_launch(data, model, run, args, command, [precision] if precision else [])
+    except Exception as error:  # each option is checked in its own way
+        raise InputError(f"training arguments: {reason(error)}") from error
+    launch = resolve_launch(data, model, run, args, command, [precision] if precision else [])
+    launch.chosen = chosen
+    return launch
 
 
-def make_model(launch: Launch, data: TrainingInputs) -> tuple[PreTrainedModel, ComputePlan]:
-    """Builds or loads the model, proves that it can't see the class, and chooses how it computes."""
+def make_model(launch: Launch, data: TrainingInputs) -> PreTrainedModel:
+    """Builds or loads the model, and proves that it can't see the class."""
     from transformers import enable_full_determinism, set_seed
 
-    from imagelm.accel.compile import accelerate_training
     from imagelm.evaluation.leakage import prove_no_leak
     from imagelm.models.build import build_model, name_classes
+    from imagelm.training.rehearsal import options_blamed
     from imagelm.training.trainer import leak_proof_rows
 
     args, stats = launch.args, data.stats
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
-    max_length, lengths = stats["max_length"], stats["lengths"]
-    model = build_model(launch.model, data.tokenizer, max_length, launch.attention())
+    model = build_model(launch.model, data.tokenizer, stats["max_length"], launch.attention())
     name_classes(model, stats["class_names"])
-    prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
+    with options_blamed(launch):
+        prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
     size = f"{model.num_parameters():,}"
-    logger.info("model: %s, %s parameters, %d positions", model.config.model_type, size, max_length)
-    num_tokens = launch.num_training_tokens(len(data.dataset["train"]), lengths["mean"])
-    flops = 6.0 * model.num_parameters() * num_tokens  # forward and backward products, without those of attention
-    batch = (args.per_device_train_batch_size, max_length) if lengths["min"] == lengths["max"] else None
+    logger.info("model: %s, %s parameters, %d positions", model.config.model_type, size, stats["max_length"])
+    return model
+
+
+def choose_computing(launch: Launch, data: TrainingInputs, model: PreTrainedModel) -> ComputePlan:
+    """Chooses how the model computes, and prepares it for that."""
+    from imagelm.accel.compile import accelerate_training
+
+    args, lengths = launch.args, data.stats["lengths"]
+    flops = launch.flops(model.num_parameters(), data.stats)
+    full = (args.per_device_train_batch_size, data.stats["max_length"])
+    batch = full if lengths["min"] == lengths["max"] else None
     choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
     plan = accelerate_training(model, args.device, choice, flops, batch, launch.attention())
     launch.computing = {"mixed_precision": args.mixed_precision, **asdict(plan)}
-    return model, plan
+    return plan
 
 
 def train(
@@ -153,6 +180,7 @@ def train(
     from imagelm.hub.callback import PushWhileTraining
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
+    from imagelm.training.rehearsal import estimate_text
     from imagelm.training.safety import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
@@ -169,6 +197,9 @@ def train(
     precision = trainer.accelerator.mixed_precision
     dtype = "fp32" if precision == "no" else precision
     logger.info("%s", "\n".join([*launch.notes, f"computing in {dtype} with {threads}, {plan.note()}"]))
+    logger.info("%s", estimate_text(launch, data, resume.checkpoint))
+    if launch.args.report_to and launch.args.process_index == 0:
+        (output / TRACKING_FOLDER).mkdir(exist_ok=True)  # Weights & Biases asks for a folder that exists
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=resume.checkpoint)

@@ -26,6 +26,11 @@ class DataArguments:
         "rate is that of the longer schedule; not needed with a constant schedule",
         False,
     )
+    change_processes: bool = option(
+        "continue a run with another number of processes: batch size x accumulation steps x processes must stay the "
+        "same, and the order of the rows goes on; dropout draws other numbers",
+        False,
+    )
 
 
 @dataclass
@@ -78,15 +83,23 @@ class CommonTrainingArguments:
         group="Training: the most used of transformers' TrainingArguments (--help_all lists all)",
         metavar="FOLDER",
     )
-    num_train_epochs: float = option("passes over the training rows", 3.0)
+    num_train_epochs: float | None = option(
+        "passes over the training rows; chosen by the data's size if not given", None
+    )
     max_steps: int = option("number of updates; above 0 it replaces the epochs", -1)
-    per_device_train_batch_size: int = option("rows per step and device", 8)
+    per_device_train_batch_size: int | None = option(
+        "rows per step and device; chosen by the data's size if not given", None
+    )
     gradient_accumulation_steps: int = option("steps per update", 1)
-    learning_rate: float = option("peak learning rate", 5e-5)
+    learning_rate: float | None = option("peak learning rate; chosen by the data's size if not given", None)
     lr_scheduler_type: str = option("linear, cosine, constant, …", "linear", metavar="NAME")
-    warmup_steps: float = option("updates until the peak; below 1: share of all updates", 0.0)
+    warmup_steps: float | None = option(
+        "updates until the peak; below 1: share of all updates; 0 if not given, 0.05 for a chosen --learning_rate", None
+    )
     weight_decay: float = option("decay of the matrices", 0.0)
-    bf16: bool = option("mixed precision; accelerate_config.yaml sets it where the device supports it", False)
+    bf16: bool | None = option(
+        "mixed precision in bfloat16; if not given: of accelerate launch, or where the device computes it fast", None
+    )
     fp16: bool = option("mixed precision in float16", False)
     eval_strategy: str = option("when to evaluate: no, steps or epoch", "epoch", metavar="WHEN")
     eval_steps: float | None = option("updates between evaluations, for steps; --logging_steps if not given", None)

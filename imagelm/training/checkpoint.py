@@ -72,6 +72,10 @@ class CheckpointWriter(TrainerCallback):
         """Sends checkpoints to the staging folder; reporters such as TensorBoard have their folders by now."""
         args.output_dir = str(self.staging)
 
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """There is no further step: the weights of the last one are checked when they are saved."""
+        self.confirm()
+
     def begin(self) -> None:
         """Prepares the checkpoint of the current step; every process must call it.
 

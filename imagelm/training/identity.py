@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -16,6 +17,7 @@ from imagelm.training.launch import Launch
 from imagelm.utils.errors import InputError
 
 LENGTHS = ("max_steps", "num_train_epochs")
+SHARES = ("gradient_accumulation_steps", "per_device_train_batch_size", "world_size")  # their product: rows per update
 # The fields of TrainingArguments that determine the weights; the others are about files, logs and intervals.
 DECISIVE_ARGUMENTS = (
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
@@ -50,7 +52,7 @@ def run_identity(launch: Launch, stats: dict, vocabulary: dict[str, int], config
     return json.loads(json.dumps(decisive, default=str))
 
 
-def check_same(what: str, earlier: dict, identity: dict, extend: bool) -> str | None:
+def check_same(what: str, earlier: dict, identity: dict, extend: bool, processes: bool = False) -> str | None:
     """Refuses to continue a run that another identity began.
 
     Args:
@@ -58,9 +60,10 @@ def check_same(what: str, earlier: dict, identity: dict, extend: bool) -> str | 
         earlier: The identity that began the run.
         identity: The identity of this run.
         extend: Whether the run may be longer, whatever its schedule.
+        processes: Whether the rows of an update may be shared in another way among processes.
 
     Returns:
-        A note if this run is a longer one; None if both are the same.
+        A note if this run is a longer one, or has other processes; None if both are the same.
 
     Raises:
         InputError: They differ in something that changes the weights.
@@ -70,17 +73,42 @@ def check_same(what: str, earlier: dict, identity: dict, extend: bool) -> str | 
         for name in sorted(earlier.keys() | identity.keys())
         if earlier.get(name) != identity.get(name) and not (name not in earlier and _is_default(name, identity))
     }
-    lengths: dict[str, tuple[Any, Any]] = {name: differing.pop(name) for name in LENGTHS if name in differing}
-    if not differing and not lengths:
+    lengths, shares = ({name: differing[name] for name in names if name in differing} for names in (LENGTHS, SHARES))
+    if not differing:
         return None
-    lines = [f"  {name}: {then} there, {now} now" for name, (then, now) in sorted((differing | lengths).items())]
-    remedy = "Choose another --output_dir, or add --overwrite to delete that run"
-    if not differing and all(0 < then < now for then, now in lengths.values()):
-        if extend or _has_constant_rate(identity):
-            changes = [f"{name} {then:g} is now {now:g}" for name, (then, now) in lengths.items()]
+    lines = [f"  {name}: {then} there, {now} now" for name, (then, now) in differing.items()]
+    remedies = ["Choose another --output_dir", "or add --overwrite to delete that run"]
+    if differing.keys() <= {*lengths, *shares}:
+        longer = not lengths or _may_be_longer(identity, lengths, extend, remedies)
+        shared = not shares or _may_be_shared(earlier, identity, processes, remedies)
+        if longer and shared:
+            changes = [f"{name} {then:g} is now {now:g}" for name, (then, now) in differing.items()]
             return f"the run continues: {' and '.join(changes)}"
-        remedy += ", or --extend_run to continue it on the learning rates of the longer schedule"
-    raise InputError("\n".join([f"{what} with other settings:", *lines, remedy]))
+    raise InputError("\n".join([f"{what} with other settings:", *lines, ", ".join(remedies)]))
+
+
+def is_longer(earlier: dict, identity: dict) -> bool:
+    """Whether a run that may continue an earlier one has more updates to do."""
+    return any(earlier.get(name) != identity[name] for name in LENGTHS)
+
+
+def _may_be_longer(identity: dict, lengths: dict[str, tuple[Any, Any]], extend: bool, remedies: list[str]) -> bool:
+    if not all(0 < then < now for then, now in lengths.values()):
+        return False
+    if not (extend or _has_constant_rate(identity)):
+        remedies.append("or --extend_run to continue it on the learning rates of the longer schedule")
+        return False
+    return True
+
+
+def _may_be_shared(earlier: dict, identity: dict, processes: bool, remedies: list[str]) -> bool:
+    """The order of the rows depends on the rows per update only, not on who computes them."""
+    then, now = (math.prod(record.get(name) or 1 for name in SHARES) for record in (earlier, identity))
+    if then != now:
+        remedies.append(f"or set batch size x accumulation steps x processes to {then}, which is {now} now")
+    elif not processes:
+        remedies.append("or --change_processes to continue it: with the same rows, but other random numbers of dropout")
+    return then == now and processes
 
 
 def _is_default(name: str, identity: dict[str, Any]) -> bool:

@@ -31,8 +31,8 @@ from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import DataArguments, RunArguments
 from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import check_folder_name
-from imagelm.utils.command_line import given_words, invocation
-from imagelm.utils.device import MIXED_PRECISION_VARIABLE, set_num_threads
+from imagelm.utils.command_line import MAX_SEED, given_words, invocation
+from imagelm.utils.device import MIXED_PRECISION_VARIABLE, has_fast_bfloat16, set_num_threads, training_device
 from imagelm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,11 @@ UNWANTED_ARGUMENTS = {
     "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has only labels"),
 }
 
+AT_LEAST_ONE = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "eval_accumulation_steps"),
+)
+
 
 class OneDeviceArguments(TrainingArguments):
     """Transformers' arguments for processes with at most one GPU each.
@@ -72,7 +77,9 @@ class Launch:
     Attributes:
         command: What starts the same run again, for the run's record.
         notes: The decisions, one line each, for the log.
+        chosen: Values of options that weren't given, by name (`imagelm.training.defaults`), for log and record.
         computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
+        estimate: Seconds and bytes that training takes (`imagelm.training.rehearsal`); empty for a short run.
     """
 
     data: DataArguments
@@ -82,7 +89,9 @@ class Launch:
     num_threads: int
     command: str
     notes: list[str]
+    chosen: dict[str, float] = field(default_factory=dict)
     computing: dict[str, object] = field(default_factory=dict)
+    estimate: dict[str, float] = field(default_factory=dict)
 
     @property
     def output(self) -> Path:
@@ -94,12 +103,34 @@ class Launch:
             return self.run.attention
         return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
 
+    def num_updates(self, num_rows: int) -> int:
+        """Number of updates of the whole run."""
+        args = self.args
+        batches = math.ceil(num_rows / args.world_size / args.per_device_train_batch_size)
+        per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+
     def num_training_tokens(self, num_rows: int, mean_length: float) -> float:
         """Number of tokens that a process reads in training."""
         if self.args.max_steps > 0:
             steps = self.args.max_steps * self.args.gradient_accumulation_steps
             return steps * self.args.per_device_train_batch_size * mean_length
         return self.args.num_train_epochs * num_rows * mean_length / self.args.world_size
+
+    def flops(self, num_parameters: int, stats: dict[str, Any]) -> float:
+        """Floating-point operations of a process for the products of training, without those of attention."""
+        return 6.0 * num_parameters * self.num_training_tokens(stats["num_rows"]["train"], stats["lengths"]["mean"])
+
+
+def choose_precision(values: dict[str, Any]) -> None:
+    """Decides about bfloat16 if neither an option nor a launcher does: it is used where the device computes it fast."""
+    if values["bf16"] is not None:
+        return
+    decided = values["fp16"] or MIXED_PRECISION_VARIABLE in os.environ
+    device = training_device(values["use_cpu"])
+    values["bf16"] = not decided and has_fast_bfloat16(device)
+    # Without it transformers asks for a GPU.
+    values["use_cpu"] = values["use_cpu"] or (values["bf16"] and device.type == "cpu")
 
 
 def resolve_launch(
@@ -119,6 +150,8 @@ def resolve_launch(
     """
     notes += _check_launch(args)
     _check_training_arguments(args)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # a language model uses all in each step; looking costs time
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
     command = command or _own_command(args.world_size)
@@ -139,11 +172,15 @@ def _own_command(num_processes: int) -> str:
 def _check_launch(args: TrainingArguments) -> list[str]:
     """Refuses launches that would train something other than requested; returns notes for the log."""
     asked = int(os.environ.get("WORLD_SIZE", 1))
+    remedy = "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
     if asked != args.world_size:
         raise InputError(
             f"the launcher started {asked} processes, but each one trains alone (no GPU for a multi-GPU launch?); "
-            "on a CPU start them with ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+            f"{remedy}"
         )
+    # accelerate launch sets the port for several processes, but without --multi_gpu it starts only one.
+    if MIXED_PRECISION_VARIABLE in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise InputError(f"accelerate launch was asked for several processes, but started one; {remedy}")
     num_gpus = torch.cuda.device_count() if args.device.type == "cuda" else 0
     if args.world_size > 1 or num_gpus <= 1:
         return []
@@ -165,9 +202,15 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"--{name} {value}: give a finite number")
-    for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, option) < 1:
-            raise InputError(f"--{option} {getattr(args, option)}: give 1 or more")
+    for option in AT_LEAST_ONE:
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise InputError(f"--{option} {value}: give 1 or more")
+    for option in ("learning_rate", "weight_decay", "max_grad_norm"):
+        if getattr(args, option) < 0:
+            raise InputError(f"--{option} {getattr(args, option)}: give 0 or more")
+    for option in ("seed", "data_seed"):
+        if not 0 <= (getattr(args, option) or 0) <= MAX_SEED:
+            raise InputError(f"--{option} {getattr(args, option)}: give 0 to {MAX_SEED}")
     for option in ("eval_steps", "save_steps", "logging_steps"):
         if (getattr(args, option) or 1) <= 0:
             raise InputError(f"--{option} {getattr(args, option)}: give a positive number")
@@ -204,5 +247,11 @@ def load_inputs(launch: Launch) -> TrainingInputs:
     seed = args.seed if args.data_seed is None else args.data_seed
     train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
     processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
+    num_rows, batch = len(dataset["train"]), args.per_device_train_batch_size
+    if args.dataloader_drop_last and num_rows < batch * args.world_size:
+        raise InputError(
+            f"--dataloader_drop_last: {num_rows} training rows don't fill one batch of {batch} in each process; "
+            "remove it, or lower --per_device_train_batch_size"
+        )
     logger.info("data: %d training and %d test rows, no image in both", len(dataset["train"]), len(dataset["test"]))
     return TrainingInputs(dataset, train, stats, tokenizer, grammar, processor)

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from imagelm.training.checkpoint import CHECKPOINT_PATTERN, checkpoint_identity, checkpoints, copy_intact_files
-from imagelm.training.identity import check_same
+from imagelm.training.identity import check_same, is_longer
 from imagelm.training.launch import Launch
 from imagelm.training.manifest import CheckpointReport, inspect_checkpoint
 from imagelm.training.run_record import read_record
@@ -66,12 +66,17 @@ class ResumePlan:
 
 
 def plan_resume(
-    args: TrainingArguments, identity: dict, overwrite: bool, allow_partial: bool = False, extend: bool = False
+    args: TrainingArguments,
+    identity: dict,
+    overwrite: bool,
+    allow_partial: bool = False,
+    extend: bool = False,
+    processes: bool = False,
 ) -> ResumePlan:
     """Decides what happens to the contents of the output folder; call it on the main process only.
 
     `overwrite` deletes an earlier run; `allow_partial` resumes from a checkpoint that lacks a part of its state;
-    `extend` continues a run that was shorter on the schedule of the new length.
+    `extend` continues a run that was shorter on the schedule of the new length, `processes` one of other processes.
 
     Raises:
         InputError: The folder holds other files, another run, or no checkpoint that can be resumed.
@@ -95,7 +100,7 @@ def plan_resume(
     if not checkpoints(output) and not models:
         delete_run(output)
         return ResumePlan(notes=[f"the earlier run in {output} saved nothing, and is replaced"])
-    notes, longer = _check_same_run(output, identity, extend)
+    notes, longer = _check_same_run(output, identity, extend, processes)
     if named and named.resolve().parent != output.resolve():
         raise InputError(f"--resume_from_checkpoint {named} isn't a checkpoint in --output_dir {output}")
     if (output / FINAL_FOLDER).is_dir() and not (restart or named or longer):
@@ -103,7 +108,7 @@ def plan_resume(
         if not lacking and (output / REPORT_FOLDER).is_dir():
             return ResumePlan(finished=True, notes=notes)
         notes += lacking
-    if not restart and (plan := _resume(output, identity, named, allow_partial, extend, notes)):
+    if not restart and (plan := _resume(output, identity, named, allow_partial, (extend, processes), notes)):
         return plan
     if (output / FINAL_FOLDER).is_dir() or checkpoints(output):
         why = "a new start was requested" if restart else "none of its checkpoints is complete"
@@ -128,7 +133,8 @@ def plan_resume_together(launch: Launch, identity: dict) -> Iterator[ResumePlan]
         if args.process_index == 0:
             try:
                 lock.enter_context(lock_output(launch.output))
-                plan = plan_resume(args, identity, options.overwrite, options.allow_partial_resume, options.extend_run)
+                changes = options.extend_run, options.change_processes
+                plan = plan_resume(args, identity, options.overwrite, options.allow_partial_resume, *changes)
                 decision = [plan, None]
             except InputError as error:
                 decision = [None, InputError(str(error))]
@@ -171,7 +177,7 @@ def _why_unfinished(folder: Path) -> str | None:
 
 
 def _resume(
-    output: Path, identity: dict, named: Path | None, allow_partial: bool, extend: bool, notes: list[str]
+    output: Path, identity: dict, named: Path | None, allow_partial: bool, changes: tuple[bool, bool], notes: list[str]
 ) -> ResumePlan | None:
     """Resumes from the newest whole checkpoint, or from the named one; None if there is none to resume from.
 
@@ -202,16 +208,16 @@ def _resume(
     if missing:
         notes.append(f"{checkpoint} is resumed without its {', '.join(missing)}")
     if (recorded := checkpoint_identity(checkpoint)) is not None:
-        check_same(f"{checkpoint} belongs to a run", recorded, identity, extend)
+        check_same(f"{checkpoint} belongs to a run", recorded, identity, *changes)
     return ResumePlan(str(copy_intact_files(checkpoint, missing) if missing else checkpoint), missing, notes=notes)
 
 
-def _check_same_run(output: Path, identity: dict, extend: bool) -> tuple[list[str], bool]:
+def _check_same_run(output: Path, identity: dict, *changes: bool) -> tuple[list[str], bool]:
     """Refuses the folder of another run; returns notes for the log, and whether this run is a longer one."""
     earlier = read_record(output).get("identity")
     if isinstance(earlier, dict):
-        note = check_same(f"--output_dir {output} holds a run", earlier, identity, extend)
-        return ([note], True) if note else ([], False)
+        note = check_same(f"--output_dir {output} holds a run", earlier, identity, *changes)
+        return ([note] if note else []), is_longer(earlier, identity)
     # Each checkpoint has its own record, which is compared before it is resumed.
     if not checkpoints(output):
         raise InputError(

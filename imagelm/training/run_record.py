@@ -43,8 +43,9 @@ class RunRecord(TrainerCallback):
         is_new: Whether the run has no earlier launch.
 
     Attributes:
-        content: What `run.json` holds: identity, base model on the Hub, command, config, seeds, data, versions, git
-            commit, hardware, launches, durations in seconds, loss spikes; once the training is done, how long it was.
+        content: What `run.json` holds: identity, base model on the Hub, command, config, values chosen by the data's
+            size, seeds, data, versions, git commit, hardware, estimate, launches, durations in seconds, loss spikes;
+            once the training is done, how long it was.
         spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
@@ -69,6 +70,7 @@ class RunRecord(TrainerCallback):
                 **args.to_dict(),  # tokens are masked by to_dict
                 **{"imagelm": asdict(launch.run), "model": asdict(launch.model), "data": asdict(launch.data)},
             },
+            "chosen_by_size": launch.chosen,
             "seeds": {
                 "split": stats["options"]["seed"],
                 "model": args.seed,
@@ -82,6 +84,7 @@ class RunRecord(TrainerCallback):
             **_git(),
             "hardware": hardware(args.device, identity["world_size"], launch.num_threads),
             "computing": launch.computing,
+            "estimate": launch.estimate,
             "launches": [*earlier_launches(earlier), self.entry],
         }
         self.earlier_spikes = earlier.get("loss_spikes", [])

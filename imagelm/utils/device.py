@@ -62,13 +62,18 @@ def resolve_mixed_precision(use_cpu: bool) -> str | None:
     """
     if os.environ.get(MIXED_PRECISION_VARIABLE) != "bf16":
         return None
-    on_gpu = torch.cuda.is_available() and not use_cpu and os.environ.get("ACCELERATE_USE_CPU", "false") != "true"
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = training_device(use_cpu)
     if has_fast_bfloat16(device):
         return None
-    os.environ[MIXED_PRECISION_VARIABLE] = "fp16" if on_gpu else "no"
-    name, dtype = device.type.upper(), "fp16" if on_gpu else "fp32"
-    return f"this {name} has no bfloat16 instructions: computing in {dtype} instead"
+    dtype = "fp16" if device.type == "cuda" else "fp32"
+    os.environ[MIXED_PRECISION_VARIABLE] = "fp16" if device.type == "cuda" else "no"
+    return f"this {device.type.upper()} has no bfloat16 instructions: computing in {dtype} instead"
+
+
+def training_device(use_cpu: bool) -> torch.device:
+    """Where a run without further options trains: on a GPU, if there is one."""
+    on_cpu = use_cpu or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    return torch.device("cpu" if on_cpu or not torch.cuda.is_available() else "cuda")
 
 
 def set_num_threads(num_threads: int) -> int:

@@ -138,6 +138,20 @@ def test_a_longer_run_goes_on_with_a_constant_rate_or_where_it_is_asked_for(unin
         check_same("run", changed(output, **settings), changed(output, **settings, max_steps=160), extend=False)
 
 
+def test_other_processes_continue_a_run_with_the_same_rows_per_update_where_it_is_asked_for(cut):
+    batch = changed(cut)["per_device_train_batch_size"]
+    halves = changed(cut, world_size=2, per_device_train_batch_size=batch // 2)
+    with pytest.raises(InputError, match=r"(?s)world_size: 1 there, 2 now.*--change_processes"):
+        plan_of(cut, halves)
+    plan = plan_of(cut, halves, processes=True)
+    assert plan.checkpoint and not plan.finished and "world_size 1 is now 2" in plan.notes[0]
+    with pytest.raises(InputError, match=f"accumulation steps x processes to {batch}, which is {2 * batch} now"):
+        plan_of(cut, changed(cut, world_size=2), processes=True)
+    with pytest.raises(InputError, match="with other settings") as error:
+        plan_of(cut, halves | {"seed": 1}, processes=True)
+    assert "processes" not in str(error.value)
+
+
 def test_a_setting_that_only_a_newer_library_knows_is_no_difference_at_its_default(cut):
     name = "model.scale_attn_by_inverse_layer_idx"
     now = changed(cut)

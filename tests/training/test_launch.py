@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from transformers import TrainingArguments
 
+import imagelm.training.launch as launch_module
 from imagelm.commands.train import parse_launch, run
+from imagelm.training.defaults import sized_defaults
 from imagelm.training.launch import OneDeviceArguments
 from imagelm.utils.errors import InputError
+from tests.conftest import TINY, run_anew, train
 from tests.damage import edit_column, with_token
 
 
@@ -26,3 +30,124 @@ def test_changed_rows_are_refused_before_anything_is_written(prepared, tmp_path)
     with pytest.raises(InputError, match="train: row 4: token 3 has id 999"):
         run(parse_launch(words))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--report_to", "comet_ml"], "--report_to comet_ml: CometCallback requires"),
+        (["--optim", "adamw_bnb_8bit"], "--optim adamw_bnb_8bit: You need to install `bitsandbytes`"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_type cosine_with_min_lr: One of min_lr"),
+        (["--lr_scheduler_kwargs", '{"power": 2}'], "an unexpected keyword argument 'power'"),
+        (["--fsdp", "full_shard"], "--fsdp True .* only works in distributed training"),
+        (["--deepspeed", "nowhere.json"], "training arguments: "),
+        (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "73"], "72 training rows don't fill one"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: give 0 or more"),
+        (["--data_seed", "-1"], "--data_seed -1: give 0 to 4294967295"),
+    ],
+)
+def test_options_that_can_t_work_are_refused_before_an_earlier_run_is_touched(prepared, tmp_path, words, found):
+    out = tmp_path / "out"
+    (out / "best_model").mkdir(parents=True)
+    (out / "run.json").write_text("{}")
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    common = ["--dataset_dir", str(prepared), "--output_dir", str(out), "--overwrite", *TINY]
+    with pytest.raises(InputError, match=found):
+        run(parse_launch([*common, *words]))
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+
+
+def test_what_is_not_given_is_chosen_by_the_size_of_the_data_and_recorded(prepared, tmp_path):
+    """72 rows: the smallest batch; 1,500 updates would be 167 epochs, more than the most."""
+    words = ["--dataset_dir", str(prepared), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    launch = parse_launch(words)
+    found = (launch.args.per_device_train_batch_size, launch.args.num_train_epochs, launch.args.warmup_steps)
+    assert found == (8, 30, 0.05)
+    assert launch.args.learning_rate == launch.chosen["learning_rate"] == 4e-4  # 1e-3 times the root of 8 / 64
+    given = ["--learning_rate", "2e-3", "--num_train_epochs", "2", "--per_device_train_batch_size", "3"]
+    launch = parse_launch([*words, *given])
+    args = launch.args
+    assert (args.learning_rate, args.num_train_epochs, args.per_device_train_batch_size) == (2e-3, 2, 3)
+    assert args.warmup_steps == 0 and launch.chosen == {"warmup_steps": 0}
+    tuned = parse_launch([*words, "--model_name_or_path", "x"]).args.learning_rate
+    assert tuned == pytest.approx(4e-5)
+
+
+def test_more_rows_are_read_less_often_in_larger_batches_at_no_lower_rate():
+    sizes = [sized_defaults(rows, muon=False, fine_tuning=False) for rows in (10, 1000, 10_000, 60_000, 10**6)]
+    batches, epochs, rates = (
+        [values[name] for values in sizes]
+        for name in ("per_device_train_batch_size", "num_train_epochs", "learning_rate")
+    )
+    assert batches == sorted(batches) and epochs == sorted(epochs, reverse=True) and rates == sorted(rates)
+    assert (batches[0], batches[-1], epochs[0], epochs[-1], rates[-1]) == (8, 128, 30, 3, 1e-3)
+    assert sized_defaults(60_000, False, False, num_processes=4)["per_device_train_batch_size"] * 4 == batches[3]
+
+
+def test_bfloat16_is_used_without_a_launcher_where_the_device_computes_it_fast(prepared, tmp_path, monkeypatch):
+    words = ["--dataset_dir", str(prepared), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    for fast in (True, False):
+        monkeypatch.setattr(launch_module, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        assert parse_launch(words).args.bf16 is fast
+        assert parse_launch([*words, "--bf16", "false"]).args.bf16 is False
+        assert parse_launch([*words, "--fp16", "true"]).args.bf16 is False
+    monkeypatch.setattr(launch_module, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # of a launcher, which decides
+    assert parse_launch(words).args.bf16 is False
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_refused(prepared, tmp_path, monkeypatch):
+    """What `accelerate launch --cpu --num_processes 2` sets."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(InputError, match=r"asked for several processes, but started one; .* --multi_gpu --num_proc"):
+        parse_launch(["--dataset_dir", str(prepared), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["tensorboard", "trackio", "wandb"])
+def test_a_tracker_writes_one_run_into_the_run_s_folder(prepared, tmp_path, tracker):
+    pytest.importorskip(tracker)
+    words = ("--max_steps", 4, "--logging_steps", 1, "--report_to", tracker)
+    done = train(prepared, tmp_path / "mine", *words)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "mine/tracking"
+    one_run = {"tensorboard": "tensorboard/events.*", "trackio": "trackio/imagelm.db", "wandb": "wandb/offline-run-*"}
+    assert len(list(folder.glob(one_run[tracker]))) == 1
+    assert f"tracked by {tracker}, in {tmp_path}/mine/tracking" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_estimate_is_right_within_the_factors_that_the_guide_names(prepared, tmp_path):
+    """Memory: how much the process grew while two updates were tried. Time: what the training took."""
+    code = (
+        "import json, resource, sys\n"
+        "from imagelm.commands.train import make_model, parse_launch, run\n"
+        "from imagelm.training.launch import load_inputs\n"
+        "from imagelm.training.rehearsal import rehearse\n"
+        "def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def grown(words):\n"
+        "    launch = parse_launch(words); data = load_inputs(launch); model = make_model(launch, data)\n"
+        "    before = peak(); rehearse(launch, data, model); return peak() - before, launch.estimate['bytes']\n"
+        "words = sys.argv[1:]\n"
+        "small = ['--config_overrides', 'num_hidden_layers=1,hidden_size=64,num_attention_heads=1', '--optim', 'sgd']\n"
+        "grown([*words, *small])  # loads what is loaded at the first step\n"
+        "print(json.dumps(grown(words)))\n"
+    )
+    words = ["--dataset_dir", prepared, "--use_cpu", "true", "--bf16", "false", "--num_threads", 1]
+    large = ["--output_dir", tmp_path / "a", "--per_device_train_batch_size", 72, "--num_train_epochs", 30]
+    done = run_anew("-c", code, *words, *large)
+    assert done.returncode == 0, done.stderr
+    grown, estimated = json.loads(done.stdout.splitlines()[-1])
+    assert grown / 2 < estimated < grown * 2
+    small = [
+        "--config_overrides",
+        "num_hidden_layers=3,hidden_size=128,num_attention_heads=4",
+        "--disable_tqdm",
+        "true",
+    ]
+    lengths = ["--num_train_epochs", "40", "--per_device_train_batch_size", "8", "--save_strategy", "no"]
+    run(parse_launch([*map(str, words), "--output_dir", str(tmp_path / "b"), *small, *lengths]))
+    record = json.loads((tmp_path / "b/run.json").read_text())
+    assert 1 / 3 < record["estimate"]["seconds"] / record["durations"]["train"] < 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_two_processes_train_and_measure_what_one_does(prepared, one_process, tm
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
     assert done.stdout.count("CLS-slot accuracy  ") == 1  # the main process alone speaks
+    assert "find_unused_parameters" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began_with_the_same_rows(prepared, tmp_path):
+    saving = ("--save_strategy", "steps", "--save_steps", 5)
+    whole = launch(prepared, tmp_path / "whole", 1, "--per_device_train_batch_size", 8, *saving)
+    assert whole.returncode == 0, whole.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("checkpoint-8", "final_model"):
+        shutil.rmtree(tmp_path / "cut" / name)
+    halves = (prepared, tmp_path / "cut", 2, "--per_device_train_batch_size", 4, *saving)
+    refused = launch(*halves)
+    assert refused.returncode != 0 and "--change_processes" in refused.stderr
+    done = launch(*halves, "--change_processes")
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {tmp_path}/cut/checkpoint-5" in done.stdout
+    expected = load_file(tmp_path / "whole/final_model/model.safetensors")
+    found = load_file(tmp_path / "cut/final_model/model.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_the_yaml_names_neither_devices_nor_processes_so_that_it_works_everywhere():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -165,6 +166,8 @@ def test_resuming_gives_bitwise_the_weights_of_an_uninterrupted_run(prepared, tm
     resumed = train(prepared, tmp_path / "cut", *options)
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming from {tmp_path}/cut/checkpoint-5" in resumed.stdout
+    assert "missing keys" not in resumed.stderr
+    assert re.search(r"^step \d+/14: training loss \d\.\d+, perplexity ", resumed.stdout, re.MULTILINE)
     expected = load_file(tmp_path / "whole/final_model/model.safetensors")
     found = load_file(tmp_path / "cut/final_model/model.safetensors")
     assert expected.keys() == found.keys()
@@ -244,6 +247,10 @@ def test_a_folder_with_weights_of_another_architecture_is_not_filled_up_at_rando
     save_file({f"_orig_mod.{name}": weight for name, weight in weights.items()}, tmp_path / "model/model.safetensors")
     with pytest.raises(RuntimeError, match="doesn't hold the weights"):
         load_model(tmp_path / "model")
+
+
+def test_no_more_checkpoints_remain_than_are_asked_for(trained):
+    assert len(list(trained.glob("checkpoint-*"))) == 2
 
 
 def test_best_model_is_the_best_evaluation_with_ties_broken_by_loss(trained):
