@@ -42,7 +42,8 @@ KNOWN_FILES = re.compile(
     r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model.*\.bin|(optimizer|scheduler|rng_state|scaler).*\.(pt|pth|bin)"
     r"|(model\.safetensors\.index|config|generation_config|tokenizer|tokenizer_config|special_tokens_map|vocab"
     r"|trainer_state|training_args|data_state|selection|eval_results|run|stats|log_history|processor_config"
-    r"|preprocessor_config|codec|codec_config)\.json|(codec|training_images)\.safetensors|\w+_imagelm\.py|merges\.txt"
+    r"|preprocessor_config|codec|codec_config|decision)\.json|decision_template\.jinja"
+    r"|(codec|training_images)\.safetensors|\w+_imagelm\.py|merges\.txt"
     r"|training_report\.md|(loss|perplexity|accuracy|learning_rate|confusion_matrix)\.png)"
 )
 OURS = re.compile("|".join([*OUR_FOLDERS, RUN_FILE, DIVERGED_FILE, CHECKPOINT_PATTERN.pattern]))

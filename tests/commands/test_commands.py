@@ -202,6 +202,7 @@ def test_a_finished_folder_is_whole(trained):
             *("config.json", "generation_config.json", "model.safetensors", "training_args.json", "selection.json"),
             *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "eval_results.json"),
             *("run.json", "stats.json", "log_history.json", "training_images.safetensors", "complete.json"),
+            *("decision.json", "decision_template.jinja"),
         }
         assert json.loads((trained / name / "config.json").read_text())["use_cache"] is True
         results = json.loads((trained / name / "eval_results.json").read_text())
