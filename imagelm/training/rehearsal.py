@@ -34,15 +34,8 @@ NUM_UPDATES = 2  # the first one also warms up caches and makes the optimizer's 
 SHORT_FLOPS = 1e11  # takes seconds everywhere
 # Options that can't keep a run from starting, beside the common ones; the rest is named if it fails to start.
 HARMLESS = {entry.name for entry in dataclasses.fields(CommonTrainingArguments)} - {"lr_scheduler_type"}
-HARMLESS |= {
-    "use_cpu",
-    "do_eval",
-    "disable_tqdm",
-    "greater_is_better",
-    "logging_nan_inf_filter",
-    "dataloader_pin_memory",
-    "ddp_find_unused_parameters",
-}
+HARMLESS |= {"use_cpu", "do_eval", "disable_tqdm", "greater_is_better", "logging_nan_inf_filter", "project", "run_name"}
+HARMLESS |= {"dataloader_pin_memory", "ddp_find_unused_parameters"}
 
 
 @contextmanager

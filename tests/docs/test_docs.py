@@ -217,7 +217,7 @@ def known_options() -> set[str]:
     theirs = {f"--{entry.name}" for entry in fields(TrainingArguments)}
     benchmarks = "".join(file.read_text() for file in ROOT.glob("benchmarks/*.py"))
     measured = set(re.findall(r'"(--[a-z_]+)"', benchmarks))
-    launcher = {"--multi_gpu", "--num_processes", "--mixed_precision", "--config_file"}
+    launcher = {"--cpu", "--multi_gpu", "--num_processes", "--mixed_precision", "--config_file"}
     return own | theirs | measured | launcher | {"--help", "--help_all", "--config", "--no-deps"}
 
 

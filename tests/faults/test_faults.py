@@ -149,7 +149,7 @@ def test_other_processes_continue_a_run_with_the_same_rows_per_update_where_it_i
         plan_of(cut, changed(cut, world_size=2), processes=True)
     with pytest.raises(InputError, match="with other settings") as error:
         plan_of(cut, halves | {"seed": 1}, processes=True)
-    assert "processes" not in str(error.value)
+    assert "--change_processes" not in str(error.value)
 
 
 def test_a_setting_that_only_a_newer_library_knows_is_no_difference_at_its_default(cut):

@@ -55,7 +55,7 @@ try:  # the folder isn't locked any more, neither after a run nor after one that
     imagelm.train("data", "out", **options, learning_rate=1e-4)
     raise AssertionError("another run was trained into the folder")
 except imagelm.InputError as error:
-    assert "holds a run with other settings:\\n  learning_rate: 5e-05 there, 0.0001 now" in str(error)
+    assert "holds a run with other settings:\\n  learning_rate: 0.0004 there, 0.0001 now" in str(error)
 assert imagelm.train("data", "out", **options) == figures
 model = imagelm.load("out/best_model")
 assert isinstance(model, imagelm.LoadedModel)
