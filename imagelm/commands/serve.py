@@ -32,10 +32,13 @@ def main() -> None:
     from imagelm.inference.loading import load_for_inference
     from imagelm.serving.app import make_app
     from imagelm.serving.server import bind, log_json_lines, serve
+    from imagelm.utils.quiet import quiet_transformers
 
     log_json_lines()
     listener = bind(options)  # before the model is loaded, which takes longer
-    serve(make_app(load_for_inference(model), options, model.batch_size, api_key), options, listener)
+    app = make_app(load_for_inference(model), options, model.batch_size, api_key)
+    with quiet_transformers(errors_only=True):  # once, not at each batch
+        serve(app, options, listener)
 
 
 if __name__ == "__main__":

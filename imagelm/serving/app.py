@@ -121,7 +121,7 @@ class Gate:
     async def _parsed(self, body: bytes, request: Request, endpoint: Endpoint, kind: str) -> Any:
         if kind == JSON:
             return await self._do(len(body) > SMALL_BODY, parse_json, body, endpoint)
-        return await parse_form(body, request, endpoint, self.options.max_rows)
+        return await parse_form(body, request, endpoint)
 
     async def _do(self, in_thread: bool, function: Callable, *arguments: Any) -> Any:
         if not in_thread:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from imagelm.serving.problems import PROBLEM_JSON
 from imagelm.serving.reading import FORM, IMAGE_FIELD, JSON
-from imagelm.serving.schemas import ENDPOINTS, Endpoint, Health, Problem
+from imagelm.serving.schemas import ENDPOINTS, MAX_INPUTS, Endpoint, Health, Problem
 
 VERSION = "1"  # of the paths under /v1
 REFUSALS = {
@@ -55,8 +55,13 @@ def _task(name: str, endpoint: Endpoint, schemas: dict[str, Any], needs_key: boo
     model = endpoint.request.__name__
     content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{model}"}}}
     if endpoint.reads:
-        options = {key: value for key, value in schemas[model]["properties"].items() if key != "inputs"}
-        files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+        options = {key: _in_form(value) for key, value in schemas[model]["properties"].items() if key != "inputs"}
+        files = {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 1,
+            "maxItems": MAX_INPUTS,
+        }
         form = {"type": "object", "properties": {IMAGE_FIELD: files, **options}, "required": [IMAGE_FIELD]}
         content[FORM] = {"schema": form | {"additionalProperties": False}}
     responses = {"200": _content(JSON, _answer_name(endpoint), "A record for each row, in the order of the request.")}
@@ -67,6 +72,14 @@ def _task(name: str, endpoint: Endpoint, schemas: dict[str, Any], needs_key: boo
         "responses": responses | _refusals(needs_key, *REFUSALS),
         **_security(needs_key),
     }
+
+
+def _in_form(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option in a form, where nothing stands for null: the field is left out."""
+    if "anyOf" not in schema:
+        return schema
+    (given,) = (one for one in schema["anyOf"] if one != {"type": "null"})
+    return {name: value for name, value in schema.items() if name not in ("anyOf", "default")} | given
 
 
 def _metrics(needs_key: bool) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from imagelm.serving.problems import Problem, invalid
-from imagelm.serving.schemas import Endpoint
+from imagelm.serving.schemas import MAX_INPUTS, Endpoint
 
 JSON, FORM = "application/json", "multipart/form-data"
 MAX_FIELDS = 50
@@ -70,14 +70,14 @@ def parse_json(body: bytes, endpoint: Endpoint) -> Any:
         raise invalid(error) from None
 
 
-async def parse_form(body: bytes, request: Request, endpoint: Endpoint, max_files: int) -> Any:
+async def parse_form(body: bytes, request: Request, endpoint: Endpoint) -> Any:
     """The request in a form: files named `image`, and options as fields; a Problem if it breaks the schema."""
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
 
     try:
-        parser = MultiPartParser(request.headers, stream(), max_files=max_files, max_fields=MAX_FIELDS)  # type: ignore[arg-type]
+        parser = MultiPartParser(request.headers, stream(), max_files=MAX_INPUTS, max_fields=MAX_FIELDS)  # type: ignore[arg-type]
         form = await parser.parse()
     except MultiPartException as error:
         raise Problem(400, f"the form can't be read: {error.message}") from None

@@ -12,17 +12,26 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model
 from typing_extensions import TypedDict
 
 from imagelm.inference.arguments import AnswerArguments, ClassArguments, GenerationArguments
-from imagelm.utils.command_line import options_of
+from imagelm.utils.command_line import MAX_SEED, options_of
 
 MAX_TOKEN = 64  # characters
 MAX_TOKENS, MAX_INPUTS = 1 << 16, 1024  # of any service; a service's own limits are lower
 FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 SAMPLES_OPTIONS = tuple(entry.name for entry in options_of(GenerationArguments) if entry.name != "keep_percent")
 DRAWING_OPTIONS = tuple(name for name in SAMPLES_OPTIONS if name not in ("num_return_sequences", "seed"))
+
+
+def _as_integer(value: Any) -> Any:
+    """5.0 is an integer in JSON Schema, but not for pydantic's strict mode."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integer(minimum: int | None = None, maximum: int | None = None) -> Any:
+    return Annotated[int, Field(ge=minimum, le=maximum), BeforeValidator(_as_integer)]
 
 
 def _decoded(text: str) -> str:
@@ -72,14 +81,14 @@ def _fields(cls: type, *names: str) -> dict[str, Any]:
             continue
         limits = entry.field.metadata
         kind: Any = Literal[entry.choices] if entry.choices else entry.type
+        if entry.type is int:
+            kind = _integer(limits.get("minimum"), limits.get("maximum"))
         flag = entry.flag.removeprefix("--")
         fields[entry.name] = (
             kind | None if entry.default is None else kind,
             Field(
                 entry.default,
                 alias=None if flag == entry.name else flag,
-                ge=limits.get("minimum"),
-                le=limits.get("maximum"),
                 description=re.sub(r"--(\w+)", r"`\1`", limits["help"]),
             ),
         )
@@ -89,13 +98,8 @@ def _fields(cls: type, *names: str) -> dict[str, Any]:
 # `seed` differs from the command's: without one, a request may share a batch, and each answer is another one.
 SEED: dict[str, Any] = {
     "seed": (
-        int | None,
-        Field(
-            None,
-            ge=0,
-            le=2**32 - 1,
-            description="computes the request alone, with the same result as `imagelm infer` with this seed",
-        ),
+        _integer(0, MAX_SEED) | None,
+        Field(None, description="computes the request alone, with the same result as `imagelm infer` with this seed"),
     )
 }
 PICTURES: dict[str, Any] = {

@@ -128,7 +128,7 @@ def test_other_content_types_forms_paths_and_methods_are_refused(client):
     assert "field 'inputs'" in problem(client.post("/v1/classify", files=files, data={"inputs": "[]"}), 400)
     assert "/top" in problem(client.post("/v1/classify", files=files, data={"top": "many"}), 400)
     many = [("image", (f"{i}.png", b"x")) for i in range(65)]
-    assert "Too many files" in problem(client.post("/v1/classify", files=many), 400)
+    assert "65 are given" in problem(client.post("/v1/classify", files=many), 422)
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x; charset=undefined"):
         problem(client.post("/v1/classify", content=b"--x\r\n", headers={"content-type": kind}), 400)
     problem(client.get("/v1/nothing"), 404)
