@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def table(found: dict) -> dict:
-    """Medians over the rounds, and how many times as much the batched service answers: the median of each round's ratio."""
+    """Medians over the rounds; the ratio of the answers is the median of the rounds' ratios."""
     lines: dict = {}
     for clients, services in found.items():
         lines[clients] = {
@@ -111,7 +111,12 @@ async def ask(port: int, request: bytes, num_clients: int, seconds: float) -> di
 
     await asyncio.gather(*(client() for _ in range(num_clients)))
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1e3
-    return {"answers_a_second": len(latencies) / seconds, "p50_ms": p50, "p99_ms": p99, "answers": float(len(latencies))}
+    return {
+        "answers_a_second": len(latencies) / seconds,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "answers": float(len(latencies)),
+    }
 
 
 def cpu_seconds(pid: int) -> float:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +87,8 @@ class Batcher:
             seconds = time.perf_counter() - started
             self.seconds_a_job += SMOOTHING * (seconds / len(jobs) - self.seconds_a_job)
             self.on_batch(jobs, seconds)
-            jobs[0].future.get_loop().call_soon_threadsafe(_deliver, jobs, results)
+            with suppress(RuntimeError):  # the event loop has ended, and its clients have gone
+                jobs[0].future.get_loop().call_soon_threadsafe(_deliver, jobs, results)
 
     def _take(self) -> list[Job]:
         """The oldest job and those that can share its batch; none if the batcher closes."""

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from imagelm.inference.arguments import ClassArguments, GenerationArguments
 from imagelm.inference.inputs import InputRows
 from imagelm.inference.tasks import classify, complete, generate
+from imagelm.serving.schemas import ENDPOINTS
 from imagelm.tokens.grammar import Row
 from tests.serving.common import clients, held, in_base64, png, row
 
@@ -23,6 +25,7 @@ BODIES = [[1, 2, 3, 4], [11, 12, 13, 29], [5, 5, 5, 5]]
 def post(client, task: str, **content: object) -> list[dict]:
     response = client.post(f"/v1/{task}", json=content)
     assert response.status_code == 200, response.text
+    TypeAdapter(ENDPOINTS[task].answer).validate_json(response.content, strict=True)  # as the description says
     return response.json()["results"]
 
 
