@@ -59,7 +59,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return nll.view(targets.shape)
 
 
-def _is_first_max(logits: Tensor, targets: Tensor) -> Tensor:
+def is_first_max(logits: Tensor, targets: Tensor) -> Tensor:
     """Whether `logits.argmax(-1)` is the target; bool, the shape of `targets`.
 
     The arg max costs ten times the maximum on a CPU, so it's taken only where the target reaches the maximum.
@@ -80,11 +80,11 @@ class RowReduction:
         self.label_of_id = torch.from_numpy(grammar.label_of_id)
         self.is_code = torch.from_numpy(grammar.is_code)
 
-    def __call__(self, logits: Tensor, labels: Tensor, nll: Tensor | None = None) -> Tensor:
+    def __call__(self, logits: Tensor, labels: Tensor, nll: Tensor | None = None, hits: Tensor | None = None) -> Tensor:
         """(rows, length, vocabulary) and (rows, length) → float32 (rows, len(COLUMNS)), exact up to 2²⁴ tokens a row.
 
         `nll` is what `token_nll` gave for the same rows, where the loss has computed it already; it may lack padding
-        that was added on the right since.
+        that was added on the right since. `hits` is what `is_first_max` gave for them.
         """
         if isinstance(logits, tuple):  # models that return more than logits put them first
             logits = logits[0]
@@ -105,7 +105,7 @@ class RowReduction:
         columns = (
             nll.sum(1),
             scored.sum(1),
-            (_is_first_max(logits, safe_targets) & scored).sum(1),
+            ((is_first_max(logits, safe_targets) if hits is None else hits) & scored).sum(1),
             (nll * in_image).sum(1),
             in_image.sum(1),
             nll[rows, slot],

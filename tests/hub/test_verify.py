@@ -138,20 +138,28 @@ def test_true_figures_of_a_strangers_model_hold(peer: Peer):
     assert result.holds and not result.findings
 
 
-def test_labels_shifted_twice_are_named(peer: Peer):
+def test_labels_shifted_twice_are_named_also_where_another_record_has_the_true_figure(peer: Peer, tmp_path: Path):
     logits, labels = peer.logits(peer.ids, peer.mask), peer.ids.masked_fill(peer.mask == 0, -100)
     figures = {
         "perplexity": perplexity(logits[:, :-2], labels[:, 2:]),
         "cls_accuracy": peer.accuracy(logits, peer.slots - 1),
     }
-    result = check(peer.home / "model", peer.home / "rows", reported=reported(**figures))
+    shutil.copytree(peer.home / "model", tmp_path / "model")
+    true = {"eval_perplexity": perplexity(logits[:, :-1], labels[:, 1:])}
+    (tmp_path / "model/eval_results.json").write_text(json.dumps(true))
+    result = check(tmp_path / "model", peer.home / "rows", reported=reported(**figures))
     assert len(result.findings) == 1 and result.findings[0].startswith("labels shifted twice")
     assert set(wrong(result)) == set(figures)
 
 
 @pytest.mark.parametrize(
     ("length", "masked"),
-    [(None, True), pytest.param(None, False, marks=SLOW), (NUM_POSITIONS, False), pytest.param(24, True, marks=SLOW)],
+    [
+        (None, True),
+        pytest.param(None, False, marks=SLOW),
+        pytest.param(24, False, marks=SLOW),
+        pytest.param(24, True, marks=SLOW),
+    ],
 )
 def test_scored_padding_is_named(peer: Peer, grammar: Grammar, length: int | None, masked: bool):
     width = length or peer.ids.shape[1]
@@ -308,8 +316,8 @@ CHANGED = {  # file, pattern, digit after the point → what is named
     ("README.md", r"\| 2 \| 6 \| ([\d.]+)", 3): ("card", "per_class_accuracy.2"),
     ("README.md", r"95 % interval ([\d.]+)", 3): ("card", "cls_accuracy_interval.0"),
     ("README.md", r"value: ([\d.]+)(?=\n\s+name: Next-token accuracy)", 3): ("card metadata", "next_token_accuracy"),
-    ("eval_results.json", r'"eval_cls_macro_f1": ([\d.]+)', 3): ("eval_results.json", "cls_macro_f1"),
-    ("eval_results.json", r'"eval_loss": ([\d.]+)', 4): ("eval_results.json", "loss"),
+    ("eval_results.json", r'(?m)^  "eval_cls_macro_f1": ([\d.]+)', 3): ("eval_results.json", "cls_macro_f1"),
+    ("eval_results.json", r'(?m)^  "eval_loss": ([\d.]+)', 4): ("eval_results.json", "loss"),
 }
 
 
@@ -356,7 +364,7 @@ def test_other_weights_and_other_test_rows_are_named(tampered: Path, grammar: Gr
             lambda home: [(home / "model" / name).unlink() for name in ("eval_results.json", "README.md")],
             "reports no figure",
         ),
-        (lambda home: next((home / "dataset/data").glob("test-*")).unlink(), "has no test split (it has train)"),
+        (lambda home: next((home / "dataset/data").glob("test-*")).unlink(), "has no test split (it has train"),
         (lambda home: shutil.rmtree(home / "dataset/data"), "holds no Parquet, Arrow or JSONL file"),
         (lambda home: (home / "model/model.safetensors").write_bytes(b"x"), "can't be loaded"),
     ],

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from imagelm.evaluation.baselines import baseline_figures, baseline_hits
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.hub.verification.reported import flat
-from imagelm.metrics import COLUMNS, IGNORE_INDEX, ComputeMetrics, RowReduction
+from imagelm.metrics import COLUMNS, IGNORE_INDEX, ComputeMetrics, RowReduction, is_first_max, token_nll
 from imagelm.tokens.grammar import Grammar, Role
 from imagelm.tokens.vocabulary import PAD
 from imagelm.utils.errors import DivergedError
@@ -86,10 +86,26 @@ def reduced_rows(
             logits = model(input_ids=ids.to(model.device), use_cache=False, **words).logits.float()
         if not logits.isfinite().all():
             raise DivergedError("the model's logits aren't finite, so it has no figures")
+        scores = {
+            shift: _token_scores(logits, ids.to(model.device), shift) for shift in {one.shift for one in scorings}
+        }
         for scoring, result in zip(scorings, results, strict=True):
             labels = _labels(scoring, ids, lengths, chosen, class_of)
-            result[chosen] = reduce(*_shifted(logits, labels.to(model.device), scoring.shift)).cpu().numpy()
+            shifted, labels = _shifted(logits, labels.to(model.device), scoring.shift)
+            nll, hits = scores[scoring.shift]
+            is_label = labels[:, 1:] != IGNORE_INDEX
+            result[chosen] = reduce(shifted, labels, nll.where(is_label, 0), hits).cpu().numpy()
     return results
+
+
+def _token_scores(logits: Tensor, ids: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """The likelihood of each token and whether it's the arg max, for all ways of scoring with this shift.
+
+    A class token that is put elsewhere has the likelihood of the token that was there.
+    """
+    logits, labels = _shifted(logits, ids, shift)
+    nll = token_nll(logits[:, :-1], labels[:, 1:])
+    return nll, is_first_max(logits[:, :-1], labels[:, 1:].clamp(min=0))
 
 
 def _labels(scoring: Scoring, ids: Tensor, lengths: np.ndarray, chosen: np.ndarray, class_of: Tensor) -> Tensor:

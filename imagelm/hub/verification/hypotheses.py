@@ -8,7 +8,7 @@ error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("cls_perplexity",),
     ("cls_accuracy", "cls_macro_f1", "cls_calibration_error"),
 )
+CLASSES = [COLUMN[name] for name in ("prediction", "reference", "confidence")]
+Together = tuple[str, tuple[str, ...]]  # the source of figures, and their group
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 MAX_LENGTH = 2_048  # of padded rows
 # Lengths that rows are usually cut or padded to.
@@ -84,8 +86,8 @@ def explain(
     all_reported: Sequence[Reported],
     subject: Subject,
     holds: Callable[[Reported, float], bool],
-) -> list[str]:
-    """A sentence for each error that explains wrong figures, and one for figures that no known error explains.
+) -> tuple[list[str], list[Reported]]:
+    """A sentence for each error that explains wrong figures, and the figures that no known error explains.
 
     Args:
         wrong: The reported figures that don't hold.
@@ -93,48 +95,42 @@ def explain(
         subject: What was measured.
         holds: Whether a reported figure is this number.
     """
-    groups = [group for group in GROUPS if any(figure.figure in group for figure in wrong)]
-    reported = {group: [figure for figure in all_reported if figure.figure in group] for group in groups}
-    left, sentences = list(groups), []
+    together: dict[Together, list[Reported]] = {}
+    for one, group in ((one, group) for one in all_reported for group in GROUPS if one.figure in group):
+        together.setdefault((one.source, group), []).append(one)
+    together = {key: figures for key, figures in together.items() if any(one in wrong for one in figures)}
+    sentences: list[str] = []
     for stage in (_rows_and_labels, _padding_and_cuts, _long_padding, _other_rows):
-        if not left:
+        if not together:
             break
-        found = [(candidate, _explained(candidate, left, reported, holds)) for candidate in stage(subject)]
-        while best := max(found, key=lambda pair: len(pair[1]), default=None):
-            explained = best[1]
-            if not explained:
-                break
-            same = [candidate for candidate, groups in found if set(explained) <= set(groups)]
-            sentences.append(_sentence(same, [figure for group in explained for figure in reported[group]]))
-            left = [group for group in left if group not in explained]
-            found = [(candidate, [group for group in groups if group in left]) for candidate, groups in found]
-    rest = [
-        figure.figure for figure in wrong if not any(figure.figure in group for group in groups if group not in left)
-    ]
-    if rest:
-        sentences.append(f"no known error reproduces {', '.join(dict.fromkeys(rest))}")
-    return sentences
+        found = [(candidate, _explained(candidate, subject, together, holds)) for candidate in stage(subject)]
+        while best := max((keys for _, keys in found), key=len, default=None):
+            same = [candidate for candidate, keys in found if set(best) <= set(keys)]
+            sentences.append(_sentence(same, [one for key in best for one in together.pop(key)]))
+            found = [(candidate, [key for key in keys if key in together]) for candidate, keys in found]
+    grouped = {figure for group in GROUPS for figure in group}
+    left = {one for figures in together.values() for one in figures}
+    return sentences, [one for one in wrong if one in left or one.figure not in grouped]
 
 
 def _explained(
     candidate: Candidate,
-    groups: Iterable[tuple[str, ...]],
-    reported: dict[tuple[str, ...], list[Reported]],
+    subject: Subject,
+    together: dict[Together, list[Reported]],
     holds: Callable[[Reported, float], bool],
-) -> list[tuple[str, ...]]:
-    """The groups whose reported figures are all those of the error."""
+) -> list[Together]:
+    """The figures that are all those of the error."""
     main, found = main_figures(candidate.columns), []
-    for group in groups:
-        figures = reported[group]
-        if candidate.only is not None and not set(group) & set(candidate.only):
+    for key, figures in together.items():
+        if candidate.only is not None and not set(key[1]) & set(candidate.only):
             continue
         if all(holds(one, main.get(one.figure, np.nan)) for one in figures if one.figure in main):
             others = [one for one in figures if one.figure not in main]
-            if others:
-                full = _all_figures(candidate.columns)
-                if not all(holds(one, full.get(one.figure, np.nan)) for one in others):
-                    continue
-            found.append(group)
+            if others and np.array_equal(candidate.columns[:, CLASSES], subject.columns[:, CLASSES]):
+                continue  # it changes no figure of the classes
+            full = _all_figures(candidate.columns) if others else {}
+            if all(holds(one, full.get(one.figure, np.nan)) for one in others):
+                found.append(key)
     return found
 
 

@@ -180,11 +180,11 @@ def _read_metric(metric: Any, dataset: Any, split: str, digits: int | None, reco
 def _table_figures(body: str) -> Iterator[Reported]:
     """The figures of the text and the tables that `model_card.md` writes."""
     source, classes = "card", None
-    if found := re.search(r"Measured on \*\*(\d+) held-out rows", body):
+    if found := re.search(r"Measured on \*\*(\d+) [\w-]+ rows", body):
         yield _written("samples", found[1], source)
     for line in body.splitlines():
         cells = [cell.strip().strip("*") for cell in line.strip().strip("|").split(" | ")]
-        if line == "| class | held-out rows | accuracy |":
+        if re.fullmatch(r"\| class \| [\w-]+ rows \| accuracy \|", line):
             classes = 0
         elif classes is not None and not line.startswith("|"):
             classes = None

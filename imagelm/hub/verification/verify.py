@@ -6,8 +6,9 @@ weights, other rows, or a known error of an evaluation that gives the reported n
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 
+import numpy as np
 from datasets import Dataset
 
 from imagelm.data.sources.names import split_kind
@@ -60,18 +61,13 @@ def verify(options: VerifyArguments) -> Verification:
     result = Verification(options.model, options.dataset, name, len(test))
     identities = [*weights_check(published, records), *fingerprint_check(data, published, records, result)]
     result.verdicts += identities
-    rows = id_arrays(test)
-    (columns,) = reduced_rows(published.model, published.grammar, rows, [Scoring()], options.batch_size)
     is_compared = any(_is_of_baseline(one.figure) for one in records.figures)
     train = next((table for split, table in splits.items() if split_kind(split) == "train" and split != name), None)
-    figures = true_figures(columns, published.grammar, train if is_compared else None, test)
+    rows, columns, figures = _measure(published, test, train if is_compared else None, options)
     others = {split: table for split, table in splits.items() if split != name}
     for split, table in others.items():
         if any(one.figure.startswith(f"{split}.") for one in records.figures):
-            (found,) = reduced_rows(
-                published.model, published.grammar, id_arrays(table), [Scoring()], options.batch_size
-            )
-            own = true_figures(found, published.grammar, None, table)
+            _, _, own = _measure(published, table, None, options)
             figures |= {f"{split}.{figure}": value for figure, value in own.items()}
     wrong = _compare(records, figures, result)
     elsewhere, repeated = equal_images(splits, name, published.folder, result)
@@ -81,7 +77,8 @@ def verify(options: VerifyArguments) -> Verification:
     if not all(verdict.holds for verdict in identities):
         result.findings += other_content(identities)
     elif wrong:
-        result.findings += explain(wrong, records.figures, subject, lambda one, value: _holds(one, value, len(test)))
+        sentences, left = explain(wrong, records.figures, subject, lambda one, value: _holds(one, value, len(test)))
+        result.findings += [*sentences, *_unexplained(left, result)]
     return result
 
 
@@ -111,9 +108,18 @@ def _check_lengths(test: Dataset, published: PublishedModel, options: VerifyArgu
         )
 
 
+def _measure(
+    published: PublishedModel, table: Dataset, train: Dataset | None, options: VerifyArguments
+) -> tuple[list[np.ndarray], np.ndarray, dict[str, float]]:
+    """The rows of a split, their reduced columns and their figures."""
+    rows = id_arrays(table)
+    (columns,) = reduced_rows(published.model, published.grammar, rows, [Scoring()], options.batch_size)
+    return rows, columns, true_figures(columns, published.grammar, train, table)
+
+
 def _compare(records: Records, figures: dict[str, float], result: Verification) -> list[Reported]:
-    """Adds a verdict for each reported figure; returns those that hold in no record."""
-    held, wrong, unknown = defaultdict(list), [], set()
+    """Adds a verdict for each reported figure; returns those that do not hold."""
+    wrong, unknown = [], set()
     for one in records.figures:
         if one.figure not in figures:
             unknown.add(one.figure)
@@ -124,9 +130,7 @@ def _compare(records: Records, figures: dict[str, float], result: Verification) 
         result.verdicts.append(
             Verdict(one.figure, one.source, number_text(one.value), number_text(value), f"±{tolerance:.1e}", holds)
         )
-        if holds:
-            held[one.figure].append(one.source)
-        else:
+        if not holds:
             wrong.append(one)
     for name in SHOWN:
         if not any(verdict.figure == name for verdict in result.verdicts):
@@ -134,14 +138,23 @@ def _compare(records: Records, figures: dict[str, float], result: Verification) 
     if baselines := sorted(name for name in unknown if _is_of_baseline(name) and "majority_accuracy" not in figures):
         result.notes.append(f"not checked without training rows: {', '.join(baselines)}")
     result.notes += [f"not checked: {text}" for text in records.others]
+    return wrong
+
+
+def _unexplained(wrong: list[Reported], result: Verification) -> Iterator[str]:
+    """Figures that no known error gives: what differs from other records, and the rest."""
+    rest = []
     for one in wrong:
-        if held[one.figure]:
-            where = " and ".join(dict.fromkeys(held[one.figure]))
-            result.findings.append(
+        held = [verdict.source for verdict in result.verdicts if verdict.figure == one.figure and verdict.holds]
+        if held:
+            yield (
                 f"{one.source} was changed or is of another model: {one.figure} is {number_text(one.value)} there, but "
-                f"right in {where}"
+                f"right in {' and '.join(dict.fromkeys(held))}"
             )
-    return [one for one in wrong if not held[one.figure]]
+        else:
+            rest.append(one.figure)
+    if rest:
+        yield f"no known error reproduces {', '.join(dict.fromkeys(rest))}"
 
 
 def _is_of_baseline(figure: str) -> bool:
