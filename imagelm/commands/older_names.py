@@ -44,14 +44,17 @@ TODAY = {
 }
 
 
-def remedy(name: str, known: Collection[str]) -> str:
-    """What to do about an option that doesn't exist: its name today, or the nearest one; "" if there is none."""
+def remedy(name: str, known: Collection[str], dashes: str = "") -> str:
+    """What to do about an option that doesn't exist, as a part of a sentence and its end: today's name or the nearest.
+
+    `dashes` stand before an option's name where the user wrote them.
+    """
     import difflib
 
     today = TODAY.get(name)
     if today == "" and "learning_rate" in known:
-        return "; today's transformers does without it: remove it"
+        return "; today's transformers does without it: remove it."
     if today and today.split()[0] in known:
-        return f"; today it is '--{today}'"
+        return f"; today it is '--{today}'."
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean '{dashes}{near[0]}'?" if near else "."

@@ -144,7 +144,7 @@ def expand_config(words: list[str], known: Collection[str], bare: Collection[str
         elif word.startswith("--") and word != "--":
             # --learning-rate is --learning_rate.
             name, equals, value = word[2:].partition("=")
-            _check_known(name.replace("-", "_"), {*known, "config", "help"}, "the command line")
+            _check_known(name.replace("-", "_"), {*known, "config", "help"}, None)
             rest.append(f"--{name.replace('-', '_')}{equals}{value}")
         else:
             rest.append(word)
@@ -207,9 +207,11 @@ def _entry_lines(entry: Option, width: int) -> list[str]:
     return [head, *(indent + line for line in text)]
 
 
-def _check_known(name: str, known: Collection[str], where: str) -> None:
+def _check_known(name: str, known: Collection[str], file: Path | None) -> None:
+    """Refuses an option of the command line, or a key of a file, that doesn't exist; says which one was meant."""
     if name not in known:
-        raise InputError(f"{where} has an unknown key {name!r}{remedy(name, known)}; --help lists the options")
+        what = f"{file} has an unknown key {name!r}" if file else f"there is no option '--{name}'"
+        raise InputError(f"{what}{remedy(name, known, dashes='' if file else '--')} --help lists the options")
 
 
 def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> list[str]:
@@ -228,7 +230,7 @@ def _words_of(config: Path, known: Collection[str], bare: Collection[str]) -> li
     if not isinstance(content, dict):
         raise InputError(f"--config {config} holds no mapping; expected lines such as learning_rate: 3e-4")
     for name in content:
-        _check_known(str(name), known, str(config))
+        _check_known(str(name), known, config)
     return option_words(content, bare)
 
 

@@ -82,7 +82,11 @@ def test_a_recipe_becomes_words_before_the_users_own(tmp_path):
     ("text", "words", "said"),
     [
         ("lerning_rate: 1", [], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        ("", ["--lerning-rate", "1"], "the command line has an unknown key 'lerning_rate'"),
+        (
+            "",
+            ["--lerning-rate", "1"],
+            "there is no option '--lerning_rate'; did you mean '--learning_rate'? --help lists the options",
+        ),
         ("- a", [], "holds no mapping"),
         ("a: [", [], "isn't YAML"),
     ],

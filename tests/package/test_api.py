@@ -75,5 +75,5 @@ def test_the_functions_prepare_train_load_and_preview_a_push(vocab_file: Path, t
 
 
 def test_an_unknown_option_is_an_input_error(tmp_path):
-    with pytest.raises(imagelm.InputError, match="unknown key 'learning_rat'; did you mean 'learning_rate'"):
+    with pytest.raises(imagelm.InputError, match="no option '--learning_rat'; did you mean '--learning_rate'"):
         imagelm.train("data", str(tmp_path), learning_rat=1)
