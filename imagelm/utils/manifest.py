@@ -49,6 +49,14 @@ def read_manifest(folder: Path) -> dict[str, dict] | None:
     return files if inside else None
 
 
+def is_changed(folder: Path, name: str, entry: dict) -> bool:
+    """Whether a file that the folder's manifest names isn't the one that was written; only newer ones are read."""
+    file, manifest = (folder / name).stat(), (folder / MANIFEST_FILE).stat()
+    if file.st_size != entry["bytes"]:
+        return True
+    return file.st_mtime_ns > manifest.st_mtime_ns and _sha256(folder / name) != entry["sha256"]
+
+
 def damaged_files(folder: Path, files: dict[str, dict]) -> Iterator[tuple[str, str]]:
     """Yields each file of a manifest that isn't as it was written, with the reason."""
     for name, expected in files.items():

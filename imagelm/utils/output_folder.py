@@ -24,12 +24,13 @@ from pathlib import Path
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.atomic_io import sync
 from imagelm.utils.errors import InputError
-from imagelm.utils.manifest import read_manifest, write_manifest
+from imagelm.utils.manifest import is_changed, read_manifest, write_manifest
 from imagelm.utils.text import list_first
 
 logger = logging.getLogger(__name__)
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
+TEXTS = (".md",)  # files for people, who may edit them: kept where they differ from what was written
 # The names that `atomic_folder` and `atomic_file` write to, and that a killed process may leave behind.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-([a-z0-9_]{8}|\d+|save|resume)")
 
@@ -149,9 +150,13 @@ def remove_folder(folder: Path, known: re.Pattern[str] | None = None) -> None:
         folder: The folder.
         known: Without a valid manifest, the names of the files to remove.
     """
-    written: Iterable[str] | None = read_manifest(folder)
-    if written is None:
+    manifest = read_manifest(folder)
+    written: Iterable[str] = manifest or ()
+    if manifest is None:
         written = [file.name for file in folder.iterdir() if known and known.fullmatch(file.name)]
+    else:
+        texts = [name for name in manifest if name.endswith(TEXTS) and _is_edited(folder, name, manifest[name])]
+        _say_kept(folder, [_set_aside(folder, name) for name in texts])
     for name in [*written, MANIFEST_FILE]:
         (folder / name).unlink(missing_ok=True)
     parents = {parent for name in written for parent in Path(name).parents}
@@ -282,9 +287,14 @@ def _exchange(staging: Path, path: Path) -> None:
 
 def _empty_into(old: Path, new: Path) -> None:
     """Deletes what this program wrote into `old`, and moves everything else to the same place in `new`."""
-    written = read_manifest(old)
-    if written is None:  # an earlier version wrote it: its files have the names of the new ones
-        written = read_manifest(new) or {}
+    manifest = read_manifest(old)
+    # Without one an earlier version wrote the folder: its files have the names of the new ones.
+    written = (read_manifest(new) or {}) if manifest is None else manifest
+    edited = [name for name, entry in (manifest or {}).items() if _is_edited(old, name, entry)]
+    texts = [name for name in edited if name.endswith(TEXTS)]
+    for name in edited:
+        if name not in texts:
+            logger.warning("%s was changed since it was written, and is replaced", new / name)
     folders = {parent.as_posix() for name in written for parent in Path(name).parents}
     kept: list[str] = []
 
@@ -293,18 +303,18 @@ def _empty_into(old: Path, new: Path) -> None:
             name = (Path(place) / entry.name).as_posix()
             if name in folders and entry.is_dir(follow_symlinks=False):
                 empty(name)
-            elif name in written:
+            elif name in written and name not in texts:
                 os.unlink(entry.path)
-            elif name != MANIFEST_FILE and _move(Path(entry.path), new / name):
-                kept.append(name)
+            elif name != MANIFEST_FILE:
+                target = _free_name(name, new, old) if name in texts else name
+                if _move(Path(entry.path), new / target):
+                    kept.append(target)
         if place:
             with suppress(OSError):  # it holds what couldn't be moved
                 os.rmdir(old / place)
 
     empty("")
-    if kept:
-        lines = [f"kept in {new}, because this program didn't write it:", *list_first(sorted(kept))]
-        logger.info("%s", "\n".join(lines))
+    _say_kept(new, kept)
     # Under a name that `remove_leftovers` doesn't know, should something have come meanwhile.
     rest = old.with_name(f"{new.name}.kept{old.suffix.removeprefix('.partial')}")
     os.rename(old, rest)
@@ -313,6 +323,29 @@ def _empty_into(old: Path, new: Path) -> None:
         rest.rmdir()
     except OSError:
         logger.warning("%s holds files that this program didn't write and couldn't move to %s", rest, new)
+
+
+def _is_edited(folder: Path, name: str, entry: dict) -> bool:
+    """Whether a file that this program wrote was changed since: it is the user's then."""
+    return (folder / name).is_file() and not (folder / name).is_symlink() and is_changed(folder, name, entry)
+
+
+def _free_name(name: str, *folders: Path) -> str:
+    """The name to keep an edited file under: `README.md.kept`, or with a number if one of the folders has it."""
+    names = (f"{name}.kept{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+    return next(name for name in names if not any(os.path.lexists(folder / name) for folder in folders))
+
+
+def _set_aside(folder: Path, name: str) -> str:
+    aside = _free_name(name, folder)
+    os.rename(folder / name, folder / aside)
+    return aside
+
+
+def _say_kept(folder: Path, kept: list[str]) -> None:
+    if kept:
+        lines = [f"kept in {folder}, because this program didn't write it:", *list_first(sorted(kept))]
+        logger.info("%s", "\n".join(lines))
 
 
 def _move(source: Path, target: Path) -> bool:

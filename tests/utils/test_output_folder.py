@@ -118,6 +118,40 @@ def test_the_users_file_with_the_name_of_a_new_one_is_kept_aside(tmp_path):
     assert kept.name.startswith("out.kept-") and (kept / "train").read_text().startswith("mine")
 
 
+def write_with_readme(path: Path, content: str) -> None:
+    with atomic_folder(path, partial(check_replaceable, marker=MARKER, overwrite=True)) as staging:
+        (staging / "train").mkdir()
+        for name in (MARKER, "README.md", "train/rows"):
+            (staging / name).write_text(content)
+
+
+def test_a_text_that_the_user_edited_is_kept_aside(tmp_path, exchange, caplog):
+    out = tmp_path / "out"
+    write_with_readme(out, "old")
+    caplog.set_level("INFO", "imagelm")
+    kept = {"README.md.kept": "own", "README.md.kept-2": "longer text of my own"}
+    for number, text in enumerate(kept.values()):  # of the same and of another size
+        (out / "README.md").write_text(text)
+        (out / "train/rows").write_text(text)
+        os.utime(out / "README.md", (time.time() + 5,) * 2)
+        os.utime(out / "train/rows", (time.time() + 5,) * 2)
+        write_with_readme(out, "new")
+        written = dict.fromkeys((MARKER, "README.md", "train/rows"), "new")
+        assert contents(out) == {**written, **dict([*kept.items()][: number + 1])}
+        assert f"kept in {out}, because this program didn't write it:\n  README.md.kept" in caplog.text
+        assert f"{out / 'train/rows'} was changed since it was written, and is replaced" in caplog.text
+    (out / "README.md").write_text("edited again")
+    remove_folder(out)
+    assert contents(out) == {**kept, "README.md.kept-3": "edited again"}
+
+
+def test_a_text_that_was_only_touched_is_replaced(tmp_path):
+    write_with_readme(tmp_path / "out", "old")
+    os.utime(tmp_path / "out/README.md", (time.time() + 5,) * 2)
+    write_with_readme(tmp_path / "out", "new")
+    assert set(contents(tmp_path / "out").values()) == {"new"}
+
+
 def test_a_folder_made_meanwhile_is_not_replaced(tmp_path, exchange):
     out = tmp_path / "out"
 
