@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class ImageTrainer(Trainer):
             if args.dataloader_persistent_workers:
                 raise InputError("--dataloader_persistent_workers: remove it; such workers don't see a new epoch")
             self.add_callback(EpochOfRows(train))
-        if not args.disable_tqdm:
+        if not args.disable_tqdm and sys.stderr.isatty():  # in a file a bar is torn by the lines of the log
             self.add_callback(QuietProgress())
 
     def _reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
