@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,15 @@ def check_model_files(name: str | Path) -> None:
     check_config(name)
     if _read(name, "adapter_config.json"):
         raise ValueError("adapter_config.json: an adapter needs another model; merge it into that model first")
+    shards: set[str] = set()
     for index in INDICES:
-        for file in (_read(name, index) or {"weight_map": {}})["weight_map"].values():
+        shards |= set((_read(name, index) or {"weight_map": {}})["weight_map"].values())
+        for file in shards:
             if Path(file).name != file or not file.endswith(WEIGHT_ENDINGS):
                 raise ValueError(f"{index}: {file!r} isn't a file of weights in the same folder")
     needed = check_size(AutoConfig.from_pretrained(name, trust_remote_code=False))
-    files = Path(name).iterdir() if Path(name).is_dir() else ()
-    held = sum(file.stat().st_size for file in files if file.suffix in WEIGHT_ENDINGS)
-    if needed > held and files:
+    held = sum(file.stat().st_size for file in _weight_files(name, shards))
+    if needed > held:
         raise ValueError(f"config.json describes {needed} weights, which the files of {held} bytes can't hold")
 
 
@@ -73,6 +74,17 @@ def _check_numbers(config: Any) -> None:
         most = min((most for part, most in MOST.items() if part in key), default=value)
         if type(value) is int and value > most:
             raise ValueError(f"{key} is {value}, expected at most {most}")
+
+
+def _weight_files(name: str | Path, shards: Iterable[str]) -> list[Path]:
+    """The files of weights in a folder; of a Hub id those that transformers loads, which are downloaded."""
+    if Path(name).is_dir():
+        return [file for file in Path(name).iterdir() if file.suffix in WEIGHT_ENDINGS]
+    for names in (sorted(shards), ["model.safetensors"], ["pytorch_model.bin"]):
+        found = [cached_file(str(name), file, _raise_exceptions_for_missing_entries=False) for file in names]
+        if any(found):
+            return [Path(file) for file in found if file]
+    return []
 
 
 def _read(name: str | Path, file: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from imagelm.inference.arguments import LoadArguments
@@ -32,7 +33,7 @@ def tokenizer(trained: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(trained / "best_model")
 
 
-def refusals(model: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def refusals(model: Path | str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What inference says about the folder, and what training on top of it says."""
     said = []
     arguments = ModelArguments(model_name_or_path=str(model))
@@ -109,6 +110,23 @@ def test_a_size_beyond_the_memory_is_refused_before_the_model_is_built(tokenizer
     for overrides in ("n_embd=10000000,n_head=1", "n_layer=1000000"):
         with pytest.raises(InputError, match=r"no gpt2 model can be built like this: .*(GiB|at most)"):
             build_model(ModelArguments(config_overrides=overrides), tokenizer, 9, None)
+
+
+def test_the_sizes_of_a_model_on_the_hub_are_checked_as_those_of_a_folder(
+    model: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    cache = tmp_path / "hub/models--someone--hostile"
+    (cache / "snapshots").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # as after a download
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"n_embd": 2000, "n_head": 1}))
+    model.rename(cache / "snapshots/abc")
+    name = "someone/hostile"
+    assert all("weights, which the files of" in text for text in refusals(name, tokenizer))
+    (cache / "snapshots/abc/config.json").write_text(json.dumps(config))
+    build_model(ModelArguments(model_name_or_path=name), tokenizer, 9, None)
 
 
 def test_the_check_counts_the_weights_and_leaves_random_numbers_alone(trained: Path):
