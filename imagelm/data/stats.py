@@ -123,6 +123,7 @@ def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None =
     text = template.render(
         row_form=ROW_FORM,
         stats=stats,
+        dropped=dropped_rows(stats),
         command=printable(stats["command"]),
         classes=classes,
         reconstruction=stats.get("codec", {}).get("reconstruction"),
@@ -130,6 +131,14 @@ def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None =
         model_id=model_id,
     )
     return printable(text, keep="\n")
+
+
+def dropped_rows(stats: dict) -> str:
+    """How many rows were dropped, each counted once: `5 duplicates (2 of them with another label), 3 bad rows`."""
+    conflicts = stats["label_conflicts"]["total"]
+    labelled = f" ({conflicts} of them with another label than the row that stays)" if conflicts else ""
+    duplicates = number_of(stats["duplicates_dropped"], "duplicate")
+    return f"{duplicates}{labelled}, {number_of(stats['bad_rows']['total'], 'bad row')}"
 
 
 def _codec_in_words(stats: dict) -> list[str]:
