@@ -3,8 +3,8 @@
     imagelm prepare --images photos/ --output_dir data/photos
     imagelm prepare --data_files rows.jsonl --vocab_file vocab.json --output_dir data/rows
 
-Images are a folder with a subfolder per class, a Parquet, Arrow or Hub dataset with `Image` and `ClassLabel` columns,
-or an NPZ file. A codebook is fitted on the training images and turns each image into tokens.
+Images are a folder with a subfolder per class, or another layout of docs/how_to/own_images.md: lists, archives, tables,
+arrays, downloads and datasets of the Hub. A codebook is fitted on the training images and turns each image into tokens.
 A row is a JSON object: {"tokens": "<IMG> <Z_012> … </IMG> <CLS> <CLS_7> <EOS>", "label": 7}; `tokens` may be a list.
 """
 

@@ -13,6 +13,7 @@ from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, op
 from imagelm.utils.errors import InputError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # of files that name images and their classes
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 # Metadata: the input that an option goes with, and whether an existing codec decides it.
 IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
@@ -27,7 +28,8 @@ class PrepareArguments(OptionGroup):
     """
 
     images: list[str] | None = option(
-        "folders (one subfolder per class), .parquet, .arrow or .npz files, or a dataset's id on the Hub",
+        "folders, files or patterns: one subfolder per class, images with a list, Parquet, Arrow, NPZ, NPY, zip, tar; "
+        "or a dataset's id on the Hub",
         None,
         group="Input and output",
         metavar="PATH",
@@ -73,9 +75,14 @@ class PrepareArguments(OptionGroup):
         **IMAGES,
     )
     label_column: str | None = option("column or NPZ array with the labels", None, metavar="NAME", **IMAGES)
+    split: str | None = option("use only this split of --images", None, metavar="NAME", **IMAGES)
+    config_name: str | None = option(
+        "configuration of a dataset on the Hub, or of a snapshot of one", None, metavar="NAME", **IMAGES
+    )
+    revision: str | None = option("branch, tag or commit of a dataset on the Hub", None, metavar="NAME", **IMAGES)
     image_root: str | None = option(
-        "folder for the relative paths in Parquet and Arrow files; no file outside it is read; without it "
-        "only where every row names a file in a subfolder of the table",
+        "folder for the relative paths in tables and lists (.csv, .tsv, .json, .jsonl); no file outside it is read; "
+        "without it only where every row names a file in a subfolder of the table",
         None,
         metavar="FOLDER",
         **IMAGES,
@@ -239,8 +246,8 @@ def check_image_root(folder: str | None, images: list[str]) -> None:
         return
     if not folder or not Path(folder).is_dir():
         raise InputError(f"--image_root {folder}: no such folder; name the folder that the paths start from")
-    if images and not any(map(is_table, images)):
-        raise InputError(f"--image_root {folder} has no effect, as no .parquet or .arrow file is named; remove it")
+    if images and not any(is_table(name) or Path(name).suffix.lower() in LIST_SUFFIXES for name in images):
+        raise InputError(f"--image_root {folder} has no effect, as no table and no list is named; remove it")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 
 from imagelm.data.integrity import changes
 from imagelm.data.rows import SPLITS
-from imagelm.data.sources.hf import load_saved_dataset
+from imagelm.data.sources.loading import load_saved_dataset
 from imagelm.tokens.grammar import BODY, Grammar
 from imagelm.tokens.tokenizer import load_grammar
 from imagelm.utils.artifacts import CODEC_FOLDER, STATS_FILE, TOKENIZER_FOLDER

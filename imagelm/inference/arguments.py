@@ -85,18 +85,27 @@ class InputArguments(OptionGroup):
     )
     dataset_dir: str | None = option("folder that imagelm prepare wrote", None, metavar="FOLDER", **READING)
     images: list[str] | None = option(
-        "image files, folders (one subfolder per class), Parquet, NPZ, Hub datasets; the model needs its codec",
+        "images, as imagelm prepare takes them, with or without labels; the model needs its codec",
         None,
         metavar="PATH",
         **READING,
     )
     split: str | None = option(
-        "split of --dataset_dir (test if not given) or of a dataset in --images", None, metavar="NAME", **READING
+        "split of --dataset_dir (test if not given) or of --images (train if not given)",
+        None,
+        metavar="NAME",
+        **READING,
+    )
+    config_name: str | None = option(
+        "configuration of a Hub dataset in --images, or of a snapshot of one", None, metavar="NAME", **READING
+    )
+    images_revision: str | None = option(
+        "branch, tag or commit of a Hub dataset in --images", None, metavar="NAME", **READING
     )
     image_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     label_column: str | None = option("column of a dataset in --images", None, metavar="NAME", **READING)
     image_root: str | None = option(
-        "folder for the relative paths in Parquet and Arrow files of --images; no file outside it is read; "
+        "folder for the relative paths in tables and lists of --images; no file outside it is read; "
         "without it only where every row names a file in a subfolder of the table",
         None,
         metavar="FOLDER",
@@ -110,7 +119,7 @@ class InputArguments(OptionGroup):
             raise InputError(f"{' and '.join(given)} are given; give one input at a time")
         if self.split and not (self.dataset_dir or self.images):
             raise InputError(f"--split {self.split} needs --dataset_dir or --images")
-        for name in ("image_column", "label_column", "image_root"):
+        for name in ("image_column", "label_column", "image_root", "config_name", "images_revision"):
             if getattr(self, name) and not self.images:
                 raise InputError(f"--{name} needs --images")
         check_image_root(self.image_root, self.images or [])

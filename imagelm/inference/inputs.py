@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from datasets.config import DATASETDICT_JSON_FILENAME
 from PIL import Image
 from tqdm import tqdm
 
@@ -219,9 +218,10 @@ def _check_same_codec(folder: str, loaded: LoadedModel) -> None:
 
 def _image_inputs(options: InputArguments, images: Sequence[str], loaded: LoadedModel) -> InputRows:
     codec = require_codec(loaded, "--images")
-    _check_split(options, images)
-    source = open_images(images, options.image_column, options.label_column, options.split, options.image_root)
-    inputs = InputRows([], source, list(source.notes))
+    columns = options.image_column, options.label_column
+    names = images, *columns, options.split, options.image_root, options.config_name, options.images_revision
+    source = open_images(*names)
+    inputs = InputRows([], source, [*source.notes, *source.columns])
     classes = [] if source.labels is None else _labels(source.class_names or [], loaded, inputs.notes)
     count, num_animated = min(len(source), options.num_rows or len(source)), 0
     problems, sizes, peaks = [], [], []
@@ -262,18 +262,6 @@ def encode_pixels(pixels: Sequence[np.ndarray], codec: Codec, loaded: LoadedMode
     except ValueError as error:  # such as a codec that needs more than pixels
         raise InputError(f"--images: {error}") from error
     return loaded.grammar.code_ids[entries].astype(loaded.grammar.id_dtype)
-
-
-def _check_split(options: InputArguments, images: Sequence[str]) -> None:
-    """Refuses `--split` for an input without splits; only folders of several splits and Hub datasets have them."""
-    if not options.split:
-        return
-    for name in images:
-        path = Path(name)
-        if path.exists() and not (path / DATASETDICT_JSON_FILENAME).is_file():
-            inner = path / options.split
-            remedy = f"give --images {inner}" if inner.is_dir() else "remove --split"
-            raise InputError(f"--split {options.split} has no effect on --images {name}, which has no splits; {remedy}")
 
 
 def _labels(class_names: Sequence[str], loaded: LoadedModel, notes: list[str]) -> list[int | None]:

@@ -25,6 +25,21 @@ assert load_dataset("alice/data", "other", revision="dev", split="train[:3]")["t
 assert list(load_dataset("alice/data", split="test", streaming=True)) == [{"tokens": "x"}]
 """
 
+PHOTOS = """
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from imagelm.data.sources.open import open_images
+photos = Dataset.from_dict({"image": [Image.new("L", (8, 8), i) for i in range(6)], "label": [0, 1] * 3})
+splits = {"train": photos, "validation": photos.select([4, 5])}
+DatasetDict(splits).push_to_hub("alice/photos", config_name="small", revision="dev")
+named = {"config_name": "small", "revision": "dev"}
+cases = {None: range(6), "val": (4, 5), "train[:3]": range(3), "train[5:]+validation": (5, 4, 5)}
+for split, expected in cases.items():
+    source = open_images(["alice/photos"], split=split, **named)
+    assert [image.getpixel((0, 0)) for image in source.load(0, len(source))] == list(expected), split
+    assert source.labels.tolist() == [i % 2 for i in expected]
+"""
+
 CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -57,7 +72,7 @@ assert torch.equal(own.layer.weight, torch.eye(3))
 
 
 def test_a_dataset_is_pushed_loaded_and_streamed(hub: LocalHub, tmp_path: Path):
-    done = hub.client(DATASET, home=tmp_path / "home")
+    done = hub.client(DATASET + PHOTOS, home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert hub.repo("alice/data", "dataset").meta["private"]
 

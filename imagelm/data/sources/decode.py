@@ -17,11 +17,16 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from imagelm.data.sources.kinds import NUM_FIRST_BYTES, kind_of_bytes, register_plugins
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
 NUM_FRAMES = "num_frames"  # in `info` of an image that has several
 DROPPED_BITS = "dropped_bits"  # in `info` of a colour image of which Pillow keeps 8 of 16 bits
+
+
+class UnlabelledError(InputError):
+    """No image of a source has a label, as in the test split of a competition."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,22 @@ class ImageSource(ABC):
             self.notes.append(printable(f"{self.origin}: {found[0]} is used, not {', '.join(found[1:])}; see {option}"))
         return found[0]
 
-    def _note_columns(self, images: str, labels: str) -> None:
-        self.columns.append(printable(f"{self.origin}: the images are in {images}, the labels in {labels}"))
+    def _note_columns(self, images: str, labels: str | None) -> None:
+        note = f"{self.origin}: the images are in {images}"
+        self.columns.append(printable(f"{note}, the labels in {labels}" if labels else note))
 
     def _number_labels(self, values: np.ndarray) -> None:
-        """Numbers the labels from 0 in the order of the values, which become the class names."""
-        self._check_labelled(np.array([value is None or value != value for value in values.tolist()], dtype=bool))
+        """Numbers the labels from 0 in the order of the values, which become the class names.
+
+        The shape of `values` is (images,) or (images, 1); or (images, classes) with one 1 a row.
+        """
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        elif values.ndim == 2:
+            if not (np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all()):
+                raise InputError(f"{self.place(0)} has {values.shape[1]} labels; expected one for each image")
+            values = values.argmax(axis=1)
+        self._check_labelled(np.array([value in (None, "") or value != value for value in values.tolist()], dtype=bool))
         if values.dtype.kind == "f" and all(map(float.is_integer, values.tolist())):
             values = values.astype(np.int64)  # pandas stores whole numbers beside missing values as 0.0, 1.0
         if values.dtype.kind not in "iubUSO":
@@ -117,13 +132,16 @@ class ImageSource(ABC):
         """Raises an InputError that names the first image without a label; `missing` is bool, shape (images,)."""
         if missing.any():
             place = self.place(int(np.flatnonzero(missing)[0]))
-            raise InputError(f"{place} has no label; remove such rows, or choose another --label_column")
+            kind = UnlabelledError if missing.all() else InputError
+            raise kind(f"{place} has no label; remove such rows, or choose another --label_column")
 
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes an image file; of an animated one the first frame."""
     from imagelm.remote_code.codec_imagelm import image_formats  # late: rows of tokens don't need torch
 
+    register_plugins()
+    start = b""
     try:
         if isinstance(file, Path) and file.exists() and not file.is_file():  # opening a pipe would wait for ever
             return BadImage("not a regular file")
@@ -132,6 +150,7 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
             # An image of more than 89 million pixels counts as a decompression bomb, as Pillow proposes.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)
+            start = stream.read(NUM_FIRST_BYTES)  # Pillow starts at the beginning again
             with Image.open(stream, formats=image_formats()) as image:
                 if getattr(image, "is_animated", False):  # read before the file is closed
                     image.info[NUM_FRAMES] = getattr(image, "n_frames", 1)
@@ -143,11 +162,18 @@ def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     except FileNotFoundError:
         return BadImage("the file no longer exists, or its link is broken")
     except UnidentifiedImageError:
-        return BadImage("not an image of a known format, or damaged")
+        return BadImage(kind_of_bytes(start) or "not an image of a known format, or damaged")
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombWarning) as error:
-        return BadImage(f"can't be decoded: {error}")
+        kind = kind_of_bytes(start) if "cannot find loader" in str(error) else None  # known to Pillow, but not read
+        return BadImage(kind or f"can't be decoded: {error}")
     except Exception as error:  # a decoder's own; Pillow has no common class for them
         return BadImage(f"can't be decoded: {type(error).__name__}: {error}")
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    """A view of (images, channels, height, width), as torch has them, as (images, height, width, channels)."""
+    is_first = images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3, 4)
+    return np.moveaxis(images, 1, -1) if is_first else images
 
 
 def image_of_array(pixels: np.ndarray) -> Image.Image | BadImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from datasets.data_files import SPLIT_KEYWORDS
@@ -11,8 +12,17 @@ from imagelm.utils.text import printable
 
 # The likelier a name, the earlier; in any case.
 IMAGE_NAMES = ("image", "images", "img", "imgs", "pixel_values", "x", "data")
-LABEL_NAMES = ("label", "labels", "fine_label", "y", "target", "class")
+PATH_NAMES = (
+    *("image", "file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "img_path", "img"),
+    *("image_file", "image_name", "images"),
+)
+LABEL_NAMES = (
+    *("label", "labels", "fine_label", "fine_labels", "y", "target", "targets", "class", "classes", "class_name"),
+    *("category", "cls", "json.label", "json.class", "json.cls"),  # the last ones in WebDataset archives
+)
 SPLIT_KINDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+# A word inside a name stands between the characters that the Hub takes for separators: `mnist_train-00000-of-00002`.
+_SPLIT_WORD = re.compile(rf"(?<![^-._ 0-9])(?:{'|'.join(SPLIT_KINDS)})(?![^-._ 0-9])")
 
 
 def rank(name: str, usual: Sequence[str]) -> int:
@@ -30,21 +40,37 @@ def split_kind(name: str) -> str | None:
     return SPLIT_KINDS.get(name.lower())
 
 
+def kind_of(name: str) -> str | None:
+    """The kind of a split by its whole name, or else by a word in it, as in `pets_train`."""
+    return split_kind(name) or split_kind(split_word(name) or "")
+
+
+def split_word(name: str) -> str | None:
+    """The word in the name of a file or folder that says its split, such as `train`; None if none or several do."""
+    words = _SPLIT_WORD.findall(name.lower())
+    return words[0] if len(set(map(split_kind, words))) == 1 else None
+
+
+def without_split_word(name: str) -> str:
+    """What is left of such a name: equal for the splits of one dataset (`pets_train`, `pets_test`)."""
+    return _SPLIT_WORD.sub("*", name.lower())
+
+
 def find_split(names: Iterable[str], kind: str, where: str) -> str | None:
     """The name of the split of a kind, or None; an InputError if several have this kind."""
-    found = [name for name in names if split_kind(name) == kind]
+    found = [name for name in names if kind_of(name) == kind]
     if len(found) > 1:
         shown = ", ".join(map(printable, found))
         raise InputError(f"--images {where} has {len(found)} {kind} splits ({shown}); rename or remove all but one")
     return found[0] if found else None
 
 
-def choose_splits(names: Sequence[str], where: str) -> tuple[str, str] | None:
-    """The names of the training and the held-out split, which is the test or else the validation split.
+def choose_splits(names: Sequence[str], where: str) -> dict[str, str]:
+    """Which names to use as `train` and as `test`, which is the test or else the validation split.
 
-    None if one is missing; an InputError if several names fit.
+    Empty if one is missing; an InputError if several names fit.
     """
     if (train := find_split(names, "train", where)) is None:
-        return None
+        return {}
     held_out = find_split(names, "test", where) or find_split(names, "validation", where)
-    return (train, held_out) if held_out else None
+    return {"train": train, "test": held_out} if held_out else {}

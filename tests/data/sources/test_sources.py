@@ -20,7 +20,7 @@ from PIL import Image
 from imagelm.data.arguments import PrepareArguments, parse_size
 from imagelm.data.load import load_prepared
 from imagelm.data.sources.decode import BadImage, natural_key, read_image, upright_size
-from imagelm.data.sources.open import batches, open_images, open_labelled_images, train_and_test
+from imagelm.data.sources.open import LabelledImages, batches, open_images, open_labelled_images
 from imagelm.data.stats import summary, warnings
 from imagelm.remote_code.codec_imagelm import flatten, read_pixels
 from imagelm.utils.errors import InputError
@@ -39,6 +39,11 @@ from tests.images import (
 def pixels_of(source) -> list[np.ndarray]:
     """All images, read in slices of 3, as arrays."""
     return [np.asarray(image) for _, images in batches(source, 3) for image in images]
+
+
+def labelled(*names: object, **options: object) -> LabelledImages:
+    """The images that `prepare` would read."""
+    return open_labelled_images(PrepareArguments(images=list(map(str, names)), output_dir="none", **options))
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -138,16 +143,14 @@ def test_a_pipe_among_images_is_named_and_not_waited_for(tmp_path):
 def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     for side in ("train", "test"):
         cats_and_dogs(tmp_path / "pets" / side, per_class=3, seed=len(side))
-    assert train_and_test([str(tmp_path / "pets")])[:3] == (
-        [str(tmp_path / "pets/train")],
-        [str(tmp_path / "pets/test")],
-        (None, None),
-    )
+    assert [source.origin for source in labelled(tmp_path / "pets").sources] == [
+        str(tmp_path / "pets" / side) for side in ("train", "test")
+    ]
     data, stats = prepare_images(tmp_path / "out", tmp_path / "pets", codebook_size=8)
     assert (len(data["train"]), len(data["test"])) == (6, 6)
     assert stats["class_names"] == ["cat", "dog"]
     assert any("has a train and a test split" in note for note in stats["images"]["notes"])
-    assert train_and_test([str(tmp_path / "pets/train")]) is None
+    assert len(labelled(tmp_path / "pets/train").sources) == 1
 
 
 @pytest.mark.parametrize(
@@ -210,14 +213,6 @@ def test_images_without_class_folders_and_single_files_have_no_labels(tmp_path):
         with pytest.raises(InputError, match=r"cat/\d\.png has no label; expected a folder for each class"):
             prepare_images(tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
-
-
-def test_files_of_other_kinds_are_named_for_what_they_are(tmp_path):
-    cases = {"a.zip": "an archive; unpack", "A.TAR": "an archive", "a.csv": "a list", "a.npy": "numpy.savez"}
-    for name, said in cases.items():
-        (tmp_path / name).write_bytes(b"anything")
-        with pytest.raises(InputError, match=f"--images .*{name} is .*{said}"):
-            open_images([str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
@@ -347,7 +342,7 @@ def test_saved_datasets_and_their_splits_are_read(tmp_path):
     other, others = table(4, seed=1)
     datasets.DatasetDict({"train": data, "test": other}).save_to_disk(tmp_path / "two")
     name = str(tmp_path / "two")
-    assert train_and_test([name])[:3] == ([name], [name], ("train", "test"))
+    assert list(map(len, labelled(name).sources)) == [8, 4]
     check_source(open_images([name]), images, ["owl", "ant"], [0, 1] * 4)
     check_source(open_images([name], split="test"), others, ["owl", "ant"], [0, 1] * 2)
     with pytest.raises(InputError, match="has no split 'dev'; it has train, test"):
