@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from imagelm.data.jsonl.lines import line_chunks
 from imagelm.data.load import load_stats
-from imagelm.data.sources.hf import is_saved_dataset, load_saved_dataset
+from imagelm.data.sources.loading import is_saved_dataset, load_saved_dataset
 from imagelm.data.sources.names import split_kind
 from imagelm.hub.arguments import VerifyArguments
 from imagelm.hub.staged import CARD_FILE
