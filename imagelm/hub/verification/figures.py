@@ -131,6 +131,7 @@ def true_figures(columns: np.ndarray, grammar: Grammar, train: Dataset | None, t
     metrics = ComputeMetrics(grammar.num_classes)
     figures: dict[str, Any] = dict(metrics.from_rows(columns))
     figures |= {name.removeprefix("cls_"): value for name, value in metrics.details.items()}
+    figures["rows_per_class"] = [sum(row) for row in figures["confusion_matrix"]]
     figures |= {"samples": len(test), "cls_accuracy_interval": accuracy_interval(figures["cls_accuracy"], len(test))}
     if train is not None:
         figures |= baseline_figures(baseline_hits(train, test, grammar), metrics.correct)

@@ -182,6 +182,9 @@ def _table_figures(body: str) -> Iterator[Reported]:
     source, classes = "card", None
     if found := re.search(r"Measured on \*\*(\d+) [\w-]+ rows", body):
         yield _written("samples", found[1], source)
+    if found := re.search(r"^\| rows \| (\d.*) \|$", body, re.MULTILINE):
+        for number, split in re.findall(r"(\d+) (\w+)", found[1]):
+            yield _written(f"num_rows.{split}", number, source)
     for line in body.splitlines():
         cells = [cell.strip().strip("*") for cell in line.strip().strip("|").split(" | ")]
         if re.fullmatch(r"\| class \| [\w-]+ rows \| accuracy \|", line):
@@ -189,8 +192,9 @@ def _table_figures(body: str) -> Iterator[Reported]:
         elif classes is not None and not line.startswith("|"):
             classes = None
         elif classes is not None and not line.startswith("|---"):
-            if re.fullmatch(NUMBER, cells[-1]):
-                yield _written(f"per_class_accuracy.{classes}", cells[-1], source)
+            for name, cell in zip(("rows_per_class", "per_class_accuracy"), cells[-2:], strict=True):
+                if re.fullmatch(NUMBER, cell):
+                    yield _written(f"{name}.{classes}", cell, source)
             classes += 1
         elif line.startswith("|") and len(cells) > 1 and re.fullmatch(NUMBER, cells[1]):
             of, _, name = cells[0].rpartition(": ")
