@@ -119,9 +119,9 @@ def _from_scratch(
     values |= {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
     # One name per field: GPT-2 also takes num_hidden_layers for n_layer, and both at once could contradict each other.
     aliases = {own: shared for shared, own in (blank.attribute_map or {}).items()}
-    overrides = _parse_overrides(arguments.config_overrides, blank)
-    overrides = {aliases.get(name, name): value for name, value in overrides.items()}
     try:
+        overrides = _parse_overrides(arguments.config_overrides, blank)
+        overrides = {aliases.get(name, name): value for name, value in overrides.items()}
         if arguments.model_config_file:
             config = type(blank).from_dict({**blank.to_dict(), **overrides, **values})
         else:
@@ -133,6 +133,8 @@ def _from_scratch(
             )
         check_size(config)
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except InputError:
+        raise
     except Exception as error:  # configs check themselves, each in its own way
         raise InputError(
             f"no {blank.model_type} model can be built like this: {reason(error)}; see --config_overrides"
@@ -149,7 +151,10 @@ def _blank_config(arguments: ModelArguments) -> PretrainedConfig:
             raise InputError(f"--model_config_file {arguments.model_config_file}: {reason(error)}") from error
     if arguments.model_type not in CONFIG_MAPPING:
         raise InputError(f"--model_type {arguments.model_type} is unknown to transformers; try gpt2, llama or qwen3")
-    return CONFIG_MAPPING[arguments.model_type]()
+    try:
+        return CONFIG_MAPPING[arguments.model_type]()
+    except Exception as error:  # as above
+        raise InputError(f"--model_type {arguments.model_type} has no default config: {reason(error)}") from error
 
 
 def _sizes(blank: PretrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,14 @@ import json
 import shutil
 
 import pytest
-from transformers import TrainingArguments
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TrainingArguments
 
 import imagelm.training.launch as launch_module
-from imagelm.commands.train import parse_launch, run
+from imagelm.commands.train import make_model, parse_launch, run
 from imagelm.training.defaults import sized_defaults
-from imagelm.training.launch import OneDeviceArguments
-from imagelm.utils.errors import InputError
+from imagelm.training.launch import OneDeviceArguments, load_inputs
+from imagelm.training.rehearsal import rehearse
+from imagelm.utils.errors import InputError, LeakError
 from tests.conftest import TINY, run_anew, train
 from tests.damage import edit_column, with_token
 
@@ -151,3 +152,23 @@ def test_the_estimate_is_right_within_the_factors_that_the_guide_names(prepared,
     run(parse_launch([*map(str, words), "--output_dir", str(tmp_path / "b"), *small, *lengths]))
     record = json.loads((tmp_path / "b/run.json").read_text())
     assert 1 / 3 < record["estimate"]["seconds"] / record["durations"]["train"] < 3
+
+
+@pytest.mark.slow
+def test_every_architecture_of_transformers_trains_or_is_refused_in_one_line(prepared, tmp_path):
+    words = ["--dataset_dir", str(prepared), "--output_dir", str(tmp_path / "out"), *TINY, "--max_steps", "1"]
+    trained, refused = [], []
+    for name, config in CONFIG_MAPPING.items():
+        if config not in MODEL_FOR_CAUSAL_LM_MAPPING or name == "falcon_h1":  # whose step takes a minute
+            continue
+        launch = parse_launch([*words, "--model_type", name])
+        data = load_inputs(launch)
+        try:
+            rehearse(launch, data, make_model(launch, data))
+            trained.append(name)
+        except (InputError, LeakError) as error:
+            assert len(str(error).splitlines()) == 1, name
+            refused.append(name)
+    assert {"gpt2", "llama", "qwen3", "gpt_neox", "opt"} <= set(trained)
+    assert {"bert", "bart", "gemma4_assistant"} <= set(refused)
+    assert len(trained) > 90
