@@ -138,16 +138,21 @@ def make_model(launch: Launch, data: TrainingInputs) -> PreTrainedModel:
 
     from imagelm.evaluation.leakage import prove_no_leak
     from imagelm.models.build import build_model, name_classes
+    from imagelm.models.transfer import plan_transfer
     from imagelm.training.rehearsal import options_blamed
     from imagelm.training.trainer import leak_proof_rows
 
     args, stats = launch.args, data.stats
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
-    model = build_model(launch.model, data.tokenizer, stats["max_length"], launch.attention())
+    codec, base = data.processor.codec if data.processor else None, launch.model.model_name_or_path
+    launch.transfer = plan_transfer(base, data.tokenizer, stats["class_names"], codec) if base else None
+    model = build_model(launch.model, data.tokenizer, stats["max_length"], launch.attention(), launch.transfer)
     name_classes(model, stats["class_names"])
     with options_blamed(launch):
         prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
     size = f"{model.num_parameters():,}"
+    if launch.transfer and (note := launch.transfer.note()):
+        logger.info("fine-tuning: %s", note)
     logger.info("model: %s, %s parameters, %d positions", model.config.model_type, size, stats["max_length"])
     return model
 
@@ -187,7 +192,9 @@ def train(
     output, test, identity = launch.output, data.dataset["test"], record.content["identity"]
     trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, identity)
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, launch.run.early_stopping_patience)
-    trainer.training_images = training_images(data.dataset["train"]) if launch.args.process_index == 0 else None
+    if launch.args.process_index == 0:
+        base = seen_by_base(launch, data, record)
+        trainer.training_images = training_images(data.dataset["train"], base)
     record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
@@ -210,6 +217,20 @@ def train(
     if keep_best.best is None:
         trainer.save_folder(output / BEST_FOLDER, final)
     return trainer.state.log_history
+
+
+def seen_by_base(launch: Launch, data: TrainingInputs, record: RunRecord) -> np.ndarray | None:
+    """Digests of the images that the fine-tuned checkpoint was trained on; notes how many test rows are among them."""
+    from imagelm.data.training_images import load_training_images, num_seen
+
+    if launch.transfer is None:
+        return None
+    digests = load_training_images(launch.transfer.name)
+    record.content["base"]["test_rows_seen"] = count = num_seen(data.dataset["test"], digests)
+    if count:
+        warning = "%d test rows show images that %s was trained on: figures on them say nothing about new images"
+        logger.warning(warning, count, launch.transfer.name)
+    return digests
 
 
 def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:

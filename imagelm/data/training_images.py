@@ -34,20 +34,31 @@ def save_training_images(digests: np.ndarray, folder: Path) -> None:
     save_file({KEY: digests}, folder / TRAINING_IMAGES_FILE)
 
 
-def training_images(train: Dataset) -> np.ndarray | None:
-    """The digests of the training rows, each once; None if there are more than `MAX_IMAGES`."""
+def training_images(train: Dataset, earlier: np.ndarray | None = None) -> np.ndarray | None:
+    """The digests of the training rows and `earlier` ones, each once; None if there are more than `MAX_IMAGES`."""
     if len(train) > MAX_IMAGES:
         return None
-    return np.unique(image_digests(image_bodies(train)))
+    found = np.unique(image_digests(image_bodies(train)))
+    found = found if earlier is None else np.union1d(found, earlier)
+    return found if len(found) <= MAX_IMAGES else None
 
 
-def load_training_images(folder: Path) -> np.ndarray | None:
-    """The digests beside a model; None if there are none.
+def num_seen(rows: Dataset, digests: np.ndarray | None) -> int:
+    """How many rows show images with these digests; 0 if they aren't known."""
+    return 0 if digests is None else int(np.isin(image_digests(image_bodies(rows)), digests).sum())
+
+
+def load_training_images(name: str | Path) -> np.ndarray | None:
+    """The digests beside a model, which is a folder or an id on the Hub; None if there are none.
 
     Raises:
         InputError: The file isn't one that `save_training_images` wrote.
     """
-    file = folder / TRAINING_IMAGES_FILE
+    file = Path(name) / TRAINING_IMAGES_FILE
+    if not Path(name).is_dir():
+        from transformers.utils import cached_file  # late: rows need no transformers
+
+        file = Path(cached_file(str(name), TRAINING_IMAGES_FILE, _raise_exceptions_for_missing_entries=False) or file)
     if not file.is_file():
         return None
     try:

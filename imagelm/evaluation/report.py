@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
+from imagelm.data.stats import dropped_rows
 from imagelm.evaluation.interval import baseline_warning
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.fonts import drawable_names, font_files
 from imagelm.utils.output_folder import atomic_folder
-from imagelm.utils.text import display_names, number_of, printable, processes, table_cell
+from imagelm.utils.text import display_names, join_first, number_of, printable, processes, table_cell
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,30 @@ def trained_length(run: dict) -> str | None:
     return f"{counts} ({epochs}), stopped early: {done['stopped']}"
 
 
+def fine_tuning(run: dict) -> list[str]:
+    """What a run took over from a checkpoint, and the test rows that this had seen, in Markdown; empty from scratch."""
+    if not (base := run.get("base")):
+        return []
+    started_from = table_cell(run.get("base_model") or Path(run["identity"]["started_from"]).name)
+    sentences = []
+    if new := base["new_classes"]:
+        kept = (
+            f"those of {join_first(map(table_cell, display_names(base['kept_classes'])), 5)}"
+            if base["kept_classes"]
+            else "none"
+        )
+        sentences.append(
+            f"Fine-tuned from `{started_from}`, whose embeddings of special tokens and codebook were kept. Of its "
+            f"classes {kept} were kept by name; these started anew: {join_first(map(table_cell, display_names(new)))}."
+        )
+    if count := base.get("test_rows_seen"):
+        sentences.append(
+            f"**{number_of(count, 'test row')} show images that {started_from} was trained on:** the figures on them "
+            "say nothing about new images."
+        )
+    return sentences
+
+
 def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     n = results["eval_samples"]
     cut = stats["truncation"]
@@ -141,10 +166,11 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     hardware = run["hardware"]
     machine = f"{hardware['device']}, {processes(hardware)}"
+    base = "".join(f"\n\n{sentence}" for sentence in fine_tuning(run))
     return f"""# Training report
 
 Evaluated on {n} held-out rows in fp32, after loading the saved folders: `best_model` of step {results["step"]},
-`final_model` of step {final["step"]}. Trained for {length}.
+`final_model` of step {final["step"]}. Trained for {length}.{base}
 
 | | best_model | final_model |
 |---|---|---|
@@ -172,8 +198,7 @@ the slot's logits changed by at most {results["leak_proof_difference"]:.1e}. The
 ## Data
 
 {stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({stats["split"]});
-{stats["duplicates_dropped"]} duplicates dropped, {stats["label_conflicts"]["total"]} label conflicts,
-{stats["bad_rows"]["total"]} bad rows skipped, {stats["repaired_tails"]} tails repaired; {cut["rows_cut"]} rows cut,
+dropped: {dropped_rows(stats)}; {stats["repaired_tails"]} tails repaired; {cut["rows_cut"]} rows cut,
 {100 * cut["share_of_image_tokens_cut"]:.2f} % of image tokens. Fingerprint `{stats["fingerprint"]}`.
 
 ## Reproduce this run

@@ -6,6 +6,7 @@ there is no card. Unknown facts are omitted.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,9 @@ import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from imagelm.data.stats import dropped_rows
 from imagelm.evaluation.interval import baseline_warning
-from imagelm.evaluation.report import trained_length
+from imagelm.evaluation.report import fine_tuning, trained_length
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
 from imagelm.hub.staged import OUR_TAG
@@ -151,6 +153,8 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "oldest_for_pipeline": OLDEST_FOR_PIPELINE,
         "cell": table_cell,
         "processes": processes,
+        "dropped": dropped_rows(facts.stats) if facts.stats else None,
+        "fine_tuning": fine_tuning(facts.run or {}),
         "length": trained_length(facts.run or {}),
         "warning": baseline_warning(facts.results or {}),
         "commands": [printable(record["command"]) for record in (facts.stats, facts.run) if record],
@@ -178,12 +182,15 @@ def _metadata(facts: CardFacts, has_codec: bool) -> ModelCardData:
 
 
 def _eval_results(facts: CardFacts, results: dict[str, Any]) -> list[EvalResult]:
-    dataset = facts.options.dataset_repo_id or _dataset_name(facts)
+    # The Hub expects one of its own ids, or at least a word of the same form.
+    dataset = facts.options.dataset_repo_id or re.sub(r"[^\w.-]+", "-", _dataset_name(facts), flags=re.ASCII).strip(
+        "-."
+    )
     return [
         EvalResult(
             task_type=PIPELINE_TASK,
             task_name="Image classification by the next token",
-            dataset_type=dataset,
+            dataset_type=dataset or "held-out-rows",
             dataset_name=_dataset_name(facts),
             dataset_split="test",
             metric_type=kind,

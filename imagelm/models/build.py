@@ -16,7 +16,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,6 +24,7 @@ from transformers import (
 from imagelm.accel.attention import CAUSAL_PRODUCT, use_causal_product
 from imagelm.models.arguments import DEFAULT_SIZE, ModelArguments
 from imagelm.models.foreign import check_config, check_model_files, check_size
+from imagelm.models.transfer import Transfer, plan_transfer, take_over
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import join_first, reason
 
@@ -35,7 +35,11 @@ GPT2_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def build_model(
-    arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, max_length: int, attention: str | None
+    arguments: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    attention: str | None,
+    transfer: Transfer | None = None,
 ) -> PreTrainedModel:
     """The model to train.
 
@@ -44,6 +48,7 @@ def build_model(
         tokenizer: The data's.
         max_length: The data's longest row, in tokens.
         attention: transformers' `attn_implementation`; None leaves the choice to the architecture.
+        transfer: What is taken over from the checkpoint; None finds it out without the names of classes.
 
     Raises:
         InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
@@ -51,7 +56,8 @@ def build_model(
     """
     stock = None if attention == CAUSAL_PRODUCT else attention
     if arguments.model_name_or_path:
-        model = _load_checkpoint(arguments.model_name_or_path, tokenizer, stock)
+        transfer = transfer or plan_transfer(arguments.model_name_or_path, tokenizer)
+        model = _load_checkpoint(transfer, tokenizer, stock)
     else:
         model = _from_scratch(arguments, tokenizer, max_length, stock)
     if attention == CAUSAL_PRODUCT:
@@ -191,21 +197,13 @@ def _parse_overrides(text: str | None, blank: PretrainedConfig) -> dict[str, Any
     return overrides
 
 
-def _load_checkpoint(name: str, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
+def _load_checkpoint(transfer: Transfer, tokenizer: PreTrainedTokenizerBase, attention: str | None) -> PreTrainedModel:
     try:
-        check_model_files(name)
-        theirs = AutoTokenizer.from_pretrained(name, trust_remote_code=False).get_vocab()
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+            transfer.name, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
     except Exception as error:  # a stranger's config can make a library fail in any way
-        raise InputError(f"--model_name_or_path {name} can't be loaded: {reason(error)}") from error
-    ours = tokenizer.get_vocab()
-    if theirs != ours or model.config.vocab_size != len(ours):
-        differing = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
-        examples = (f"; {token} has id {theirs.get(token)} there, {ours.get(token)} here" for token in differing)
-        raise InputError(
-            f"{name} has a vocabulary of {model.config.vocab_size} tokens that differs from the data's {len(ours)}"
-            f"{next(examples, '')}. Prepare the data with the model's own vocab.json, or train from scratch"
-        )
+        raise InputError(f"--model_name_or_path {transfer.name} can't be loaded: {reason(error)}") from error
+    if transfer.sources is not None:
+        take_over(model, transfer.sources, tokenizer)
     return model

@@ -25,6 +25,7 @@ from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_pre
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.save import make_processor
+from imagelm.models.transfer import Transfer
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
@@ -80,6 +81,7 @@ class Launch:
         chosen: Values of options that weren't given, by name (`imagelm.training.defaults`), for log and record.
         computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
         estimate: Seconds and bytes that training takes (`imagelm.training.rehearsal`); empty for a short run.
+        transfer: What is taken over from the checkpoint that is fine-tuned; None for a model from scratch.
     """
 
     data: DataArguments
@@ -92,6 +94,7 @@ class Launch:
     chosen: dict[str, float] = field(default_factory=dict)
     computing: dict[str, object] = field(default_factory=dict)
     estimate: dict[str, float] = field(default_factory=dict)
+    transfer: Transfer | None = None
 
     @property
     def output(self) -> Path:

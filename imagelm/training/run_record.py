@@ -43,9 +43,9 @@ class RunRecord(TrainerCallback):
         is_new: Whether the run has no earlier launch.
 
     Attributes:
-        content: What `run.json` holds: identity, base model on the Hub, command, config, values chosen by the data's
-            size, seeds, data, versions, git commit, hardware, estimate, launches, durations in seconds, loss spikes;
-            once the training is done, how long it was.
+        content: What `run.json` holds: identity, base model on the Hub, what was taken over from a base model, command,
+            config, values chosen by the data's size, seeds, data, versions, git commit, hardware, estimate, launches,
+            durations in seconds, loss spikes; once the training is done, how long it was.
         spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
@@ -66,6 +66,7 @@ class RunRecord(TrainerCallback):
             "command": launch.command,
             "identity": identity,
             "base_model": _hub_id(identity["started_from"]),
+            "base": launch.transfer and launch.transfer.record(),
             "config": {
                 **args.to_dict(),  # tokens are masked by to_dict
                 **{"imagelm": asdict(launch.run), "model": asdict(launch.model), "data": asdict(launch.data)},

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
-from huggingface_hub import SpaceCard
+from huggingface_hub import ModelCard, SpaceCard
 from matplotlib import get_data_path
 from matplotlib.font_manager import fontManager
 from PIL import Image
@@ -339,11 +339,23 @@ def edit(file: Path, **more: object) -> dict:
 
 def test_a_card_tells_what_was_done_and_which_baseline_is_not_clearly_beaten(folder: Path, tmp_path: Path):
     done = {"steps": 8, "planned_steps": 60, "epochs": 8 / 9, "planned_epochs": 60 / 9}
-    edit(folder / "run.json", trained=done | {"stopped": "3 evaluations without a better cls_accuracy"})
+    base = {"kept_classes": ["dog"], "new_classes": ["cat", "snow owl"], "test_rows_seen": 2}
+    identity = json.loads((folder / "run.json").read_text())["identity"] | {"started_from": "someone/pets"}
+    stopped = {"stopped": "3 evaluations without a better cls_accuracy"}
+    edit(folder / "run.json", trained=done | stopped, base=base, identity=identity)
+    options = json.loads((folder / "stats.json").read_text())["options"] | {"output_dir": "data/my pets (v2)"}
+    edit(folder / "stats.json", duplicates_dropped=5, label_conflicts={"total": 2, "first": []}, options=options)
+    edit(folder / "training_args.json", warmup_steps=0.05)
     test = {"only_model": 5, "only_baseline": 2, "p_value": 0.453125, "clearly_better": False}
     better = {"versus_bag_of_tokens": test, "versus_majority": test | {"clearly_better": True}}
     n = edit(folder / "eval_results.json", **better)["eval_samples"]
     card = stage(folder, tmp_path).files["README.md"].read_text()
+    assert "\n| dropped | 5 duplicates (2 of them with another label than the row that stays), 0 bad rows |\n" in card
+    assert "\n| warmup | 5 % of the steps |\n" in card
+    assert "Of its classes those of dog were kept by name; these started anew: cat, snow owl." in card
+    assert "**2 test rows show images that pets was trained on:**" in card
+    kinds = {result.dataset_type for result in ModelCard(card).data.eval_results}
+    assert kinds == {"my-pets-v2"}  # as the Hub's ids are spelled
     length = "8 of 60 planned steps (0.889 of 6.67 epochs), stopped early: 3 evaluations without a better cls_accuracy"
     assert f"\n| length | {length} |\n" in card
     counts = f"of {n} rows 5 are right by the model only, 2 by the baseline only; exact sign test, p = 0.45"
