@@ -445,3 +445,19 @@ def test_the_exit_code_and_the_file_tell_the_outcome(peer: Peer, tmp_path: Path,
     assert [v["figure"] for v in result["verdicts"] if v["source"] == "--reported"] == ["samples", "perplexity"]
     assert result["findings"] == ["no known error reproduces perplexity"]
     assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+def test_a_validation_split_is_measured_and_compared_too(peer: Peer, tmp_path: Path):
+    shutil.copytree(peer.home / "model", tmp_path / "model")
+    shutil.copytree(peer.home / "rows", tmp_path / "rows")
+    lines = (tmp_path / "rows/test.jsonl").read_text().splitlines(keepends=True)
+    train = (tmp_path / "rows/train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows/test.jsonl").write_text("".join(lines[30:]))
+    (tmp_path / "rows/validation.jsonl").write_text("".join([*lines[:30], *train[:3]]))
+    accuracy = peer.accuracy(peer.logits(peer.ids, peer.mask), peer.slots)
+    (tmp_path / "model/eval_results.json").write_text(
+        json.dumps({"eval_samples": 31, "validation": {"eval_samples": 33, "eval_cls_accuracy": accuracy + 0.5}})
+    )
+    result = check(tmp_path / "model", tmp_path / "rows")
+    assert wrong(result) == ["validation.cls_accuracy", "train images in split validation"]
+    assert "no known error reproduces validation.cls_accuracy" in result.findings
