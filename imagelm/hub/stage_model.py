@@ -35,7 +35,7 @@ from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
 from imagelm.models.decision import save_decision
-from imagelm.models.save import copy_code
+from imagelm.models.save import HANDLER_FILE, copy_code
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.tokens.tokenizer import load_tokenizer, save_tokenizer
 from imagelm.utils.artifacts import RESULTS_FILE
@@ -75,7 +75,7 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
     # Saved again, because every save by the library writes a class name that older versions refuse.
     save_tokenizer(load_tokenizer(source), folder)
     if (folder / PROCESSOR_CONFIG).is_file():
-        copy_code(folder)
+        copy_code(folder, HANDLER_FILE)
     staged.loaded = loaded = _load(source, folder)
     if problem := name_problem(loaded.class_names or []):
         raise InputError(f"--model_dir {source}: {problem}; give them different ones in id2label of config.json")

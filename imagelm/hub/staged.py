@@ -10,7 +10,7 @@ from imagelm.codecs.reconstruction import CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE
 from imagelm.evaluation.report import PLOTS
 from imagelm.inference.loading import LoadedModel
 from imagelm.models.decision import DECISION_CONFIG, DECISION_TEMPLATE
-from imagelm.models.save import CODE_FILES
+from imagelm.models.save import CODE_FILES, HANDLER_FILE
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.utils.artifacts import CODEC_FOLDER, RESULTS_FILE, STATS_FILE, TOKENIZER_FOLDER, TRAINING_IMAGES_FILE
@@ -56,7 +56,7 @@ def is_ours(kind: str, path: str) -> bool:
     """Whether a push writes a file of this path, so that the next push may delete it."""
     if kind == "model":
         own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *DECISION_FILES, *CODE_FILES, *PLOTS}
-        own |= {CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
+        own |= {HANDLER_FILE, CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
         return path in own or bool(WEIGHTS.fullmatch(path)) or path == EVAL_RESULTS_FILE
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))

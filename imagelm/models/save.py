@@ -21,6 +21,7 @@ from imagelm.tokens.tokenizer import grammar_of
 from imagelm.utils.atomic_io import read_json, write_json
 
 CODE_FILES = ("codec_imagelm.py", "processing_imagelm.py")
+HANDLER_FILE = "handler.py"  # which Inference Endpoints look for
 PIPELINE_TASK = "image-classification"
 PIPELINE = {"impl": "processing_imagelm.ImageLMPipeline", "pt": ["AutoModelForCausalLM"], "type": "image"}
 
@@ -75,7 +76,7 @@ def add_processor(folder: Path, processor: ImageLMProcessor) -> None:
     write_json(folder / "config.json", config | {"custom_pipelines": {PIPELINE_TASK: PIPELINE}})
 
 
-def copy_code(folder: Path) -> None:
-    """Copies the code that reads images into a folder."""
-    for name in CODE_FILES:
+def copy_code(folder: Path, *more: str) -> None:
+    """Copies the code that reads images into a folder, and `more` files of `remote_code`."""
+    for name in (*CODE_FILES, *more):
         shutil.copyfile(Path(published.__file__).parent / name, folder / name)

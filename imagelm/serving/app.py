@@ -100,7 +100,9 @@ class Gate:
         except TimeoutError:
             raise late from None
         request.scope["facts"]["rows"] = job.num_rows
-        return Response(orjson.dumps({"results": records}, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
+        return Response(
+            orjson.dumps(self.service.content(job.request, records), option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON
+        )
 
     async def _job(self, request: Request, endpoint: Endpoint, kind: str) -> Job:
         held: list[int] = []

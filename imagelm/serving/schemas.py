@@ -124,6 +124,25 @@ Complete: Any = create_model(
     **PICTURES,
 )
 
+
+class Choice(BaseModel):
+    """A question for the class of a row."""
+
+    model_config = FORBID
+    type: Literal["choice"]
+    criteria: dict[str, Any] = Field(min_length=1, description="the model's classes in their order; values aren't read")
+    instructions: Any = Field(None, description="not read")
+
+
+class SystemOne(BaseModel):
+    """A request as transformers' own server answers it."""
+
+    model_config = FORBID
+    model: str | None = Field(None, description="comes back in the answer")
+    state: str = Field(description="a row of tokens from `<IMG>` to `</IMG>` or `<CLS>`")
+    questions: dict[str, Choice] = Field(min_length=1, max_length=64)
+
+
 LABELLED = {"label": int, "class": str, "probability": float}
 GENERATED = {"tokens": str, "label": int | None, "class": str | None, "probability": float | None}
 SCORED = {"log_likelihood": float, "bits_per_token": float, "bits_per_dim": NotRequired[float]}
@@ -154,6 +173,14 @@ Completed = _record(
     | {name: NotRequired[float] for name in ("token_accuracy", "rouge1", "rouge2", "rougeL")}
     | IMAGE,
 )
+Decision = _record(
+    "Decision", {"type": Literal["choice"], "choice": str, "confidence": float, "probabilities": dict[str, float]}
+)
+Usage = _record("Usage", {"input_tokens": int, "output_tokens": int})
+SystemOneAnswer = _record(
+    "SystemOneAnswer",
+    {"model": str, "answers": dict[str, Decision], "usage": Usage},  # type: ignore[valid-type]
+)
 Detail = _record("Detail", {"pointer": str, "detail": str})
 Problem = _record(
     "Problem",
@@ -174,6 +201,8 @@ class Endpoint:
     @property
     def answer(self) -> Any:
         """The whole answer: a record for each row, in the order of the request."""
+        if self.request is SystemOne:
+            return self.record
         return _record(f"{self.request.__name__}Answer", {"results": list[self.record]})  # type: ignore[name-defined]
 
 
@@ -182,5 +211,6 @@ ENDPOINTS = {
     "score": Endpoint(Score, Scored, "The log-likelihood of each row or image."),
     "generate": Endpoint(Generate, Generated, "New images, of one class if asked.", reads=False),
     "complete": Endpoint(Complete, Completed, "Completes rows or images."),
+    "systemone": Endpoint(SystemOne, SystemOneAnswer, "The class of a row, as a typed decision.", reads=False),
 }
 ADAPTERS = {"Problem": TypeAdapter(Problem), "Health": TypeAdapter(Health)}

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import fields, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import decode_bodies
 from imagelm.remote_code.codec_imagelm import image_formats
 from imagelm.serving.batching import Job
-from imagelm.serving.schemas import Classify, Complete, Generate, ImageInput, Score, TokenInput
+from imagelm.serving.schemas import Classify, Complete, Generate, ImageInput, Score, SystemOne, TokenInput
 from imagelm.tokens.grammar import BadRow, Row
 from imagelm.utils.command_line import MAX_SEED
 from imagelm.utils.errors import InputError
@@ -60,6 +61,8 @@ class Service:
         """
         if isinstance(request, Generate):
             return self._generation_key(request), request.num_samples, ()
+        if isinstance(request, SystemOne):
+            return ("classify", False), 1, [self._state(request)]
         if len(request.inputs) > self.max_rows:
             raise InputError(
                 f"inputs: {len(request.inputs)} are given, the service takes up to {self.max_rows} at once"
@@ -88,13 +91,14 @@ class Service:
         if isinstance(request, Generate):
             return self._generate(jobs)
         rows = self._encoded(jobs)
-        if isinstance(request, Classify):
-            top = max(job.request.top for job in jobs)
-            records = tasks.classify(self.loaded, rows, top, request.score, self.batch_size).records
+        if isinstance(request, Classify | SystemOne):
+            tops = [getattr(job.request, "top", self.loaded.grammar.num_classes) for job in jobs]
+            score = isinstance(request, Classify) and request.score
+            records = tasks.classify(self.loaded, rows, max(tops), score, self.batch_size).records
             shares = _split(records, [len(job.rows) for job in jobs])
-            for job, share in zip(jobs, shares, strict=True):
+            for top, share in zip(tops, shares, strict=True):
                 for record in share:
-                    record["top"] = record["top"][: job.request.top]
+                    record["top"] = record["top"][:top]
             return shares
         if isinstance(request, Score):
             likelihoods = tasks.likelihoods(self.loaded, rows, self.batch_size)
@@ -108,6 +112,43 @@ class Service:
         records = tasks.complete(self.loaded, InputRows(rows), options, self.batch_size, 0).records
         several = options.num_return_sequences
         return self._with_images(jobs, _split(records, [len(job.rows) * several for job in jobs]))
+
+    def content(self, request: Any, records: Records) -> dict[str, Any]:
+        """The whole answer to a request, from its records."""
+        if not isinstance(request, SystemOne):
+            return {"results": records}
+        (record,) = records
+        shares = {entry["label"]: entry["probability"] for entry in record["top"]}
+        even = 1 / len(shares)
+        answer = {
+            "type": "choice",
+            "choice": record["class"],
+            "confidence": 1.0 if even == 1 else max(0.0, (record["probability"] - even) / (1 - even)),
+            "probabilities": {self.loaded.class_name(label): shares[label] for label in sorted(shares)},
+        }
+        num_tokens = len(record["tokens"].split()) * len(request.questions)
+        return {
+            "model": request.model or Path(self.loaded.name).name,
+            "answers": dict.fromkeys(request.questions, answer),
+            "usage": {"input_tokens": num_tokens, "output_tokens": 0},
+        }
+
+    def _state(self, request: SystemOne) -> Row:
+        """The row of a decision; a question that doesn't name all classes in their order would get another's answer."""
+        classes = [self.loaded.class_name(label) for label in range(self.loaded.grammar.num_classes)]
+        for name, question in request.questions.items():
+            if list(question.criteria) != classes:
+                raise InputError(
+                    f"questions[{name!r}]: the criteria aren't the model's classes {classes}, in this order"
+                )
+        try:
+            row = self.loaded.grammar.parse(request.state.split(), None, "state")
+        except BadRow as error:
+            raise InputError(f"state: {error}") from error
+        check_rows([row], "classify", self.loaded)
+        if row.num_tail not in (1, 2):
+            raise InputError("state: the row doesn't end with </IMG> or <CLS>; give it whole, without an answer")
+        return row
 
     def _generate(self, jobs: Sequence[Job]) -> list[Records]:
         request = jobs[0].request

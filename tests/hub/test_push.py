@@ -270,6 +270,7 @@ def test_only_listed_files_are_uploaded(published: Published):
         "codec.safetensors",
         "processor_config.json",
         "codec_imagelm.py",
+        "handler.py",
         "processing_imagelm.py",
     }
     listed |= {f"{name}.png" for name in ("accuracy", "confusion_matrix", "learning_rate", "loss", "perplexity")}

@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
+from transformers import pipeline
 
 from imagelm.inference.arguments import ClassArguments, GenerationArguments
 from imagelm.inference.inputs import InputRows
 from imagelm.inference.tasks import classify, complete, generate
+from imagelm.models.decision import save_decision
 from imagelm.serving.schemas import ENDPOINTS
 from imagelm.tokens.grammar import Row
-from tests.serving.common import clients, held, in_base64, png, row
+from tests.serving.common import clients, held, in_base64, png, problem, row
 
 BODIES = [[1, 2, 3, 4], [11, 12, 13, 29], [5, 5, 5, 5]]
 
@@ -178,3 +180,30 @@ def test_a_request_that_fails_takes_no_other_with_it(service):
 
     batcher.compute = fail
     assert asyncio.run(ask()) == [200, 500, 200]
+
+
+def test_systemone_answers_as_transformers_decision_pipeline(client, loaded, tmp_path):
+    save_decision(tmp_path, loaded.model, loaded.tokenizer)
+    decide = pipeline("decision", model=loaded.model, tokenizer=loaded.tokenizer, decision_config=str(tmp_path))
+    state, criteria = row(*BODIES[0])["tokens"], dict.fromkeys(loaded.class_names)
+    request = {"state": state, "questions": {name: {"type": "choice", "criteria": criteria} for name in ("a", "b")}}
+    response = client.post("/v1/systemone", json=request | {"model": "mine"})
+    TypeAdapter(ENDPOINTS["systemone"].answer).validate_json(response.content, strict=True)
+    content = response.json()
+    assert content["model"] == "mine"
+    assert content["usage"] == {"input_tokens": 2 * len((state + " <CLS>").split()), "output_tokens": 0}
+    expected = decide(request)
+    assert list(content["answers"]) == list(expected) == ["a", "b"]
+    for name, answer in expected.items():
+        found = content["answers"][name]
+        assert list(found) == list(answer) and list(found["probabilities"]) == list(answer["probabilities"])
+        assert_close(found, answer)
+    for change, said in [
+        ({"state": state + " <CLS> <CLS_1>"}, "doesn't end with </IMG> or <CLS>"),
+        ({"state": "a cat"}, "state: token 1 is 'a'"),
+        (
+            {"questions": {"a": {"type": "choice", "criteria": dict.fromkeys(loaded.class_names[::-1])}}},
+            "in this order",
+        ),
+    ]:
+        assert said in problem(client.post("/v1/systemone", json=request | change), 422)
