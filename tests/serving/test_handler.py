@@ -5,28 +5,28 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from imagelm.hub.arguments import PushArguments
-from imagelm.hub.stage_model import stage_model
 from imagelm.inference.arguments import InputArguments, LoadArguments
 from imagelm.inference.inputs import read_inputs
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.tasks import classify
+from imagelm.models.save import HANDLER_FILE, copy_code
 
 
 @pytest.fixture(scope="module")
 def handler(pictured: Path, tmp_path_factory):
-    """Loaded from a staged repository, as an endpoint does."""
-    options = PushArguments(model_dir=str(pictured / "out/best_model"), repo_id="me/animals", num_drawings=0)
-    staged = stage_model(options, tmp_path_factory.mktemp("repository") / "model")
-    spec = importlib.util.spec_from_file_location("handler", staged.folder / "handler.py")
+    """Loaded as an endpoint does, from a folder with the files of a pushed repository."""
+    folder = Path(shutil.copytree(pictured / "out/best_model", tmp_path_factory.mktemp("repository") / "model"))
+    copy_code(folder, HANDLER_FILE)
+    spec = importlib.util.spec_from_file_location("handler", folder / HANDLER_FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.EndpointHandler(str(staged.folder))
+    return module.EndpointHandler(str(folder))
 
 
 def test_an_endpoint_answers_as_the_command_for_pictures_base64_and_rows(pictured, handler):
