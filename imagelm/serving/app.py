@@ -1,6 +1,6 @@
 """The service as an ASGI application: limits, tasks, health, metrics.
 
-One idea: a request passes one gate after the other (key, rate, size, schema, the model's own checks), each of which
+One idea: a request passes one gate after the other (rate, key, size, schema, the model's own checks), each of which
 answers with a problem, and only then waits for the model. What it may hold and how long is limited from the first byte.
 """
 
@@ -83,10 +83,10 @@ class Gate:
             raise Problem(401, "the API key is missing or wrong; send Authorization: Bearer KEY", headers=headers)
 
     async def answer(self, request: Request, endpoint: Endpoint) -> Response:
-        """The records of a task; a Problem if the request passes one of the gates not."""
-        self.check_key(request)
+        """The records of a task; a Problem if a gate stops the request."""
         if request.client and (seconds := self.rates.seconds_to_wait(request.client.host)):
             raise busy(seconds, f"more than {self.options.rate:g} requests a second from this address; send fewer")
+        self.check_key(request)  # after the rate, which limits guesses, too
         kind, late = content_type(request, endpoint), Problem(408, "the body didn't arrive in time; send it again")
         try:
             async with asyncio.timeout(self.options.timeout):
