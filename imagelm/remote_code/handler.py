@@ -27,7 +27,8 @@ class EndpointHandler:
     def __init__(self, path: str = "") -> None:
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(path).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(path)
+        self.model = model.to(device).eval()
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """The classes with their probabilities, the most probable first; a list of such lists for a list of inputs.
