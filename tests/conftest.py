@@ -90,7 +90,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, grammar: Grammar) -> Path
     (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     prepare(
         PrepareArguments(
-            data_files=[str(rows)], vocab_file=str(folder / "vocab.json"), output_dir=str(folder / "data")
+            data_files=[str(rows)],
+            vocab_file=str(folder / "vocab.json"),
+            output_dir=str(folder / "data"),
+            validation_size=0,
         ),
         command="test",
     )
@@ -143,7 +146,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     pictures = smooth_images(45, channels=3)
     class_folder(home / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
-    prepare_images(home / "data", home / "in")
+    prepare_images(home / "data", home / "in", validation_size=0)
     done = train(home / "data", home / "out", "--num_train_epochs", "3")
     assert done.returncode == 0, done.stderr
     return home

@@ -147,12 +147,17 @@ class PrepareArguments(OptionGroup):
 
     split_by: str = option(
         "stratified: at random within each class; hash: the side of a row never changes as the data grow; field: the "
-        "rows' own split, train or test",
+        "rows' own split: train, validation or test",
         "stratified",
         group="Split",
         choices=("stratified", "hash", "field"),
     )
     test_size: float = option("share of test rows", 0.2)
+    validation_size: float = option(
+        "share of the training rows that becomes the validation split, which chooses the best model; 0: none; a "
+        "validation split that the data have is used instead",
+        0.1,
+    )
     seed: int = option("seed of the stratified split, the codebook and the variants", 42, minimum=0, maximum=MAX_SEED)
 
     def __post_init__(self) -> None:
@@ -182,6 +187,11 @@ class PrepareArguments(OptionGroup):
     def _check_values(self) -> None:
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
+        if not 0 <= self.validation_size < 1:
+            raise InputError(
+                f"--validation_size {self.validation_size} isn't a share; give one between 0 and 1, such as 0.1, or 0 "
+                "for no validation split"
+            )
         parse_size(self.image_size)
         check_image_root(self.image_root, [*(self.images or []), *(self.test_images or [])])
         if self.max_length is not None:

@@ -25,9 +25,18 @@ from imagelm.codecs.reconstruction import draw_codec, measure_reconstruction
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.augmentation import Augmentation, add_variants, parse_augmentation
 from imagelm.data.image_scan import ImageFormat, ImageScan, choose_image_format, scan_images
-from imagelm.data.rows import NO_SPLIT, ProblemLog, RowBatch, RowTable
+from imagelm.data.rows import NO_SPLIT, SPLITS, ProblemLog, RowBatch, RowTable
 from imagelm.data.sources.open import LabelledImages, open_labelled_images
-from imagelm.data.splits import DROPPED, TEST, TRAIN, assign_splits, split_in_words
+from imagelm.data.splits import (
+    DROPPED,
+    TEST,
+    TRAIN,
+    assign_splits,
+    cut_validation,
+    drop_repeated,
+    present_splits,
+    split_in_words,
+)
 from imagelm.remote_code.codec_imagelm import Codec, read_pixels
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import make_vocabulary
@@ -94,23 +103,24 @@ def _split_images(
 ) -> tuple[np.ndarray, str, list[str]]:
     """The side of each image, int8, shape (images,); how the split was made, in words; and notes for the summary.
 
-    The side is `DROPPED` for unreadable images and for training images that are test images too.
+    The side is `DROPPED` for unreadable images, and for images of a split that those of a later one in `SPLITS` repeat.
     """
     sides = np.full(len(images), DROPPED, dtype=np.int8)
     usable = np.flatnonzero(scan.readable)
-    if len(images.sources) == 1:
-        labels, digests, unknown = images.labels[usable], scan.digests[usable], np.full(len(usable), NO_SPLIT)
-        how = (arguments.split_by, arguments.test_size, arguments.seed)
-        sides[usable] = assign_splits(*how, labels, digests, unknown, images.class_names)
-        return sides, split_in_words(arguments.split_by, arguments.seed), []
-    sides[usable] = np.where(usable < images.num_first, TRAIN, TEST)
-    test_digests = set(map(bytes, scan.digests[sides == TEST]))
-    repeated = [i for i in np.flatnonzero(sides == TRAIN) if bytes(scan.digests[i]) in test_digests]
-    sides[repeated] = DROPPED  # here, before they are augmented: their variants would stay in the training split
-    notes = [f"{len(repeated)} training images are test images too and were dropped"] if repeated else []
+    labels, digests, names = images.labels[usable], scan.digests[usable], images.class_names
+    notes: list[str] = []
+    if images.splits:
+        sides[usable] = np.repeat(list(map(SPLITS.index, images.splits)), list(map(len, images.sources)))[usable]
+        notes = drop_repeated(sides, scan.digests)
+        how = f"{' and '.join(name for name in present_splits(sides) if name != 'train')} images given by the user"
+    else:
+        how, unknown = split_in_words(arguments.split_by, arguments.seed), np.full(len(usable), NO_SPLIT)
+        rule = (arguments.split_by, arguments.test_size, arguments.seed)
+        sides[usable] = assign_splits(*rule, labels, digests, unknown, names)
     if not (sides == TRAIN).any() or not (sides == TEST).any():
         raise InputError(": ".join(["no usable image is left in the training or the test split", *notes]))
-    return sides, "test images given by the user", notes
+    sides[usable], found = cut_validation(sides[usable], labels, digests, names, arguments)
+    return sides, how, notes + found
 
 
 def _fit_codec(
@@ -151,6 +161,7 @@ class ImageRows:
     device: str
     notes: list[str]
     split_by: str = "field"  # each row names its side, as the split was made from the images
+    validation_size: float = 0.0
 
     def __post_init__(self) -> None:
         self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.images.class_names)))

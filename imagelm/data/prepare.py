@@ -21,8 +21,8 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.integrity import ColumnDigests
 from imagelm.data.jsonl.source import JsonlRows
 from imagelm.data.jsonl.writer import write_raw
-from imagelm.data.rows import SPLITS, ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
-from imagelm.data.splits import find_duplicates, split_rows
+from imagelm.data.rows import ProblemLog, RowBatch, RowSource, RowTable, RowTableBuilder
+from imagelm.data.splits import find_duplicates, present_splits, split_rows
 from imagelm.data.stats import dataset_card, describe, summary, warnings
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
@@ -55,11 +55,11 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         if not problems.counts:
             (staging / BAD_ROWS_FILE).unlink()
         duplicates = find_duplicates(table)
-        sides = split_rows(table, duplicates, arguments.test_size, arguments.seed)
+        sides, split_notes = split_rows(table, duplicates, arguments)
         digests = _write_splits(staging, table, sides)
         max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
         write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
-        stats = describe(arguments.record(), command, table, problems, duplicates, sides, digests)
+        stats = describe(arguments.record(), command, table, problems, duplicates, sides, split_notes, digests)
         stats |= source.describe(table, sides >= 0, staging)
         write_json(staging / STATS_FILE, stats)
         write_text(staging / "README.md", dataset_card(stats))
@@ -119,8 +119,8 @@ def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> dict[str
     Removes the temporary files.
     """
     rows_file = staging / ROWS_FILE
-    split_files = {name: staging / f"{name}.arrow" for name in SPLITS}
-    digests = {name: ColumnDigests() for name in SPLITS}
+    split_files = {name: staging / f"{name}.arrow" for name in present_splits(sides)}
+    digests = {name: ColumnDigests() for name in split_files}
     with pa.OSFile(str(rows_file)) as rows:  # a mapped file's pages would count as memory
         reader = pa.ipc.open_file(rows)
         with_images = reader.num_record_batches > 0 and reader.get_batch(0)["image"].null_count == 0
@@ -139,7 +139,7 @@ def _write_splits(staging: Path, table: RowTable, sides: np.ndarray) -> dict[str
                 names = pa.nulls(batch.num_rows, pa.string())
                 columns["image"] = pa.StructArray.from_arrays([batch["image"], names], ["bytes", "path"])
             whole = pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
-            for side, name in enumerate(SPLITS):
+            for name, side in present_splits(sides).items():
                 rows_of_split = whole.filter(pa.array(sides[part] == side))
                 writers[name].write_table(rows_of_split)
                 digests[name].add(rows_of_split)

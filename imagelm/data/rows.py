@@ -21,7 +21,8 @@ from imagelm.utils.errors import InputError
 from imagelm.utils.text import NUM_LISTED, list_first, printable
 
 KEPT_BYTES = 1 << 16  # of a bad line in bad_rows.jsonl
-SPLITS = ("train", "test")
+# Of an image that is in several, the row in the last one of these stays.
+SPLITS = ("train", "validation", "test")
 NO_SPLIT = -1
 DIGEST_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
 
@@ -34,6 +35,7 @@ class RowSource(Protocol):
         class_names: Names of the classes, indexed by label.
         files: All values that a batch's `file` may have.
         split_by: How `assign_splits` assigns the rows to the splits.
+        validation_size: Share of the training rows for `cut_validation`; 0 if these rows mustn't be split any more.
         split: How the split was made, in words.
     """
 
@@ -41,6 +43,7 @@ class RowSource(Protocol):
     class_names: list[str]
     files: list[str]
     split_by: str
+    validation_size: float
     split: str
 
     def batches(self) -> Iterator[RowBatch]:

@@ -11,8 +11,8 @@ from importlib.metadata import version
 import numpy as np
 
 from imagelm.data.integrity import content_digests, fingerprint
-from imagelm.data.rows import SPLITS, ProblemLog, RowTable
-from imagelm.data.splits import Duplicates
+from imagelm.data.rows import ProblemLog, RowTable
+from imagelm.data.splits import Duplicates, present_splits
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import BAD_ROWS_FILE, TEMPLATES_FOLDER
@@ -29,13 +29,15 @@ def describe(
     problems: ProblemLog,
     duplicates: Duplicates,
     sides: np.ndarray,
+    split_notes: list[str],
     split_digests: dict[str, dict[str, str]],
 ) -> dict:
     """The statistics of a prepared dataset, ready for JSON.
 
-    `sides` is the result of `split_rows`, `split_digests` holds the digest of each column of each split.
+    `sides` and `split_notes` are the result of `split_rows`, `split_digests` holds the digest of each column of each
+    split.
     """
-    source = table.source
+    source, splits = table.source, present_splits(sides)
     conflicts = np.flatnonzero(duplicates.conflicting)
     kept, grammar = sides >= 0, source.grammar
     digests = content_digests(grammar, source.class_names, split_digests)
@@ -44,7 +46,7 @@ def describe(
         "options": options,
         "fingerprint": fingerprint(digests),
         "digests": digests,
-        "num_rows": {name: int((sides == side).sum()) for side, name in enumerate(SPLITS)},
+        "num_rows": {name: int((sides == side).sum()) for name, side in splits.items()},
         "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
         "repaired_tails": table.num_repaired,
@@ -67,11 +69,12 @@ def describe(
         "lengths": _distribution(table.lengths[kept] + NUM_FRAME_TOKENS),
         "classes": {
             name: np.bincount(table.labels[sides == side], minlength=grammar.num_classes).tolist()
-            for side, name in enumerate(SPLITS)
+            for name, side in splits.items()
         },
         "num_classes": grammar.num_classes,
         "class_names": source.class_names,
         "split": source.split,
+        "split_notes": split_notes,
         "vocabulary_size": grammar.size,
         "codebook": _codebook_use(table.code_counts[grammar.code_ids]),
         "id_dtype": str(grammar.id_dtype),
@@ -87,7 +90,7 @@ def summary(stats: dict) -> list[str]:
         *_codec_in_words(stats),
         f"rows: {stats['num_rows_read']} read, {stats['bad_rows']['total']} bad, "
         f"{stats['repaired_tails']} tails repaired, {stats['duplicates_dropped']} duplicates dropped",
-        f"split: {stats['num_rows']['train']} train, {stats['num_rows']['test']} test ({stats['split']})",
+        f"split: {rows_in_words(stats['num_rows'])} ({stats['split']})",
         f"length: {stats['lengths']['min']} to {stats['lengths']['max']} tokens; {cut['rows_cut']} rows cut, "
         f"{100 * cut['share_of_image_tokens_cut']:.2f} % of image tokens",
         f"codebook: {stats['codebook']['used']} of {stats['codebook']['size']} entries used, "
@@ -109,15 +112,21 @@ def warnings(stats: dict) -> list[str]:
     if conflicts["total"]:
         what = f"dropped {number_of(conflicts['total'], 'row')} with the image of another row, but another label:"
         found.append([what, *conflicts["first"]])
+    found += [[note] for note in stats["split_notes"]]
     return ["\n  ".join(map(printable, lines)) for lines in found]
+
+
+def rows_in_words(num_rows: dict[str, int]) -> str:
+    """The rows of each split, such as `720 train, 80 validation, 200 test`."""
+    return ", ".join(f"{count} {split}" for split, count in num_rows.items())
 
 
 def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None = None) -> str:
     """The dataset card (README.md) with its metadata; with ids on the Hub it shows how to load the data."""
     import jinja2  # late: only the card needs it
 
-    counts = zip(display_names(stats["class_names"]), *(stats["classes"][name] for name in SPLITS), strict=True)
-    classes = [(class_token(label), table_cell(name), *sides) for label, (name, *sides) in enumerate(counts)]
+    rows = zip(display_names(stats["class_names"]), *stats["classes"].values(), strict=True)
+    classes = [(class_token(label), table_cell(name), counts) for label, (name, *counts) in enumerate(rows)]
     text = (TEMPLATES_FOLDER / "dataset_card.md").read_text(encoding="utf-8")
     template = jinja2.Template(text, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     text = template.render(
@@ -125,6 +134,7 @@ def dataset_card(stats: dict, repo_id: str | None = None, model_id: str | None =
         stats=stats,
         dropped=dropped_rows(stats),
         command=printable(stats["command"]),
+        rows=rows_in_words(stats["num_rows"]),
         classes=classes,
         reconstruction=stats.get("codec", {}).get("reconstruction"),
         repo_id=repo_id,

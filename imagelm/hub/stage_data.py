@@ -82,7 +82,7 @@ def _card(repo_id: str, options: PushArguments, stats: dict[str, Any], dataset: 
             "configs": [
                 {
                     "config_name": "default",
-                    "data_files": [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")],
+                    "data_files": [{"split": split, "path": f"data/{split}-*"} for split in dataset],
                 }
             ],
             "dataset_info": {

@@ -243,7 +243,7 @@ def test_a_split_or_column_that_is_missing_or_new_is_named(prepared, tmp_path):
         assert problems(tmp_path / name)[0].startswith(said)
     DatasetDict({"train": rows["train"]}).save_to_disk(tmp_path / "one")
     (tmp_path / "one/stats.json").symlink_to(prepared / "stats.json")
-    with pytest.raises(InputError, match="lacks the splits train and test"):
+    with pytest.raises(InputError, match="lacks one of the splits train, "):
         load_prepared(tmp_path / "one")
 
 

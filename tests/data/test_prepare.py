@@ -161,7 +161,7 @@ def test_a_source_on_both_sides_of_the_files_split_is_refused(tmp_path, grammar,
     rows = [
         row | {"split": "test" if i == 0 else "train", "source": "a"} for i, row in enumerate(random_rows(9, seed=1))
     ]
-    with pytest.raises(InputError, match="1 source images have rows in both"):
+    with pytest.raises(InputError, match="1 source images have rows in two splits, such as train and test"):
         prepare_rows(tmp_path, rows, vocab_file, split_by="field")
 
 

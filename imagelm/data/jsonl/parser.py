@@ -26,6 +26,7 @@ from imagelm.data.rows import NO_SPLIT, SPLITS, ProblemLog, RowBatch
 from imagelm.tokens.grammar import BROKEN_TAIL_TEXT, HEAD_TEXT, NUM_FRAME_TOKENS, BadRow, Grammar
 from imagelm.utils.text import shorten
 
+SPLIT_NAMES = ", ".join(f'"{name}"' for name in SPLITS)
 ORJSON_MAX_DEPTH = 1024  # orjson refuses deeper nesting
 
 
@@ -33,7 +34,7 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
     """Reads and checks every row of JSONL files (plain, .gz or .zst), a chunk at a time.
 
     A row is a JSON object with `tokens` (one string with spaces, or a list of strings) and `label` (int). Optional:
-    `split` ("train" or "test") and `source` (str or int, the image that this row is a variant of). Blank lines are
+    `split` (one of `SPLITS`) and `source` (str or int, the image that this row is a variant of). Blank lines are
     skipped. Bad rows go to `problems`; with `need_split` a row without `split` is one.
 
     Raises:
@@ -160,9 +161,9 @@ class RowChecker:
         if not self.need_split:
             return NO_SPLIT
         if "split" not in row:
-            raise BadLine("missing_key", 'no key \'split\', expected "train" or "test" because --split_by is field')
+            raise BadLine("missing_key", f"no key 'split', expected {SPLIT_NAMES} because --split_by is field")
         if row["split"] not in SPLITS:
-            raise BadLine("wrong_split", f'split is {_shorten(row["split"])}, expected "train" or "test"')
+            raise BadLine("wrong_split", f"split is {_shorten(row['split'])}, expected {SPLIT_NAMES}")
         return SPLITS.index(row["split"])
 
     def _explain(self, tokens: list[str], row: _RawRow) -> tuple[str, str]:

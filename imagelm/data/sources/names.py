@@ -65,12 +65,17 @@ def find_split(names: Iterable[str], kind: str, where: str) -> str | None:
     return found[0] if found else None
 
 
-def choose_splits(names: Sequence[str], where: str) -> dict[str, str]:
-    """Which names to use as `train` and as `test`, which is the test or else the validation split.
+def choose_splits(names: Sequence[str], where: str, with_validation: bool) -> dict[str, str]:
+    """Which names to use as `train`, `validation` and `test`; the only held-out split is the test split.
 
-    Empty if one is missing; an InputError if several names fit.
+    Empty without a training or a held-out split; an InputError if several names fit. Beside a test split, a validation
+    split is used `with_validation` if it is the only one.
     """
     if (train := find_split(names, "train", where)) is None:
         return {}
-    held_out = find_split(names, "test", where) or find_split(names, "validation", where)
-    return {"train": train, "test": held_out} if held_out else {}
+    if (test := find_split(names, "test", where)) is None:
+        held_out = find_split(names, "validation", where)
+        return {"train": train, "test": held_out} if held_out else {}
+    validation = [name for name in names if kind_of(name) == "validation"]
+    used = {"validation": validation[0]} if with_validation and len(validation) == 1 else {}
+    return {"train": train, **used, "test": test}

@@ -27,10 +27,11 @@ READ_SIZE = 64  # images per slice; memory holds at most their files and one dec
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The images to prepare, numbered over one source, or over one for training and one for testing.
+    """The images to prepare, numbered over one source, or over one for each split.
 
     Attributes:
-        sources: The images to split; or the training images, then the test images.
+        sources: The images to split; or those of each split, in the order of `splits`.
+        splits: The split of each source; empty if the images are still to be split.
         class_names: Names of the classes, indexed by label.
         labels: Class of each image; int64, shape (images,).
         files: The names that were given, as one text.
@@ -38,6 +39,7 @@ class LabelledImages:
     """
 
     sources: tuple[ImageSource, ...]
+    splits: tuple[str, ...]
     class_names: list[str]
     labels: np.ndarray
     files: str
@@ -47,13 +49,14 @@ class LabelledImages:
         return len(self.labels)
 
     @cached_property
-    def num_first(self) -> int:
-        """Images of the first source."""
-        return len(self.sources[0])
+    def starts(self) -> np.ndarray:
+        """The number of each source's first image; shape (sources,)."""
+        return np.cumsum([0, *map(len, self.sources[:-1])])
 
     def locate(self, number: int) -> tuple[ImageSource, int]:
         """The source of an image, and the image's number in it."""
-        return (self.sources[0], number) if number < self.num_first else (self.sources[1], number - self.num_first)
+        source = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self.sources[source], number - int(self.starts[source])
 
     def place(self, number: int) -> str:
         """Where an image is, for messages."""
@@ -98,12 +101,14 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     given = {"train": _named(arguments.images or [], query, arguments.split)}
     if arguments.test_images is not None:
         given["test"] = _named(arguments.test_images, query)
-    elif arguments.split is None and (found := own_splits(given["train"].names, query)):
+    elif arguments.split is None and (
+        found := own_splits(given["train"].names, query, with_validation=arguments.validation_size > 0)
+    ):
         given, note = found
         notes += filter(None, [note])
-    useless = [entry.flag for entry in arguments.changed() if entry.name in ("test_size", "split_by")]
-    if "test" in given and useless:
-        raise InputError(f"{useless[0]} has no effect where test images are given; remove it")
+    for option, split in (("test_size", "test"), ("split_by", "test"), ("validation_size", "validation")):
+        if split in given and option in [entry.name for entry in arguments.changed()]:
+            raise InputError(f"--{option} has no effect where {split} images are given; remove it")
     sources = [open_part(part, query, default=kind) for kind, part in given.items()]
     for source in sources:
         if not len(source):
@@ -121,7 +126,7 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
         raise InputError("--split_by field: images have no such field; name the test images with --test_images")
     labels = np.concatenate([relabel(source, class_names) for source in sources])
     files = ", ".join([*(arguments.images or []), *(arguments.test_images or [])])
-    return LabelledImages(tuple(sources), class_names, labels, files, notes)
+    return LabelledImages(tuple(sources), tuple(given) if "test" in given else (), class_names, labels, files, notes)
 
 
 def open_images(
@@ -149,7 +154,7 @@ def open_images(
     return open_part(_named(names, query, split), query)
 
 
-def own_splits(names: list[str], query: Query) -> tuple[dict[str, Part], str | None] | None:
+def own_splits(names: list[str], query: Query, with_validation: bool) -> tuple[dict[str, Part], str | None] | None:
     """What to open for each split, and a note, if the names hold a training and a held-out split, or one part.
 
     None for anything else. A split without labels isn't used; it may leave the training images alone.
@@ -159,11 +164,11 @@ def own_splits(names: list[str], query: Query) -> tuple[dict[str, Part], str | N
     """
     with os_errors():
         parts, where = find_splits(names, query), join_first(names, 3)
-    if not (wanted := choose_splits(list(parts), where)):
+    if not (wanted := choose_splits(list(parts), where, with_validation)):
         return ({"train": next(iter(parts.values()))}, None) if len(parts) == 1 else None
     train = parts[wanted["train"]]
     labelled = [name for name in parts if kind_of(name) in (None, "train") or _is_labelled(parts[name], train, query)]
-    chosen = choose_splits(labelled, where) or {"train": wanted["train"]}
+    chosen = choose_splits(labelled, where, with_validation) or {"train": wanted["train"]}
     *first, last = (f"a {printable(name)}" for name in chosen.values())
     note = f"{where} {'has' if len(names) == 1 else 'have'} "
     note += (

@@ -157,7 +157,7 @@ def test_train_and_test_folders_inside_are_taken_as_they_are(tmp_path):
     ("offered", "used"),
     [
         (["train", "val"], ["train", "val"]),
-        (["Training", "TESTING", "dev"], ["Training", "TESTING"]),
+        (["Training", "TESTING", "dev"], ["Training", "dev", "TESTING"]),
         (["train", "valid", "extra"], ["train", "valid"]),
         (["train", "evaluation", "val", "validation"], ["train", "evaluation"]),
     ],
@@ -167,11 +167,13 @@ def test_splits_are_known_by_every_usual_name_and_the_others_are_noted(tmp_path,
         cats_and_dogs(tmp_path / "pets" / name, per_class=3 + i, seed=i)
         table(8 + 2 * i, seed=i)[0].save_to_disk(tmp_path / "saved" / name)
     (tmp_path / "saved/dataset_dict.json").write_text(json.dumps({"splits": offered}))
-    for name, counts in (("pets", [6, 8]), ("saved", [8, 10])):
+    places = [offered.index(name) for name in used]
+    for name, counts in (("pets", [6 + 2 * i for i in places]), ("saved", [8 + 2 * i for i in places])):
         images = open_labelled_images(PrepareArguments(images=[str(tmp_path / name)], output_dir=str(tmp_path / "out")))
         assert list(map(len, images.sources)) == counts
+        assert images.splits == (("train", "validation", "test") if len(used) == 3 else ("train", "test"))
         note = next(note for note in images.notes if "are used as they are" in note)
-        assert f"has a {used[0]} and a {used[1]} split" in note
+        assert f"has a {', a '.join(used[:-1])} and a {used[-1]} split" in note
         unused = note.partition("; not used: ")[2]
         assert set(filter(None, unused.split(", "))) == set(offered) - set(used)
 
@@ -525,15 +527,19 @@ def test_arrays_that_are_no_labelled_images_are_refused(tmp_path, arrays, said):
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
 
 
+MEDMNIST = [f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")]
+
+
 @pytest.mark.parametrize(
-    ("names", "held_out", "unused"),
+    ("names", "used", "validation_size"),
     [
-        (["x_train", "y_train", "x_test", "y_test"], "test", ""),
-        (["X_train", "y_train", "X_val", "y_val"], "val", ""),
-        (["train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels"], "test", "val"),
+        (["x_train", "y_train", "x_test", "y_test"], ["train", "test"], 0.1),
+        (["X_train", "y_train", "X_val", "y_val"], ["train", "val"], 0.1),
+        (MEDMNIST, ["train", "val", "test"], 0.1),
+        (MEDMNIST, ["train", "test"], 0),
     ],
 )
-def test_archives_with_arrays_for_each_split_are_read(tmp_path, names, held_out, unused):
+def test_archives_with_arrays_for_each_split_are_read(tmp_path, names, used, validation_size):
     images, labels = random_images(12), np.arange(12)[:, None] % 3
     parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
     arrays = {}
@@ -542,16 +548,20 @@ def test_archives_with_arrays_for_each_split_are_read(tmp_path, names, held_out,
         arrays[name] = (labels if "label" in name or "y" in name else images)[parts[part]]
     path = str(tmp_path / "x.npz")
     np.savez(path, **arrays)
-    found = open_labelled_images(PrepareArguments(images=[path], output_dir=str(tmp_path / "out")))
-    for source, part in zip(found.sources, ("train", held_out), strict=True):
+    found = labelled(path, validation_size=validation_size)
+    for source, part in zip(found.sources, used, strict=True):
         check_source(source, images[parts[part]], ["0", "1", "2"], (np.arange(12) % 3)[parts[part]].tolist())
-    note = f"{path} has a train and a {held_out} split, which are used as they are"
-    assert found.notes[0] == (f"{note}; not used: {unused}" if unused else note)
+    note = f"{path} has a {', a '.join(used[:-1])} and a {used[-1]} split, which are used as they are"
+    assert found.notes[0] == (note if validation_size else f"{note}; not used: val")
+    # Every image is found by its number in the whole.
+    numbers = np.concatenate([np.arange(12)[parts[part]] for part in used])
+    for i, number in enumerate(numbers):
+        assert (np.asarray(found.load(i)) == images[number, ..., 0]).all()
     alone = open_images([path])  # as inference opens it
     check_source(alone, images[:6], ["0", "1", "2"], [0, 1, 2] * 2)
     assert alone.notes[0].startswith(f"{path}: split train is used; it also has ")
-    image_key = next(name for name in names if held_out in name)
-    check_source(open_images([path], image_key), images[parts[held_out]], ["0", "1", "2"], found.labels[6:].tolist())
+    image_key = next(name for name in names if used[-1] in name)
+    check_source(open_images([path], image_key), images[parts[used[-1]]], ["0", "1", "2"], found.labels[-3:].tolist())
 
 
 def test_arrays_can_be_named(tmp_path):
