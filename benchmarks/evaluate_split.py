@@ -33,6 +33,7 @@ def main() -> None:
         home = Path(folder)
         file = random_rows(home / "raw", int(1.3 * arguments.num_rows) + 100, arguments.length)
         words = ["--data_files", str(file), "--vocab_file", str(file.parent / "vocab.json")]
+        words += ["--validation_size", "0"]
         run([sys.executable, "prepare_dataset.py", *words, "--output_dir", str(home / "data")], arguments.threads)
         for size in arguments.sizes:
             layers, width, heads = SIZES[size]

@@ -3,9 +3,10 @@
 
     python -m examples.digits --output_dir data/digits/raw
 
-A fifth of the images is held out, and a k-means codebook of 2×2 patches is fitted on the rest. Each training image is
-also written shifted by one pixel in the eight directions, because rows of tokens can't be shifted later; `source` names
-the image that a row is made from, and `split` its side. The held-out images aren't shifted.
+A fifth of the images are test images, a tenth of the others are validation images, and a k-means codebook of 2×2
+patches is fitted on the rest. Each training image is also written shifted by one pixel in the eight directions, because
+rows of tokens can't be shifted later; `source` names the image that a row is made from, and `split` its split. The
+other images aren't shifted.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("data/digits/raw"), help="default: data/digits/raw")
     parser.add_argument("--patch_size", type=int, default=2, choices=(1, 2, 4), help="side in pixels (default: 2)")
     parser.add_argument("--codebook_size", type=int, default=64, help="number of centroids (default: 64)")
-    parser.add_argument("--test_size", type=float, default=0.2, help="share of images held out (default: 0.2)")
-    parser.add_argument("--seed", type=int, default=42, help="seed of split and codebook (default: 42)")
+    parser.add_argument("--test_size", type=float, default=0.2, help="share of test images (default: 0.2)")
+    parser.add_argument(
+        "--validation_size", type=float, default=0.1, help="share of validation images in the others (default: 0.1)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of splits and codebook (default: 42)")
     return parser.parse_args()
 
 
@@ -51,10 +55,13 @@ def main() -> None:
     images, labels = load_digits(return_X_y=True)
     # 17 levels of grey, spread over 8 bits.
     images = np.rint(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
-    options = {"test_size": arguments.test_size, "stratify": labels, "random_state": arguments.seed}
-    _, held_out = train_test_split(np.arange(len(images)), **options)
-    is_test = np.isin(np.arange(len(images)), held_out)
-    codec = fit_patch_codec(images[~is_test], arguments.patch_size, arguments.codebook_size, arguments.seed)
+    split = np.full(len(images), "train", dtype=object)
+    for name, share in (("test", arguments.test_size), ("validation", arguments.validation_size)):
+        rest = np.flatnonzero(split == "train")
+        _, drawn = train_test_split(rest, test_size=share, stratify=labels[rest], random_state=arguments.seed)
+        split[drawn] = name
+    train = images[split == "train"]
+    codec = fit_patch_codec(train, arguments.patch_size, arguments.codebook_size, arguments.seed)
 
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     rows_file = arguments.output_dir / "rows.jsonl"
@@ -64,14 +71,15 @@ def main() -> None:
             bodies = grammar.code_ids[codec.encode(shift(images, dy, dx))]
             lengths = np.full(len(bodies), codec.num_tokens)
             for i, sentence in enumerate(grammar.sentences(bodies.reshape(-1), lengths, labels)):
-                if is_test[i] and (dy, dx) != (0, 0):
+                if split[i] != "train" and (dy, dx) != (0, 0):
                     continue
                 row = {"tokens": sentence, "label": int(labels[i])}
-                row |= {"split": "test" if is_test[i] else "train", "source": f"digit_{i:04d}"}
+                row |= {"split": split[i], "source": f"digit_{i:04d}"}
                 file.write(orjson.dumps(row) + b"\n")
     codec.save(arguments.output_dir / CODEC_FOLDER)
     write_json(arguments.output_dir / VOCABULARY_FILE, grammar.vocabulary)
-    print(f"{len(images)} images, {is_test.sum()} held out, {len(SHIFTS)} variants of each of the others: {rows_file}")
+    counts = f"{(split == 'test').sum()} for testing, {(split == 'validation').sum()} for validation"
+    print(f"{len(images)} images, {counts}, {len(SHIFTS)} variants of each of the others: {rows_file}")
 
 
 if __name__ == "__main__":

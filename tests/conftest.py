@@ -84,16 +84,16 @@ def vocab_file(tmp_path: Path, grammar: Grammar) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, grammar: Grammar) -> Path:
-    """A prepared dataset of 90 ragged rows: 72 train, 18 test."""
+    """A prepared dataset of 98 ragged rows: 72 train, 8 validation, 18 test."""
     folder = tmp_path_factory.mktemp("prepared")
-    rows = write_jsonl(folder / "rows.jsonl", random_rows(90, seed=0))
+    rows = write_jsonl(folder / "rows.jsonl", random_rows(98, seed=0))
     (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     prepare(
         PrepareArguments(
             data_files=[str(rows)],
             vocab_file=str(folder / "vocab.json"),
             output_dir=str(folder / "data"),
-            validation_size=0,
+            test_size=0.18,
         ),
         command="test",
     )
@@ -146,7 +146,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     pictures = smooth_images(45, channels=3)
     class_folder(home / "in", {name: pictures[i::3] for i, name in enumerate(CLASSES)})
-    prepare_images(home / "data", home / "in", validation_size=0)
+    prepare_images(home / "data", home / "in")
     done = train(home / "data", home / "out", "--num_train_epochs", "3")
     assert done.returncode == 0, done.stderr
     return home

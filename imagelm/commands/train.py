@@ -24,6 +24,8 @@ from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import number_of, reason
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
+    from pathlib import Path
+
     import numpy as np
     from transformers import PreTrainedModel
 
@@ -89,11 +91,12 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
         if push and is_main:  # whether a push can succeed is known before hours of training
             logger.info("%s", check_hub(push, args))
 
-        hits = baseline_hits(data.dataset["train"], data.dataset["test"], data.grammar) if is_main else {}
-        majority, bag = (hits[name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
+        splits = {name: data.dataset[name] for name in ("test", data.eval_split)}
+        hits = baseline_hits(data.dataset["train"], splits, data.grammar) if is_main else {}
+        majority, bag = (hits["test"][name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
         logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
         history = train(launch, data, model, plan, record, resume, push)
-        results = evaluate(launch, data, hits)
+        results = evaluate(launch, data, hits, record)
         if is_main:
             report(launch, data, history, record, results)
             if push:
@@ -149,7 +152,7 @@ def make_model(launch: Launch, data: TrainingInputs) -> PreTrainedModel:
     model = build_model(launch.model, data.tokenizer, stats["max_length"], launch.attention(), launch.transfer)
     name_classes(model, stats["class_names"])
     with options_blamed(launch):
-        prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset["test"]), args.seed)
+        prove_no_leak(model, data.grammar, leak_proof_rows(data.dataset[data.eval_split]), args.seed)
     size = f"{model.num_parameters():,}"
     if launch.transfer and (note := launch.transfer.note()):
         logger.info("fine-tuning: %s", note)
@@ -189,9 +192,11 @@ def train(
     from imagelm.training.safety import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
-    output, test, identity = launch.output, data.dataset["test"], record.content["identity"]
-    trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, test, data.processor, identity)
-    keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, launch.run.early_stopping_patience)
+    output, identity, rows = launch.output, record.content["identity"], data.dataset[data.eval_split]
+    own = (data.processor, identity, data.eval_split)
+    trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, rows, *own)
+    patience = launch.run.early_stopping_patience
+    keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, patience, data.eval_split)
     if launch.args.process_index == 0:
         base = seen_by_base(launch, data, record)
         trainer.training_images = training_images(data.dataset["train"], base)
@@ -233,19 +238,32 @@ def seen_by_base(launch: Launch, data: TrainingInputs, record: RunRecord) -> np.
     return digests
 
 
-def evaluate(launch: Launch, data: TrainingInputs, hits: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Measures the saved models on the test rows, beside the baselines' hits there; the results by folder name."""
+def evaluate(
+    launch: Launch, data: TrainingInputs, hits: dict[str, dict[str, np.ndarray]], record: RunRecord
+) -> dict[str, dict[str, Any]]:
+    """Measures the saved models beside the baselines' hits; the results by folder name.
+
+    best_model is measured on the test rows, once, and on the rows that chose it; final_model only on the latter.
+    """
     from imagelm.training.callbacks import read_selection
     from imagelm.training.trainer import evaluate_folder
     from imagelm.utils.manifest import add_json
 
-    results = {}
+    def measure(folder: Path, split: str) -> dict[str, Any]:
+        rows = data.dataset[split]
+        return evaluate_folder(folder, launch.args, launch.run, data.tokenizer, rows, hits.get(split), split)
+
+    results, selections = {}, {}
     for name in (BEST_FOLDER, FINAL_FOLDER):
         folder = launch.output / name
-        results[name] = evaluate_folder(folder, launch.args, launch.run, data.tokenizer, data.dataset["test"], hits)
-        results[name] |= {"step": (read_selection(folder) or {})["step"], "class_names": data.stats["class_names"]}
+        selections[name] = read_selection(folder) or {}
+        found = measure(folder, data.eval_split)
+        if name == BEST_FOLDER and data.eval_split != "test":
+            found = measure(folder, "test") | {data.eval_split: found}
+        results[name] = found | {"step": selections[name]["step"], "class_names": data.stats["class_names"]}
         if launch.args.process_index == 0:
             add_json(folder, {RESULTS_FILE: results[name]})
+    record.measured(results[BEST_FOLDER], selections[BEST_FOLDER])
     return results
 
 

@@ -69,7 +69,10 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
     if not scan.readable.any():
         raise InputError(f"none of the {len(images)} images can be read\n{problems.summary()}")
 
-    sides, split, split_notes = _split_images(arguments, images, scan)
+    sides, split, notes = _split_images(arguments, images, scan)
+    used = scan.readable
+    rows = (sides[used], images.labels[used], scan.digests[used])
+    sides[used], split_notes = cut_validation(*rows, images.class_names, arguments)
     image_format, format_notes = choose_image_format(arguments, codec, scan, sides)
 
     if arguments.centroids:
@@ -85,7 +88,7 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
         codec = _fit_codec(arguments, image_format, sample, None if t is None else t[numbers], device)
     codec.save(staging / CODEC_FOLDER)
     unseen = np.setdiff1d(np.arange(len(images.class_names)), images.labels[scan.readable])
-    notes = [*images.notes, *split_notes, *format_notes]
+    notes = [*images.notes, *notes, *format_notes]
     if len(unseen):
         notes.append(
             f"classes without a readable image: {join_first(printable(images.class_names[i]) for i in unseen)}"
@@ -95,7 +98,7 @@ def open_image_rows(arguments: PrepareArguments, staging: Path, problems: Proble
             f"an image takes {codec.num_tokens} tokens, and attention's cost grows with their square; "
             "reduce them with --image_size or --patch_size"
         )
-    return ImageRows(arguments, images, scan, sides, split, codec, t, recipe, device, notes)
+    return ImageRows(arguments, images, scan, sides, split, split_notes, codec, t, recipe, device, notes)
 
 
 def _split_images(
@@ -107,7 +110,6 @@ def _split_images(
     """
     sides = np.full(len(images), DROPPED, dtype=np.int8)
     usable = np.flatnonzero(scan.readable)
-    labels, digests, names = images.labels[usable], scan.digests[usable], images.class_names
     notes: list[str] = []
     if images.splits:
         sides[usable] = np.repeat(list(map(SPLITS.index, images.splits)), list(map(len, images.sources)))[usable]
@@ -116,11 +118,10 @@ def _split_images(
     else:
         how, unknown = split_in_words(arguments.split_by, arguments.seed), np.full(len(usable), NO_SPLIT)
         rule = (arguments.split_by, arguments.test_size, arguments.seed)
-        sides[usable] = assign_splits(*rule, labels, digests, unknown, names)
+        sides[usable] = assign_splits(*rule, images.labels[usable], scan.digests[usable], unknown, images.class_names)
     if not (sides == TRAIN).any() or not (sides == TEST).any():
         raise InputError(": ".join(["no usable image is left in the training or the test split", *notes]))
-    sides[usable], found = cut_validation(sides[usable], labels, digests, names, arguments)
-    return sides, how, notes + found
+    return sides, how, notes
 
 
 def _fit_codec(
@@ -155,6 +156,7 @@ class ImageRows:
     scan: ImageScan
     sides: np.ndarray
     split: str
+    split_notes: list[str]
     codec: Codec
     t: np.ndarray | None
     recipe: Augmentation | None

@@ -112,8 +112,8 @@ def _changes_of_split(
         return
     if len(rows) != stats["num_rows"][split]:
         yield f"{len(rows)} rows, but stats.json records {stats['num_rows'][split]}"
-    if counts.tolist() != stats["classes"][split]:
-        yield f"{counts.tolist()} rows of the classes, but stats.json records {stats['classes'][split]}"
+    if counts.tolist() != (known := stats["classes"].get(split)):
+        yield f"{counts.tolist()} rows of the classes, but stats.json records {known}"
     if longest > stats["max_length"]:
         yield f"a row has {longest} tokens, but stats.json records at most {stats['max_length']}"
     if changed:

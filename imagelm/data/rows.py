@@ -37,6 +37,7 @@ class RowSource(Protocol):
         split_by: How `assign_splits` assigns the rows to the splits.
         validation_size: Share of the training rows for `cut_validation`; 0 if these rows mustn't be split any more.
         split: How the split was made, in words.
+        split_notes: What the validation split lacks, if these rows were split already.
     """
 
     grammar: Grammar
@@ -45,6 +46,7 @@ class RowSource(Protocol):
     split_by: str
     validation_size: float
     split: str
+    split_notes: list[str]
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows in the grammar, in a fixed order."""

@@ -87,7 +87,7 @@ def split_rows(table: RowTable, duplicates: Duplicates, options: PrepareArgument
     Returns:
         Index into `SPLITS`, or `DROPPED`; int8, shape (rows,); and what the validation split lacks, in words.
     """
-    source, keep, notes = table.source, duplicates.keep, []
+    source, keep, notes = table.source, duplicates.keep, [*table.source.split_notes]
     labels, groups, file_splits = table.labels[keep], table.groups[keep], table.file_splits[keep]
     if source.split_by == "field":
         for side, name in enumerate(SPLITS):

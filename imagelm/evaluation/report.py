@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
-from imagelm.data.stats import dropped_rows
+from imagelm.data.stats import dropped_rows, rows_in_words
 from imagelm.evaluation.interval import baseline_warning
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
@@ -81,7 +81,7 @@ def summary(results: dict, run: dict, report: Path) -> str:
     n, leak = results["eval_samples"], results["leak_proof_difference"]
     low, high = results["eval_cls_accuracy_interval"]
     rows = [
-        ("held-out rows", f"{n}"),
+        ("test rows", f"{n}"),
         ("perplexity", f"{results['eval_perplexity']:.3f} (image tokens {results['eval_image_perplexity']:.3f})"),
         ("next-token accuracy", f"{results['eval_next_token_accuracy']:.4f}"),
         ("CLS-slot accuracy", f"{results['eval_cls_accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})"),
@@ -90,8 +90,22 @@ def summary(results: dict, run: dict, report: Path) -> str:
         ("leak check", f"changing the tokens after {CLS} changed the logits by at most {leak:.1e}"),
         ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
         ("report and plots", f"{report}"),
+        ("best_model", selection_in_words(run["selection"], results)),
     ]
     return "\n".join(f"{name:22} {value}" for name, value in rows)
+
+
+def selection_in_words(selection: dict, results: dict) -> str:
+    """The step of `best_model`, and the figure and the rows that chose it, by `selection.json`."""
+    step = f"step {results['step']}"
+    if (metric := selection.get("metric")) is None:
+        return f"{step}, the last one; no figure was used to choose it"
+    chosen = f"{step}, chosen by {metric.removeprefix('eval_')}"
+    if "validation" in results:
+        found = results["validation"]
+        value, n = found[metric], found["eval_samples"]
+        return f"{chosen} on the validation rows ({value:.4f}, n = {n})"
+    return f"{chosen} on these test rows, as there are no validation rows; its figures are too good"
 
 
 def trained_length(run: dict) -> str | None:
@@ -141,7 +155,12 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
         ("macro-F1", "eval_cls_macro_f1", ".4f"),
         ("expected calibration error", "eval_cls_calibration_error", ".4f"),
     ]
-    table = "\n".join(f"| {name} | {results[key]:{form}} | {final[key]:{form}} |" for name, key, form in figures)
+    validation = [results["validation"]] if "validation" in results else []
+    columns = [("best_model", results), *(("best_model", found) for found in validation), ("final_model", final)]
+    head = "".join(f" {name}, {found['split']} (n = {found['eval_samples']}) |" for name, found in columns)
+    table = "\n".join(
+        f"| {name} |" + "".join(f" {found[key]:{form}} |" for _, found in columns) for name, key, form in figures
+    )
     low, high = results["eval_cls_accuracy_interval"]
     classes = "\n".join(
         f"| {table_cell(name)} | {sum(row)} | {'–' if accuracy is None else f'{accuracy:.4f}'} |"
@@ -152,6 +171,7 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
             strict=True,
         )
     )
+    once = " The test rows were evaluated once, after that." if validation else ""
     plots = "\n\n".join(f"![{title}]({name})" for name, title in PLOTS.items())
     plots += "".join(f"\n\n{table_cell(note)}." for note in drawing_notes(results["class_names"]))
     length = trained_length(run)
@@ -169,16 +189,15 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     base = "".join(f"\n\n{sentence}" for sentence in fine_tuning(run))
     return f"""# Training report
 
-Evaluated on {n} held-out rows in fp32, after loading the saved folders: `best_model` of step {results["step"]},
-`final_model` of step {final["step"]}. Trained for {length}.{base}
+Evaluated in fp32, after loading the saved folders: `best_model` of step {results["step"]}, `final_model` of step
+{final["step"]}. Trained for {length}.{base}
 
-| | best_model | final_model |
-|---|---|---|
+| |{head}
+|---|{"---|" * len(columns)}
 {table}
 
-CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {n}, 95 % interval {low:.4f} to
-{high:.4f}). The best model was selected on these same rows, so its figures are optimistic; `final_model` was not
-selected.
+CLS-slot accuracy of `best_model`: **{results["eval_cls_accuracy"]:.4f}** (n = {n} test rows, 95 % interval {low:.4f} to
+{high:.4f}). `best_model` is of {selection_in_words(run["selection"], results)}.{once}
 
 | baseline | accuracy on the same rows | rows that only the model gets right | only the baseline | p (exact sign test) |
 |---|---|---|---|---|
@@ -186,18 +205,18 @@ selected.
 
 {verdict}
 
-**Leak check.** In {results["leak_proof_rows"]} held-out rows everything after `{CLS}` was replaced by random tokens:
+**Leak check.** In {results["leak_proof_rows"]} test rows everything after `{CLS}` was replaced by random tokens:
 the slot's logits changed by at most {results["leak_proof_difference"]:.1e}. The model doesn't see the answer.
 
 {plots}
 
-| class | rows | accuracy |
+| class | test rows | accuracy |
 |---|---|---|
 {classes}
 
 ## Data
 
-{stats["num_rows"]["train"]} training and {stats["num_rows"]["test"]} test rows ({stats["split"]});
+Rows: {rows_in_words(stats["num_rows"])} ({stats["split"]});
 dropped: {dropped_rows(stats)}; {stats["repaired_tails"]} tails repaired; {cut["rows_cut"]} rows cut,
 {100 * cut["share_of_image_tokens_cut"]:.2f} % of image tokens. Fingerprint `{stats["fingerprint"]}`.
 
@@ -242,16 +261,21 @@ def _finish(axes: Axes, ylabel: str) -> None:
         axes.legend()
 
 
+def _curve_split(results: dict) -> str:
+    """The split that was evaluated in training."""
+    return "validation" if "validation" in results else results.get("split", "test")
+
+
 def _plot_loss(axes: Axes, curves: dict, results: dict) -> None:
     _line(axes, curves, "token_loss", "train, all tokens", TRAIN_COLOR)
-    _line(axes, curves, "eval_loss", "test, all tokens", TEST_COLOR)
+    _line(axes, curves, "eval_loss", f"{_curve_split(results)}, all tokens", TEST_COLOR)
     _line(axes, curves, "cls_loss", "train, CLS slot", SLOT_COLOR)
     _finish(axes, "loss (nats per token)")
 
 
 def _plot_perplexity(axes: Axes, curves: dict, results: dict) -> None:
     _line(axes, curves, "perplexity", "train", TRAIN_COLOR)
-    _line(axes, curves, "eval_perplexity", "test", TEST_COLOR)
+    _line(axes, curves, "eval_perplexity", _curve_split(results), TEST_COLOR)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -260,13 +284,15 @@ def _plot_perplexity(axes: Axes, curves: dict, results: dict) -> None:
 
 
 def _plot_accuracy(axes: Axes, curves: dict, results: dict) -> None:
-    _line(axes, curves, "eval_cls_accuracy", "CLS slot, test", SLOT_COLOR)
-    _line(axes, curves, "eval_next_token_accuracy", "next token, test", TEST_COLOR)
+    split = _curve_split(results)
+    _line(axes, curves, "eval_cls_accuracy", f"CLS slot, {split}", SLOT_COLOR)
+    _line(axes, curves, "eval_next_token_accuracy", f"next token, {split}", TEST_COLOR)
     for name, style, label in (
         ("bag_of_tokens_accuracy", "--", "bag of tokens"),
         ("majority_accuracy", ":", "majority"),
     ):
-        axes.axhline(results[name], color=BASELINE_COLOR, linestyle=style, label=f"{label} baseline (CLS slot)")
+        accuracy = results.get(split, results)[name]
+        axes.axhline(accuracy, color=BASELINE_COLOR, linestyle=style, label=f"{label} baseline (CLS slot)")
     axes.set_ylim(0, 1.02)
     _finish(axes, "accuracy")
 

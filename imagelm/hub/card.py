@@ -14,7 +14,7 @@ import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from imagelm.data.stats import dropped_rows
+from imagelm.data.stats import dropped_rows, rows_in_words
 from imagelm.evaluation.interval import baseline_warning
 from imagelm.evaluation.report import fine_tuning, trained_length
 from imagelm.hub.arguments import PushArguments
@@ -155,6 +155,8 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "processes": processes,
         "dropped": dropped_rows(facts.stats) if facts.stats else None,
         "fine_tuning": fine_tuning(facts.run or {}),
+        "rows": rows_in_words(facts.stats["num_rows"]) if facts.stats else None,
+        "split": (facts.results or {}).get("split", "test"),
         "length": trained_length(facts.run or {}),
         "warning": baseline_warning(facts.results or {}),
         "commands": [printable(record["command"]) for record in (facts.stats, facts.run) if record],
@@ -192,7 +194,7 @@ def _eval_results(facts: CardFacts, results: dict[str, Any]) -> list[EvalResult]
             task_name="Image classification by the next token",
             dataset_type=dataset or "held-out-rows",
             dataset_name=_dataset_name(facts),
-            dataset_split="test",
+            dataset_split=results.get("split", "test"),
             metric_type=kind,
             metric_name=name,
             metric_value=round(results[figure], 6),

@@ -158,7 +158,7 @@ def _not_uploaded(source: Path, files: dict[str, Path]) -> list[str]:
 
 def _write_eval_results(file: Path, dataset_id: str, results: dict[str, Any]) -> None:
     """Writes the accuracy in the Hub's newer format too, shown where the dataset is registered as a benchmark."""
-    notes = f"CLS-slot accuracy on {results['eval_samples']} held-out rows"
+    notes = f"CLS-slot accuracy on {results['eval_samples']} {results.get('split', 'test')} rows"
     entry = EvalResultEntry(dataset_id, task_id="default", value=results["eval_cls_accuracy"], notes=notes)
     file.parent.mkdir()
     write_text(file, yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))

@@ -185,7 +185,7 @@ def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -
     split = options.split or "test"
     dataset, grammar = load_prepared(folder, [split]), loaded.grammar
     if split not in dataset:
-        raise InputError(f"--split {split}: {folder} has {' and '.join(dataset)}; name one of them")
+        raise InputError(f"--split {split}: {folder} has {', '.join(dataset)}; name one of them")
     theirs = load_grammar(Path(folder) / TOKENIZER_FOLDER).vocabulary
     if theirs != grammar.vocabulary:
         first = min(token for token, _ in theirs.items() ^ grammar.vocabulary.items())
@@ -196,6 +196,8 @@ def _dataset_inputs(options: InputArguments, folder: str, loaded: LoadedModel) -
         )
     _check_same_codec(folder, loaded)
     place, inputs = printable(f"{folder}/{split}"), InputRows([])
+    if split == "validation":
+        inputs.notes.append("a model trained on these data was chosen on the validation rows: its figures are too good")
     rows = dataset[split].select_columns(["input_ids", "label"])
     labels = _labels(rows.features["label"].names, loaded, inputs.notes)
     for i, row in enumerate(islice(rows.with_format("numpy"), options.num_rows)):

@@ -45,18 +45,21 @@ class EpochOfRows(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Saves `best_model` whenever an evaluation is better than all before it; may stop when none improves.
 
-    Better is a better `metric_for_best_model`, or an equal one with a lower loss. A resumed run compares with the
+    Better is a better `metric_for_best_model`, or an equal one with a lower loss, on the rows of `split`: the
+    validation rows, or the test rows of data without a validation split. A resumed run compares with the
     model that is in the folder; if that is damaged or lost, it is chosen again from the checkpoints. `patience` is the
     number of evaluations without improvement after which training stops, 0 for never.
 
     Attributes:
-        best: Metric, value, loss and step of the best evaluation; None before the first. Every process holds the same,
+        best: Split, metric, value, loss and step of the best evaluation; None at first. Every process holds the same,
             as all see the same figures: if they read the folder again, one could see what another just wrote.
         stopped: Why this ended the training early; None if it didn't.
     """
 
-    def __init__(self, trainer: Trainer, save: Callable[..., None], folder: Path, patience: int) -> None:
-        self.trainer, self.save, self.folder, self.patience = trainer, save, folder, patience
+    def __init__(
+        self, trainer: Trainer, save: Callable[..., None], folder: Path, patience: int, split: str = "test"
+    ) -> None:
+        self.trainer, self.save, self.folder, self.patience, self.split = trainer, save, folder, patience, split
         selection = read_selection(folder)
         self.best = selection if selection and "value" in selection else None
         self.stopped: str | None = None
@@ -75,7 +78,7 @@ class KeepBest(TrainerCallback):
             self.folder,
             steps,
         )
-        for found in [_selection(args, log, log["step"]) for log in whole]:
+        for found in [self._selection(log, log["step"]) for log in whole]:
             if self.best is None or _is_better(found, self.best, args):
                 self.best = found
         if self.best:
@@ -84,10 +87,10 @@ class KeepBest(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         if not self.trainer.is_in_train:
             return
-        found = _selection(args, metrics, state.global_step)
+        found = self._selection(metrics, state.global_step)
         if not math.isfinite(found["loss"]):
             raise DivergedError(
-                f"the loss on the test rows is {found['loss']} after step {state.global_step} (learning rate "
+                f"the loss on the {self.split} rows is {found['loss']} after step {state.global_step} (learning rate "
                 f"{learning_rate_of(self.trainer):.3g}): the run diverged and was stopped; best_model and the earlier "
                 "checkpoints are kept. Try a lower --learning_rate"
             )
@@ -102,10 +105,10 @@ class KeepBest(TrainerCallback):
                 f"{number_of(self.patience, 'evaluation')} without a better {best['metric'].removeprefix('eval_')}"
             )
 
-
-def _selection(args: TrainingArguments, figures: dict[str, float], step: int) -> dict:
-    name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
-    return {"metric": name, "value": figures[name], "loss": figures["eval_loss"], "step": step}
+    def _selection(self, figures: dict[str, float], step: int) -> dict:
+        name = f"eval_{str(self.trainer.args.metric_for_best_model).removeprefix('eval_')}"
+        found = {"metric": name, "value": figures[name], "loss": figures["eval_loss"], "step": step}
+        return {"split": self.split, **found}
 
 
 def _is_better(found: dict, best: dict, args: TrainingArguments) -> bool:
@@ -114,7 +117,7 @@ def _is_better(found: dict, best: dict, args: TrainingArguments) -> bool:
 
 
 def read_selection(folder: Path) -> dict | None:
-    """Why `best_model` was chosen (metric, value, loss, step), or None if it was not, or if the folder is damaged."""
+    """Why `best_model` was chosen (split, metric, value, loss, step); None if it was not, or the folder is damaged."""
     if not folder.is_dir():
         return None
     try:

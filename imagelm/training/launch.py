@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from imagelm.accel.attention import CAUSAL_PRODUCT
-from imagelm.data.load import augmented, check_disjoint, load_codec_of, load_prepared, load_stats
+from imagelm.data.load import PREPARE_AGAIN, augmented, check_disjoint, load_codec_of, load_prepared, load_stats
+from imagelm.data.stats import rows_in_words
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.save import make_processor
@@ -226,19 +227,24 @@ def _check_training_arguments(args: TrainingArguments) -> None:
 class TrainingInputs:
     """The rows of a run, and what belongs to them."""
 
-    dataset: DatasetDict  # both splits, as prepared
+    dataset: DatasetDict  # all splits, as prepared
     train: Dataset  # changed in each epoch if augmentation is on
     stats: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     grammar: Grammar
     processor: ImageLMProcessor | None  # None for data without a codec
 
+    @property
+    def eval_split(self) -> str:
+        """The split that is evaluated in training, and chooses the best model."""
+        return "validation" if "validation" in self.dataset else "test"
+
 
 def load_inputs(launch: Launch) -> TrainingInputs:
-    """Loads the prepared rows, and checks that no image is in both splits.
+    """Loads the prepared rows, and checks that no image is in two splits.
 
     Raises:
-        InputError: The folder isn't prepared data, or an image is in both splits.
+        InputError: The folder isn't prepared data, or an image is in two splits.
     """
     args, folder = launch.args, Path(launch.data.dataset_dir)
     dataset = load_prepared(folder, with_images=launch.run.augment is not None)
@@ -256,5 +262,12 @@ def load_inputs(launch: Launch) -> TrainingInputs:
             f"--dataloader_drop_last: {num_rows} training rows don't fill one batch of {batch} in each process; "
             "remove it, or lower --per_device_train_batch_size"
         )
-    logger.info("data: %d training and %d test rows, no image in both", len(dataset["train"]), len(dataset["test"]))
-    return TrainingInputs(dataset, train, stats, tokenizer, grammar, processor)
+    logger.info("data: %s rows, no image in two splits", rows_in_words(stats["num_rows"]))
+    inputs = TrainingInputs(dataset, train, stats, tokenizer, grammar, processor)
+    if inputs.eval_split == "test" and args.eval_strategy != "no" and args.process_index == 0:
+        logger.warning(
+            "the data have no validation split, so best_model is chosen on the test rows, which makes its figures "
+            "there too good; %s to get one (--validation_size)",
+            PREPARE_AGAIN,
+        )
+    return inputs

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerState
 
+from imagelm.data.rows import SPLITS
 from imagelm.training.launch import Launch
 from imagelm.utils.artifacts import HISTORY_FILE, RUN_FILE, STATS_FILE
 from imagelm.utils.atomic_io import raise_storage_error, read_json, write_json
@@ -31,6 +32,7 @@ LIBRARIES = (
     *("accelerate", "datasets", "evaluate", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch"),
     "transformers",
 )
+MAIN_FIGURES = ("samples", "loss", "perplexity", "next_token_accuracy", "cls_accuracy")
 
 
 class RunRecord(TrainerCallback):
@@ -45,7 +47,8 @@ class RunRecord(TrainerCallback):
     Attributes:
         content: What `run.json` holds: identity, base model on the Hub, what was taken over from a base model, command,
             config, values chosen by the data's size, seeds, data, versions, git commit, hardware, estimate, launches,
-            durations in seconds, loss spikes; once the training is done, how long it was.
+            durations in seconds, loss spikes; once the training is done, how long it was, why best_model was chosen,
+            and its main figures on each split that was evaluated.
         spikes: The loss spikes of this launch; `FiniteSteps` fills the list.
     """
 
@@ -119,6 +122,14 @@ class RunRecord(TrainerCallback):
         self.content["trained"] = {
             **{"steps": steps, "planned_steps": planned, "epochs": epochs, "planned_epochs": epochs * planned / steps},
             "stopped": stopped if steps < planned else None,
+        }
+
+    def measured(self, results: dict[str, Any], selection: dict[str, Any]) -> None:
+        """Notes the main figures of best_model's `eval_results.json`, and the content of its `selection.json`."""
+        evaluated = [results, *(results[split] for split in SPLITS if split in results)]
+        self.content["selection"] = selection
+        self.content["results"] = {
+            found["split"]: {name: found[f"eval_{name}"] for name in MAIN_FIGURES} for found in evaluated
         }
 
     def update(self, step: int | None = None, ended: str | None = None) -> dict:

@@ -67,6 +67,8 @@ class ImageTrainer(Trainer):
     Args:
         model: With its `loss_type` set (see `imagelm.models.build.fix_loss_scale`).
         train: Training rows; None to evaluate only.
+        eval_rows: Rows to evaluate.
+        eval_split: The name of their split.
         processor: Saved with the model, if rows were made from images.
         identity: What determines the weights; kept in every checkpoint.
 
@@ -84,19 +86,20 @@ class ImageTrainer(Trainer):
         run: RunArguments,
         tokenizer: PreTrainedTokenizerBase,
         train: Dataset | AugmentedRows | None,
-        test: Dataset,
+        eval_rows: Dataset,
         processor: ImageLMProcessor | None = None,
         identity: dict | None = None,
+        eval_split: str = "test",
     ) -> None:
         grammar = grammar_of(tokenizer)
-        self.processor = processor
+        self.processor, self.eval_split = processor, eval_split
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics, self.row_reduction = ComputeMetrics(grammar.num_classes), RowReduction(grammar)
         super().__init__(
             model=model,
             args=args,
             train_dataset=rows_only(train) if isinstance(train, Dataset) else train,
-            eval_dataset=rows_only(test),
+            eval_dataset=rows_only(eval_rows),
             data_collator=RowCollator(tokenizer),
             processing_class=tokenizer,
             compute_loss_func=self.token_and_slot_loss,
@@ -207,9 +210,10 @@ class ImageTrainer(Trainer):
                 logger.info("step %d/%d: %s", self.state.global_step, self.state.max_steps, self.train_loss)
         if "eval_loss" in logs and self.state.max_steps and self.is_world_process_zero():
             logger.info(
-                "step %d/%d: %sperplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
+                "step %d/%d: %s%s rows: perplexity %.3f, next-token accuracy %.4f, CLS-slot accuracy %.4f",
                 *(self.state.global_step, self.state.max_steps, self.train_loss and f"{self.train_loss}, "),
-                *(logs["eval_perplexity"], logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
+                *(self.eval_split, logs["eval_perplexity"]),
+                *(logs["eval_next_token_accuracy"], logs["eval_cls_accuracy"]),
             )
 
 
@@ -223,17 +227,18 @@ def evaluate_folder(
     args: TrainingArguments,
     run: RunArguments,
     tokenizer: PreTrainedTokenizerBase,
-    test: Dataset,
+    rows: Dataset,
     hits: dict[str, np.ndarray] | None = None,
+    split: str = "test",
 ) -> dict[str, Any]:
-    """Evaluates a saved model on the test rows in fp32, and proves that it doesn't see the answer.
+    """Evaluates a saved model on the rows of a split in fp32, and proves that it doesn't see the answer.
 
     The folder is loaded again, as the figures must be those that everyone gets who loads it. Every process calls this.
     With the `hits` of the baselines, the model is compared with them.
 
     Returns:
-        Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the 95 % interval of the
-        CLS-slot accuracy, the leak check, the SHA-256 of the weights, and a row as an example.
+        The name of the split, Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the
+        95 % interval of the CLS-slot accuracy, the leak check, the SHA-256 of the weights, and a row as an example.
 
     Raises:
         LeakError: The class logits depend on what comes after `<CLS>`.
@@ -244,22 +249,22 @@ def evaluate_folder(
     model, args = load_model(folder), copy.copy(args)
     args.report_to = []  # a tracker would open a second run
     args.train_sampling_strategy = "sequential"  # also sorts evaluations: rows must be in the baselines' order
-    trainer = ImageTrainer(model, args, run, tokenizer, None, test)
+    trainer = ImageTrainer(model, args, run, tokenizer, None, rows)
     # Before the first step: accelerate wraps the model in autocast only once.
     trainer.accelerator.autocast_handler = AutocastKwargs(enabled=False)
-    results: dict[str, Any] = dict(trainer.evaluate())
+    results: dict[str, Any] = {"split": split, **trainer.evaluate()}
     results.pop("epoch", None)
     results.pop("eval_model_preparation_time", None)
-    results["eval_samples"] = len(test)
+    results["eval_samples"] = len(rows)
     results["eval_dtype"] = "float32"
     results["weights_sha256"] = weights_sha256(folder)
-    results["example_row"] = tokenizer.decode(test[0]["input_ids"])
-    results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(test))
+    results["example_row"] = tokenizer.decode(rows[0]["input_ids"])
+    results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(rows))
     results |= {f"eval_{name.removeprefix('cls_')}": value for name, value in trainer.metrics.details.items()}
     results |= baseline_figures(hits or {}, trainer.metrics.correct)
-    rows = leak_proof_rows(test)
-    results["leak_proof_rows"] = len(rows)
-    results["leak_proof_difference"] = prove_no_leak(model, grammar_of(tokenizer), rows, args.seed)
+    proof = leak_proof_rows(rows)
+    results["leak_proof_rows"] = len(proof)
+    results["leak_proof_difference"] = prove_no_leak(model, grammar_of(tokenizer), proof, args.seed)
     return results
 
 

@@ -44,7 +44,10 @@ from tests.inference.fixtures import records, rows_of_test
         (("--mode", "classify", "--model", "{artist}", "--tokens", "<Z_001>"), "the image has 1 tokens, the model's"),
         (("--mode", "next_token", "--model", "{best}", "--dataset_dir", "{data}"), "nothing follows; cut it, or"),
         (("--mode", "classify", "--model", "{best}", "--dataset_dir", "absent"), "--dataset_dir absent holds no"),
-        (("--mode", "classify", "--model", "{best}", "--dataset_dir", "{data}", "--split", "x"), "has train and test"),
+        (
+            ("--mode", "classify", "--model", "{best}", "--dataset_dir", "{data}", "--split", "x"),
+            "has train, validation, test",
+        ),
         (("--mode", "classify", "--model", "{best}", "--images", "absent.png"), "--images needs a codec"),
         (("--mode", "classify", "--model", "{artist}", "--images", "./absent.png"), "./absent.png: no such file"),
         (("--mode", "classify", "--model", "{artist}", "--images", __file__), "not an image of a known format"),

@@ -62,7 +62,7 @@ def number_of(source: str) -> int:
 
 
 def rows_of(data: datasets.DatasetDict) -> list[dict]:
-    return [row for split in ("train", "test") for row in data[split]]
+    return [row for split in data.values() for row in split]
 
 
 # Rows and split
@@ -72,8 +72,9 @@ def test_rows_hold_their_images_and_the_split_is_stratified(tmp_path, lossless):
     images = random_images(60, (6, 8))
     class_folder(tmp_path / "in", {"cat": images[:40], "dog": images[40:]})
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", codec=str(lossless))
-    assert stats["num_rows"] == {"train": 48, "test": 12}
-    assert stats["classes"] == {"train": [32, 16], "test": [8, 4]}
+    # A fifth of 60, and of the other 48, which are 32 and 16, a tenth, rounded up.
+    assert stats["num_rows"] == {"train": 43, "validation": 5, "test": 12}
+    assert stats["classes"] == {"train": [29, 14], "validation": [3, 2], "test": [8, 4]}
     assert "stratified, seed 42" in stats["split"]
     for rows in data.values():
         for image, label, source in zip(restored(rows, tmp_path / "out"), rows["label"], rows["source"], strict=True):
@@ -125,17 +126,18 @@ def test_the_same_pixels_in_another_file_format_are_never_on_the_other_side(tmp_
     options = {"augment": "shift=1", "variants": 2, "split_by": split_by, "test_size": 0.3, "codec": str(lossless)}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", **options)
     check_disjoint(data)
-    train, test = (keys(restored(data[name], tmp_path / "out")) for name in ("train", "test"))
-    assert not train & test
-    assert keys(images) <= train | test
-    assert len(data["test"]) == len(test)
-    # The files that training rows come from show no test image, so no variant of one is trained on.
+    splits = {name: keys(restored(rows, tmp_path / "out")) for name, rows in data.items()}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values()))
+    assert keys(images) <= set.union(*splits.values())
+    held_out = set.union(*(found for name, found in splits.items() if name != "train"))
+    assert sum(len(rows) for name, rows in data.items() if name != "train") == len(held_out)
+    # The files that training rows come from show no such image, so no variant of one is trained on.
     for row in data["train"]:
         name = re.search(r"(cat|dog)/.*", row["source"]).group()
         pixels = np.asarray(Image.open(tmp_path / "in" / name).convert("RGB"))[..., :1]
         if not name.split("/")[1].startswith("deep"):
-            assert pixels.tobytes() not in test
-    assert stats["num_rows_read"] == 120 + 2 * 5 * (24 - len(test))
+            assert pixels.tobytes() not in held_out
+    assert stats["num_rows_read"] == 120 + 2 * 5 * (24 - len(held_out))
 
 
 def test_training_copies_of_test_images_are_dropped_and_noted(tmp_path, lossless):
@@ -165,8 +167,9 @@ def test_a_variant_that_looks_like_a_test_image_leaves_the_training_rows(tmp_pat
         **{"test_images": [str(tmp_path / "test")], "augment": "hflip", "variants": 4, "codec": str(lossless)},
     )
     assert keys(restored(data["test"], tmp_path / "out")) == keys(images[:, :, ::-1])
-    assert keys(restored(data["train"], tmp_path / "out")) == keys(images)
-    assert stats["duplicates_dropped"] == 4 * 16
+    train, validation = (keys(restored(data[name], tmp_path / "out")) for name in ("train", "validation"))
+    assert train | validation == keys(images) and len(validation) == 2  # a tenth of 16, rounded up
+    assert stats["duplicates_dropped"] == 4 * 14
 
 
 def test_the_same_image_in_two_classes_is_a_conflict_that_names_both(tmp_path, lossless):
@@ -188,15 +191,15 @@ def shifted(image: np.ndarray, limit: int, background: int) -> set[bytes]:
     return {framed[y : y + height, x : x + width].tobytes() for y, x in places}
 
 
-def test_each_training_image_gets_its_variants_and_no_test_image_does(tmp_path):
+def test_each_training_image_gets_its_variants_and_no_other_image_does(tmp_path):
     originals = few_levels(20)
     class_folder(tmp_path / "in", {"cat": originals[:10], "dog": originals[10:]})
     options = {"patch_size": 1, "codebook_size": 4, "augment": "shift=2", "variants": 3, "background": 0}
     data, stats = prepare_images(tmp_path / "out", tmp_path / "in", **options)
-    assert len(data["test"]) == 4
-    assert len(data["train"]) + stats["duplicates_dropped"] == 16 * 4
-    sources = [set(data[name]["source"]) for name in ("train", "test")]
-    assert not sources[0] & sources[1] and list(map(len, sources)) == [16, 4]
+    assert (len(data["validation"]), len(data["test"])) == (2, 4)
+    assert len(data["train"]) + stats["duplicates_dropped"] == 14 * 4
+    sources = [set(rows["source"]) for rows in data.values()]
+    assert list(map(len, sources)) == [14, 2, 4] and len(set.union(*sources)) == 20
     images = restored(data["train"], tmp_path / "out")
     for image, label, source in zip(images, data["train"]["label"], data["train"]["source"], strict=True):
         assert image.tobytes() in shifted(originals[number_of(source) + 10 * label], 2, 0)
@@ -577,12 +580,13 @@ def test_the_command_says_what_it_did_and_its_folder_holds_names_figures_and_ima
 
     # Use of the codebook, over all rows that were read.
     counts = Counter(re.findall(r"<Z_\d+>", (out / "raw/rows.jsonl").read_text()))
-    assert counts.total() == 4 * (8 + 32 * 3)
+    # 8 test images, and 4 of the other 32 are validation images.
+    assert counts.total() == 4 * (8 + 4 + 28 * 3)
     share = np.array(list(counts.values())) / counts.total()
     assert stats["codebook"]["used"] == len(counts)
     assert stats["codebook"]["dead"] == 16 - len(counts)
     assert stats["codebook"]["usage_perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    assert stats["codec"]["images_encoded"] == 8 + 32 * 3 == stats["num_rows_read"]
+    assert stats["codec"]["images_encoded"] == 8 + 4 + 28 * 3 == stats["num_rows_read"]
     assert "patch codebook of 16 entries; images of 8×8 pixels, RGB, become 2×2 tokens" in done.stdout
     for name in ("codebook.png", "reconstructions.png"):
         with Image.open(out / name) as original:

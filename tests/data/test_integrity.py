@@ -137,7 +137,7 @@ def test_a_label_out_of_range_or_changed_is_named(data):
     assert problems(data)[0] == "test: row 2: label 3, expected 0 to 2"
     edit_column(data, "test", "label", lambda labels: [*labels[:2], None, *labels[3:]])
     assert problems(data)[0] == "test: row 2: label -1, expected 0 to 2"
-    edit_column(data, "test", "label", lambda labels: [*labels[:2], (labels[1] + 1) % 3, *labels[3:]])
+    edit_column(data, "test", "label", lambda labels: [*labels[:2], (labels[2] + 1) % 3, *labels[3:]])
     assert "the label is" in problems(data)[0]
 
 
@@ -154,11 +154,15 @@ def test_dropped_rows_and_exchanged_splits_are_refused(data):
 @pytest.mark.parametrize(
     ("entry", "value", "said"),
     [
-        ("num_rows", {"train": 71, "test": 18}, "train: 72 rows, but stats.json records 71"),
+        ("num_rows", {"train": 71, "validation": 8, "test": 18}, "train: 72 rows, but stats.json records 71"),
         ("max_length", 9, "train: a row has 14 tokens, but stats.json records at most 9"),
         ("class_names", ["0", "2", "1"], "the class names in stats.json changed"),
         ("fingerprint", "0" * 32, "the fingerprint in stats.json isn't that of its digests"),
-        ("classes", {"train": [24, 24, 24], "test": [7, 5, 6]}, "test: [6, 6, 6] rows of the classes, but"),
+        (
+            "classes",
+            {"train": [24, 24, 24], "validation": [3, 3, 2], "test": [7, 5, 6]},
+            "test: [6, 6, 6] rows of the classes, but",
+        ),
     ],
 )
 def test_edited_statistics_are_refused(data, entry, value, said):

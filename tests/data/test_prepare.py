@@ -38,9 +38,10 @@ def texts(dataset: datasets.Dataset, grammar) -> list[str]:
 def test_rows_come_out_as_they_went_in(tmp_path, grammar, vocab_file):
     rows = random_rows(60, seed=0)
     data, stats = prepare_rows(tmp_path, rows, vocab_file)
-    out = texts(data["train"], grammar) + texts(data["test"], grammar)
+    out = [text for split in data.values() for text in texts(split, grammar)]
     assert sorted(out) == sorted(row["tokens"] for row in rows)
-    assert (len(data["train"]), len(data["test"])) == (48, 12)
+    # A fifth of 60 rows, and a tenth of the other 48, rounded up.
+    assert {name: len(split) for name, split in data.items()} == {"train": 43, "validation": 5, "test": 12}
     for split in data.values():
         assert [f"<CLS_{label}>" for label in split["label"]] == [text.split()[-2] for text in texts(split, grammar)]
         assert isinstance(split.features["label"], datasets.ClassLabel)
@@ -105,9 +106,9 @@ def test_no_image_stands_on_both_sides_and_conflicts_are_named(tmp_path, grammar
     twin = rows[0]["tokens"].replace("<CLS_0>", "<CLS_1>")
     file_rows = rows + rows[:10] * 3 + [{"tokens": twin, "label": 1}]
     data, stats = prepare_rows(tmp_path, file_rows, vocab_file)
-    train, test = (set(texts(data[name], grammar)) for name in ("train", "test"))
-    assert not train & test
-    assert train | test == {row["tokens"] for row in rows}
+    splits = [set(texts(split, grammar)) for split in data.values()]
+    assert set.union(*splits) == {row["tokens"] for row in rows}
+    assert len(splits) == 3 and sum(map(len, splits)) == 30
     assert stats["duplicates_dropped"] == 31
     assert stats["label_conflicts"]["total"] == 1
     assert stats["label_conflicts"]["first"] == [
@@ -127,7 +128,9 @@ def test_the_split_is_stratified_and_drawn_by_the_seed(tmp_path, grammar, vocab_
     splits = {}
     for seed in (0, 0, 1):
         data, stats = prepare_rows(tmp_path, rows, vocab_file, seed=seed, overwrite=True)
-        assert stats["classes"] == {"train": [24, 24, 24], "test": [6, 6, 6]}
+        counts = stats["classes"]
+        assert counts["test"] == [6, 6, 6] and sorted(counts["validation"]) == [2, 3, 3]
+        assert np.add(counts["train"], counts["validation"]).tolist() == [24, 24, 24]
         splits.setdefault(seed, []).append(set(texts(data["test"], grammar)))
     assert splits[0][0] == splits[0][1] != splits[1][0]
 
@@ -282,7 +285,7 @@ def test_all_999_tails_of_the_predecessor_are_repaired(tmp_path):
     assert done.returncode == 0, done.stderr
     data = load_prepared(tmp_path / "out")
     stats = json.loads((tmp_path / "out/stats.json").read_text())
-    assert stats["repaired_tails"] == len(data["train"]) + len(data["test"]) == 999
+    assert stats["repaired_tails"] == sum(map(len, data.values())) == 999
     vocabulary = json.loads((folder / "vocab.json").read_text())
     for split in data.values():
         ids = np.array(split["input_ids"])

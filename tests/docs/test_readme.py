@@ -30,7 +30,7 @@ def test_the_shown_summary_has_the_lines_that_training_prints(trained, name):
     results = json.loads((trained / "best_model/eval_results.json").read_text())
     run = json.loads((trained / "run.json").read_text())
     labels = [line[:22].rstrip() for line in summary(results, run, trained / "report").splitlines()]
-    shown = [line[:22].rstrip() for line in text_block(read(ROOT / name), "held-out rows")]
+    shown = [line[:22].rstrip() for line in text_block(read(ROOT / name), "test rows")]
     assert shown == labels[: len(shown)]
 
 

@@ -30,7 +30,7 @@ def test_the_majority_is_the_most_frequent_class_of_the_training_rows(prepared, 
     data = load_prepared(prepared)
     most = Counter(data["train"]["label"]).most_common(1)[0][0]
     expected = [label == most for label in data["test"]["label"]]
-    hits = baseline_hits(data["train"], data["test"], grammar)
+    hits = baseline_hits(data["train"], {"test": data["test"]}, grammar)["test"]
     assert hits["majority"].tolist() == expected
     assert baseline_figures(hits, np.array(expected))["majority_accuracy"] == np.mean(expected)
 
@@ -56,7 +56,7 @@ def test_variants_of_an_image_do_not_weaken_the_bag(tmp_path, grammar, vocab_fil
     test, truth = bag_of_tokens(data["test"], grammar)
     weakened = (LogisticRegression(max_iter=1000).fit(train, labels).predict(test) == truth).mean()
     assert weakened < 0.5
-    assert baseline_hits(data["train"], data["test"], grammar)["bag_of_tokens"].all()
+    assert baseline_hits(data["train"], {"test": data["test"]}, grammar)["test"]["bag_of_tokens"].all()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_labels_that_are_shuffled_bring_the_accuracy_down_to_chance(tmp_path, vo
         words = ("--num_train_epochs", 8, "--per_device_train_batch_size", 32)
         done = train(tmp_path / f"{name}_data", tmp_path / name, *words)
         assert done.returncode == 0, done.stderr
-        figures[name] = json.loads((tmp_path / name / "final_model/eval_results.json").read_text())
+        figures[name] = json.loads((tmp_path / name / "best_model/eval_results.json").read_text())
     n, accuracy = figures["shuffled"]["eval_samples"], figures["shuffled"]["eval_cls_accuracy"]
     low, high = accuracy_interval(accuracy, n)
     print(

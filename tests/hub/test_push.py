@@ -75,7 +75,10 @@ from imagelm.tokens.tokenizer import load_tokenizer
 
 words = ["--dataset_dir", "x", "--output_dir", "x", "--use_cpu", "--metric_for_best_model", "cls_accuracy"]
 launch = parse_launch([*words, "--disable_tqdm", "true"])
-found["evaluation"] = evaluate_folder(folder, launch.args, launch.run, load_tokenizer(folder), data["test"])
+found["evaluation"] = {
+    split: evaluate_folder(folder, launch.args, launch.run, load_tokenizer(folder), data[split], split=split)
+    for split in ("test", "validation")
+}
 print(json.dumps(found))
 """
 
@@ -168,13 +171,16 @@ def test_a_cold_cache_gives_the_weights_that_were_trained(published: Published, 
 
 
 def test_a_full_evaluation_of_the_download_gives_every_figure_that_training_reported(published, pictured: Path):
-    reported = json.loads((pictured / "out/best_model/eval_results.json").read_text())
-    timing = {name for name in reported if name.endswith(("runtime", "per_second"))}
+    test = json.loads((pictured / "out/best_model/eval_results.json").read_text())
+    validation = test.pop("validation")
     later = {"step", "class_names", "majority_accuracy", "bag_of_tokens_accuracy"}
     later |= {"versus_majority", "versus_bag_of_tokens"}  # not of the evaluation
-    assert reported.keys() - timing - later == published.cold["evaluation"].keys() - timing
-    for name in reported.keys() - timing - later:
-        assert published.cold["evaluation"][name] == reported[name], name
+    for split, reported in (("test", test), ("validation", validation)):
+        found = published.cold["evaluation"][split]
+        timing = {name for name in reported if name.endswith(("runtime", "per_second"))}
+        assert reported.keys() - timing - later == found.keys() - timing
+        for name in reported.keys() - timing - later:
+            assert found[name] == reported[name], name
 
 
 def test_all_tokenizer_classes_give_the_ids_of_the_data(published: Published, pictured: Path):
@@ -196,7 +202,7 @@ def test_logits_of_the_download_are_those_of_the_folder(published: Published, pi
 
 def test_load_dataset_gives_the_rows_that_trained_the_model(published: Published, pictured: Path):
     trained_on = load_prepared(pictured / "data")
-    for name in ("train", "test"):
+    for name in ("train", "validation", "test"):
         assert published.cold["rows"][name] == list(trained_on[name])
     assert published.cold["features"] == str(trained_on["train"].features)
 

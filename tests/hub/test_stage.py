@@ -218,7 +218,10 @@ def test_only_dataset_files_of_a_prepared_folder_are_uploaded(pictured: Path, tm
     options = PushArguments(model_dir="x", repo_id=MODEL, dataset_dir=str(data), dataset_repo_id=ROWS)
     staged = stage_dataset(options, tmp_path / "staged")
     assert not [name for name in staged.files if name.endswith((".env", ".pkl", "bad_rows.jsonl", "me.png"))]
-    assert set(staged.files) <= {*DATASET_FILES, *(f"data/{side}-00000-of-00001.parquet" for side in ("train", "test"))}
+    assert set(staged.files) <= {
+        *DATASET_FILES,
+        *(f"data/{side}-00000-of-00001.parquet" for side in ("train", "validation", "test")),
+    }
     assert {note for note in staged.notes if note.startswith("not uploaded")} == {
         "not uploaded: data/bad_rows.jsonl (may name files of this machine)",
         "not uploaded: data/codec/state.pkl (not a dataset file)",

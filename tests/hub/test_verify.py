@@ -125,8 +125,11 @@ def test_a_trained_model_holds_on_its_own_data_also_with_their_tokenizer(trained
     assert result.holds and not result.findings and not result.notes
     figures = {verdict.figure for verdict in result.verdicts if verdict.source == "eval_results.json"}
     assert {"perplexity", "cls_accuracy", "bag_of_tokens_accuracy", "confusion_matrix.0.0", "samples"} <= figures
+    assert {"validation.perplexity", "validation.samples", "validation.bag_of_tokens_accuracy"} <= figures
     checks = {"SHA-256 of the weights", "fingerprint of the rows", "influence of the answer"}
     assert checks <= {verdict.figure for verdict in result.verdicts}
+    final = check(trained / "final_model", prepared)  # whose figures are of the 8 validation rows
+    assert final.holds and final.num_rows == 8
 
 
 def test_true_figures_of_a_strangers_model_hold(peer: Peer):

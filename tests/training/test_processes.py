@@ -29,7 +29,9 @@ def launch(prepared: Path, output: Path, num_processes: int, *words: object) -> 
 
 
 def results(output: Path) -> dict:
-    return json.loads((output / "final_model/eval_results.json").read_text())
+    return json.loads(
+        (output / "best_model/eval_results.json").read_text()
+    )  # of the last step, as only that is evaluated
 
 
 @pytest.fixture(scope="module")

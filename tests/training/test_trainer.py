@@ -167,7 +167,7 @@ def test_resuming_gives_bitwise_the_weights_of_an_uninterrupted_run(prepared, tm
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming from {tmp_path}/cut/checkpoint-5" in resumed.stdout
     assert "missing keys" not in resumed.stderr
-    assert re.search(r"^step \d+/14: training loss \d\.\d+, perplexity ", resumed.stdout, re.MULTILINE)
+    assert re.search(r"^step \d+/14: training loss \d\.\d+, validation rows: perplexity ", resumed.stdout, re.MULTILINE)
     expected = load_file(tmp_path / "whole/final_model/model.safetensors")
     found = load_file(tmp_path / "cut/final_model/model.safetensors")
     assert expected.keys() == found.keys()
@@ -235,9 +235,9 @@ ONE_BLOCK = ("--config_overrides", "num_hidden_layers=1,hidden_size=32,num_atten
 def test_reported_figures_are_those_of_the_saved_weights_in_fp32(prepared, tokenizer, data, tmp_path, words):
     done = train(prepared, tmp_path / "out", "--max_steps", 3, *words)
     assert done.returncode == 0, done.stderr
-    model = load_model(tmp_path / "out/final_model").eval()
+    model = load_model(tmp_path / "out/best_model").eval()
     tokens, _ = losses_by_hand(model, grammar_of(tokenizer), data["test"]["input_ids"])
-    results = json.loads((tmp_path / "out/final_model/eval_results.json").read_text())
+    results = json.loads((tmp_path / "out/best_model/eval_results.json").read_text())
     assert results["eval_loss"] == pytest.approx(np.mean(tokens), rel=1e-6)
 
 
@@ -263,7 +263,7 @@ def test_best_model_is_the_best_evaluation_with_ties_broken_by_loss(trained):
     selection = json.loads((trained / "best_model/selection.json").read_text())
     assert selection["step"] == best["step"]
     assert selection["value"] == best["eval_cls_accuracy"]
-    results = json.loads((trained / "best_model/eval_results.json").read_text())
+    results = json.loads((trained / "best_model/eval_results.json").read_text())["validation"]
     assert results["eval_cls_accuracy"] == best["eval_cls_accuracy"]
     assert results["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-5)
 

@@ -134,7 +134,7 @@ def true_figures(columns: np.ndarray, grammar: Grammar, train: Dataset | None, t
     figures["rows_per_class"] = [sum(row) for row in figures["confusion_matrix"]]
     figures |= {"samples": len(test), "cls_accuracy_interval": accuracy_interval(figures["cls_accuracy"], len(test))}
     if train is not None:
-        figures |= baseline_figures(baseline_hits(train, test, grammar), metrics.correct)
+        figures |= baseline_figures(baseline_hits(train, {"": test}, grammar)[""], metrics.correct)
     return {name: value for name, value in flat(figures) if not name.endswith("p_value")}
 
 

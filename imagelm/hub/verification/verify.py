@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from imagelm.data.sources.names import split_kind
 from imagelm.hub.arguments import VerifyArguments
+from imagelm.hub.card import read_record
 from imagelm.hub.verification.checks import (
     answer_check,
     effect_of_duplicates,
@@ -33,6 +34,7 @@ from imagelm.hub.verification.published import (
     whole_rows,
 )
 from imagelm.hub.verification.reported import Records, Reported, read_records
+from imagelm.utils.artifacts import RESULTS_FILE
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable
 
@@ -49,8 +51,8 @@ def verify(options: VerifyArguments) -> Verification:
         DivergedError: The model's logits aren't finite.
     """
     data = open_data(options)
-    name = _test_split(options, data)
     published = open_model(options, data)
+    name = _measured_split(options, data, published)
     records = read_records(published.folder, options.reported, name)
     splits = {
         split: whole_rows(table, published.grammar, f"--dataset {options.dataset}: {split}")
@@ -67,7 +69,7 @@ def verify(options: VerifyArguments) -> Verification:
     others = {split: table for split, table in splits.items() if split != name}
     for split, table in others.items():
         if any(one.figure.startswith(f"{split}.") for one in records.figures):
-            _, _, own = _measure(published, table, None, options)
+            _, _, own = _measure(published, table, train if is_compared else None, options)
             figures |= {f"{split}.{figure}": value for figure, value in own.items()}
     figures |= {f"num_rows.{split}": float(len(table)) for split, table in splits.items()}
     wrong = _compare(records, figures, result)
@@ -83,14 +85,16 @@ def verify(options: VerifyArguments) -> Verification:
     return result
 
 
-def _test_split(options: VerifyArguments, data: PublishedData) -> str:
+def _measured_split(options: VerifyArguments, data: PublishedData, published: PublishedModel) -> str:
+    """The split that is asked for, or else the one that the figures are of: test, if `eval_results.json` names none."""
     names = list(data.tables)
     if options.split:
         found = [name for name in names if name == options.split]
     else:
-        found = [name for name in names if split_kind(name) == "test"]
+        kind = (read_record(published.folder / RESULTS_FILE, dict) or {}).get("split", "test")
+        found = [name for name in names if split_kind(name) == kind]
     if len(found) != 1:
-        wanted = f"split {options.split!r}" if options.split else "test split" if not found else "single test split"
+        wanted = f"split {options.split!r}" if options.split else f"{'single ' if found else ''}{kind} split"
         raise InputError(
             f"--dataset {options.dataset} has no {wanted} (it has {', '.join(map(printable, names))}); name the split "
             "that the figures were measured on with --split"

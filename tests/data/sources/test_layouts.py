@@ -332,8 +332,8 @@ def test_npy_files_in_a_folder_are_read_as_the_arrays_of_an_archive(tmp_path):
     (tmp_path / "test_labels.npy").rename(tmp_path / "test_labels.NPY")
     for names in ([tmp_path], [f"{tmp_path}/*.[nN]*"]):
         images = labelled(*names)
-        assert sizes(images) == [6, 3] and images.notes[0].endswith("; not used: val")
-        assert images.labels.tolist() == [0, 1, 2] * 3
+        assert sizes(images) == [6, 3, 3] and images.splits == ("train", "validation", "test")
+        assert images.labels.tolist() == [0, 1, 2] * 4
     note = f"{tmp_path}: the images are in test_images, the labels in test_labels"
     for source in (
         open_images([f"{tmp_path}/test_images.npy"]),
