@@ -91,8 +91,8 @@ def scan_images(images: LabelledImages, background: int, max_value: int | None, 
     first = int(peaks[: len(images.sources[0])].max(initial=0))
     chosen = given if max_value is not None or not first else next(limit for limit in RANGES if first <= limit)
     if chosen != given:
-        for i in np.flatnonzero(peaks):
-            digests[i] = _digest(_pixels(images.load(int(i)), background, chosen))
+        for number in map(int, np.flatnonzero(peaks)):
+            digests[number] = _digest(_pixels(images.load(number), background, chosen))
     return ImageScan(sizes, digests, readable, coloured, animated, peaks, exact, shortened, chosen)
 
 

@@ -82,7 +82,7 @@ def rehearse(launch: Launch, data: TrainingInputs, model: PreTrainedModel) -> No
         args.output_dir = folder
         model = copy.deepcopy(model)
         accelerate_training(model, args.device, "off", 0.0, None, launch.attention())
-        trainer = ImageTrainer(model, args, launch.run, data.tokenizer, data.train, data.dataset["test"])
+        trainer = ImageTrainer(model, args, launch.run, data.tokenizer, data.train, data.dataset[data.eval_split])
         for reporter in get_reporting_integration_callbacks(args.report_to):
             trainer.remove_callback(reporter)  # they were built; none opens a run
         measurement = _Measurement(model, trainer)
@@ -110,7 +110,7 @@ def estimate_text(launch: Launch, data: TrainingInputs, checkpoint: str | None) 
 
 def _num_batches(launch: Launch, data: TrainingInputs) -> float:
     """How many batches of training the run takes as long as; a row costs a third of that where it is evaluated."""
-    args, num_rows, test = launch.args, len(data.dataset["train"]), len(data.dataset["test"])
+    args, num_rows, num_evaluated = launch.args, len(data.dataset["train"]), len(data.dataset[data.eval_split])
     updates = launch.num_updates(num_rows)
     batches = updates * args.gradient_accumulation_steps
     row = 1 / (3 * args.per_device_train_batch_size * args.world_size)
@@ -119,7 +119,8 @@ def _num_batches(launch: Launch, data: TrainingInputs) -> float:
     steps = args.eval_steps or args.logging_steps
     interval = steps if steps >= 1 else max(1, updates * steps)
     epochs = batches * args.per_device_train_batch_size * args.world_size / num_rows
-    return batches + test * row * (epochs if args.eval_strategy == IntervalStrategy.EPOCH else updates / interval)
+    evaluations = epochs if args.eval_strategy == IntervalStrategy.EPOCH else updates / interval
+    return batches + num_evaluated * row * evaluations
 
 
 class _Measurement(TrainerCallback):

@@ -32,7 +32,8 @@ class JsonlRows:
     def __init__(self, options: PrepareArguments, staging: Path, problems: ProblemLog) -> None:
         assert options.vocab_file is not None and options.data_files is not None  # checked by the arguments
         self.problems, self.split_by, self.validation_size = problems, options.split_by, options.validation_size
-        self.split, self.split_notes = split_in_words(options.split_by, options.seed), []
+        self.split = split_in_words(options.split_by, options.seed)
+        self.split_notes: list[str] = []
         self.grammar = Grammar(load_vocabulary(options.vocab_file))
         self.paths = expand_files(options.data_files)
         self.files = [str(path) for path in self.paths]
