@@ -45,6 +45,6 @@ $(VENV)/installed: requirements.txt
 	pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements-serve.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements-openvino.txt requirements-serve.txt $(VENV)/installed
 	pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

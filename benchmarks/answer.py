@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from pathlib import Path
 
 from benchmarks.common import ROOT, median, parser, ratios, rounds, run, save
 
@@ -29,10 +28,16 @@ def main() -> None:
     made.add_argument("--growth", action="store_true", help="also batches of 1 to 64")
     arguments = made.parse_args()
 
-    def contest(task: str, who: str, dtype: str, batch_size: int, num_rows: int, onnx: str | None = None):
+    def contest(task: str, who: str, dtype: str, batch_size: int, num_rows: int, export: str | None = None):
         words = [sys.executable, CONTESTANT, "--model", arguments.model, "--dataset_dir", arguments.dataset_dir]
         words += ["--task", task, "--who", who, "--dtype", dtype, "--threads", str(arguments.threads)]
-        words += ["--batch_size", str(batch_size), "--num_rows", str(num_rows), *(["--onnx", onnx] if onnx else [])]
+        words += [
+            "--batch_size",
+            str(batch_size),
+            "--num_rows",
+            str(num_rows),
+            *(["--export_dir", export] if export else []),
+        ]
 
         def go() -> dict:
             done = run(words, arguments.threads)
@@ -43,14 +48,13 @@ def main() -> None:
 
     found = {"threads": arguments.threads, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as home:
-        exported = str(Path(home) / "onnx")
-        words = ["--model", arguments.model, "--output_dir", exported, "--int8"]
+        words = ["--model", arguments.model, "--output_dir", home, "--int8"]
         run([sys.executable, "-m", "imagelm", "export", *words], arguments.threads)
         rows = arguments.num_rows
         classify = {
             "inference.py, bfloat16": contest("classify", "ours", "bfloat16", 32, rows),
             "inference.py, float32": contest("classify", "ours", "float32", 32, rows),
-            "inference.py, ONNX int8": contest("classify", "ours", "float32", 32, rows, exported),
+            "inference.py, ONNX int8": contest("classify", "ours", "float32", 32, rows, home),
             "model(ids).logits, float32": contest("classify", "stock", "float32", 32, rows),
         }
         found["classify"] = table(rounds(classify, arguments.rounds), "model(ids).logits, float32")

@@ -109,7 +109,17 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
 
     from imagelm.training.run_record import hardware
 
-    libraries = ("accelerate", "datasets", "numpy", "onnxruntime", "pyarrow", "scikit-learn", "torch", "transformers")
+    libraries = (
+        "accelerate",
+        "datasets",
+        "numpy",
+        "onnxruntime",
+        "openvino",
+        "pyarrow",
+        "scikit-learn",
+        "torch",
+        "transformers",
+    )
     versions = {"python": platform.python_version()}
     for library in libraries:
         try:

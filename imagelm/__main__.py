@@ -14,7 +14,7 @@ COMMANDS = {
     "infer": "a trained model → classes, new images, completed images",
     "push": "a trained model → the Hugging Face Hub",
     "verify": "a published model and its rows → whether each of its figures holds",
-    "export": "a trained model → ONNX",
+    "export": "a trained model → ONNX or OpenVINO",
     "serve": "a trained model → answers over HTTP",
 }
 

@@ -16,7 +16,7 @@ import torch
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", required=True)
 parser.add_argument("--dataset_dir")
-parser.add_argument("--onnx")
+parser.add_argument("--export_dir")
 parser.add_argument("--task", choices=("classify", "generate"), required=True)
 parser.add_argument("--who", choices=("stock", "ours"), required=True)
 parser.add_argument("--dtype", default="float32")
@@ -55,7 +55,8 @@ else:
     from imagelm.inference.loading import load_for_inference
     from imagelm.inference.scoring import class_probabilities
 
-    loaded = load_for_inference(LoadArguments(model=given.model, dtype=given.dtype, onnx=given.onnx, device="cpu"))
+    backend = {"backend": "onnx", "export_dir": given.export_dir} if given.export_dir else {}
+    loaded = load_for_inference(LoadArguments(model=given.model, dtype=given.dtype, device="cpu", **backend))
 
     def answer() -> np.ndarray | None:
         if given.task == "generate":

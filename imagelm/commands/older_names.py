@@ -28,6 +28,7 @@ TODAY = {
     "model_name_or_path": "model",
     "no_cuda": "use_cpu",
     "num_epochs": "num_train_epochs",
+    "onnx": "backend onnx",
     "overwrite_output_dir": "overwrite",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "per_gpu_train_batch_size": "per_device_train_batch_size",

@@ -89,6 +89,7 @@ class CardFacts:
         sha256: SHA-256 of the published weights.
         plots: Figure → file name; set by the caller.
         samples: Name of the file with samples, or None; set by the caller.
+        exports: Formats of the exports beside the weights; set by the caller.
         has_training_images: Whether the digests of the training images are published.
         notes: Notes for the user, a line each.
 
@@ -114,6 +115,7 @@ class CardFacts:
             self.notes.append("the card names no license, so nobody may reuse the model; add one: --license apache-2.0")
         self.plots: dict[str, str] = {}
         self.samples: str | None = None
+        self.exports: list[str] = []
         self.has_training_images = (folder / TRAINING_IMAGES_FILE).is_file()
 
     def _record(self, file: Path) -> dict[str, Any] | None:

@@ -34,7 +34,9 @@ OTHER_PATH = re.compile(
     rf"(?<![\w.<>/:-])(?:~(?:[a-z_][\w-]*)?/{END}+|[A-Za-z]:\\{{1,2}}\w{END}*|\\{{2,4}}\w[\w.$-]*\\{{1,2}}[\w$]{END}*)"
 )
 JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv", ".toml", ".cfg", ".html", ""}
+TEXT_ENDINGS = {".json", ".md", ".txt", ".py", ".yaml", ".yml", ".jsonl", ".csv", ".toml", ".cfg", ".html", ".xml", ""}
+GRAPH_ENDINGS = {".onnx", ".data", ".bin"}  # names and texts among binary weights
+PRINTABLE_RUN = re.compile(rb"[\x20-\x7e]{16,}")
 
 
 def without_paths(content: Any) -> tuple[Any, int]:
@@ -60,7 +62,7 @@ def find_private(name: str, file: Path, own_token: str | None) -> Iterator[str]:
     `name` is the file's path in the repository; `own_token`, the Hub token in use, is found whatever its form.
     """
     # Other files are searched for secrets only: bytes may look like a path by chance.
-    is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors")
+    is_text = file.suffix in (*TEXT_ENDINGS, ".parquet", ".png", ".safetensors", ".onnx")
     for place, text in _texts(file):
         yield from (f"{name}:{place}: {kind}" for kind in secrets_in(text))
         if own_token and own_token in text:
@@ -86,6 +88,9 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
         except OSError:  # no image, which another check reports
             return
         yield from ((str(name), value) for name, value in image.info.items() if isinstance(value, str))
+    elif file.suffix in GRAPH_ENDINGS:
+        runs = PRINTABLE_RUN.finditer(file.read_bytes())
+        yield from ((f"byte {run.start()}", run.group().decode("ascii")) for run in runs)
     else:
         content = file.read_bytes().decode("utf-8" if file.suffix in TEXT_ENDINGS else "latin-1", errors="replace")
         for number, line in enumerate(content.splitlines(), start=1):

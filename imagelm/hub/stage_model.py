@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from imagelm.hub.staged import (
     CARD_FILE,
     COPIED,
     EVAL_RESULTS_FILE,
+    EXPORTED,
     SAMPLES_FILE,
     TOKENIZER_FILES,
     WEIGHTS,
@@ -31,6 +33,7 @@ from imagelm.hub.staged import (
     Staged,
 )
 from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+from imagelm.inference.exported import export_problem
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
@@ -38,7 +41,7 @@ from imagelm.models.decision import save_decision
 from imagelm.models.save import HANDLER_FILE, copy_code
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG
 from imagelm.tokens.tokenizer import load_tokenizer, save_tokenizer
-from imagelm.utils.artifacts import RESULTS_FILE
+from imagelm.utils.artifacts import EXPORT_FORMATS, RESULTS_FILE
 from imagelm.utils.atomic_io import read_json, write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.image_grid import save_png
@@ -76,11 +79,13 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
     save_tokenizer(load_tokenizer(source), folder)
     if (folder / PROCESSOR_CONFIG).is_file():
         copy_code(folder, HANDLER_FILE)
+    exports = {name: _copy_export(source, folder, name) for name in EXPORT_FORMATS if (source / name).is_dir()}
     staged.loaded = loaded = _load(source, folder)
     if problem := name_problem(loaded.class_names or []):
         raise InputError(f"--model_dir {source}: {problem}; give them different ones in id2label of config.json")
     save_decision(folder, loaded.model, loaded.tokenizer)
     facts = CardFacts(options, source, folder)
+    facts.exports = [name for name, problem in exports.items() if problem is None]
     if facts.results:
         write_json(folder / RESULTS_FILE, facts.results)
         if options.dataset_repo_id is not None:
@@ -90,7 +95,8 @@ def stage_model(options: PushArguments, folder: Path) -> Staged:
         facts.samples = _write_samples(loaded, folder, options.num_drawings)
     card, hidden = without_paths(model_card(facts, loaded))
     write_text(folder / CARD_FILE, card)
-    staged.notes = _not_uploaded(source, staged.files) + facts.notes
+    staged.notes = _not_uploaded(source, {*staged.files, *exports})
+    staged.notes += [f"not uploaded: {problem}" for problem in exports.values() if problem] + facts.notes
     if hidden:
         staged.notes.append(f"{CARD_FILE}: shortened {number_of(hidden, 'local path')} to the last part")
     return staged
@@ -145,7 +151,20 @@ def _weight_files(source: Path) -> list[str]:
     return [WEIGHTS_INDEX, *shards]
 
 
-def _not_uploaded(source: Path, files: dict[str, Path]) -> list[str]:
+def _copy_export(source: Path, folder: Path, name: str) -> str | None:
+    """Copies an export of these weights; otherwise gives the reason why not."""
+    if problem := export_problem(source / name, source):
+        return problem
+    if reason := damage(source / name):
+        return f"{source / name} is damaged: {reason}; write it again with imagelm export --overwrite"
+    (folder / name).mkdir()
+    for file in (source / name).iterdir():
+        if EXPORTED.fullmatch(f"{name}/{file.name}"):
+            shutil.copyfile(file, folder / name / file.name)
+    return None
+
+
+def _not_uploaded(source: Path, files: Collection[str]) -> list[str]:
     """A line for each entry of the trained folder that isn't uploaded."""
     lines = []
     for path in sorted(source.iterdir()):

@@ -25,6 +25,11 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 # Copied unchanged; all other files of the repository are written by the push.
 COPIED = ("config.json", "generation_config.json", CODEC_CONFIG, CODEC_WEIGHTS, PROCESSOR_CONFIG, TRAINING_IMAGES_FILE)
 DECISION_FILES = (DECISION_CONFIG, DECISION_TEMPLATE)
+# What `imagelm export` wrote; its own list of files stays at home.
+EXPORTED = re.compile(
+    r"onnx/(model|model_quantized)\.onnx(\.data)?|openvino/(openvino_model\.(xml|bin)|(config|export)\.json)"
+    r"|(onnx|openvino)/imagelm\.json"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 # Copied from the prepared folder to a dataset repository, next to the shards.
 DATASET_COPIED = (
@@ -57,7 +62,7 @@ def is_ours(kind: str, path: str) -> bool:
     if kind == "model":
         own = {*COPIED, WEIGHTS_INDEX, *TOKENIZER_FILES, *DECISION_FILES, *CODE_FILES, *PLOTS}
         own |= {HANDLER_FILE, CARD_FILE, RESULTS_FILE, SAMPLES_FILE}
-        return path in own or bool(WEIGHTS.fullmatch(path)) or path == EVAL_RESULTS_FILE
+        return path in own or bool(WEIGHTS.fullmatch(path) or EXPORTED.fullmatch(path)) or path == EVAL_RESULTS_FILE
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))
     return path in ("app.py", "requirements.txt", MODEL_ID_FILE, CARD_FILE)

@@ -51,11 +51,14 @@ class LoadArguments(OptionGroup):
         "float32",
         choices=("float32", "bfloat16", "float16"),
     )
-    onnx: str | None = option(
-        "answer with onnxruntime, from the folder that imagelm export wrote for this model",
-        None,
-        metavar="FOLDER",
-        modes=("classify", "next_token"),
+    backend: str = option(
+        "what computes: torch; onnx or openvino, from the export beside the model (imagelm export); auto: the fastest "
+        "on this CPU of those that are installed and exported",
+        "torch",
+        choices=("torch", "onnx", "openvino", "auto"),
+    )
+    export_dir: str | None = option(
+        "folder with the onnx/ or openvino/ that imagelm export wrote, if it isn't the model's", None, metavar="FOLDER"
     )
     batch_size: int = option("sequences computed at once; changes no result of classify", 64, minimum=1)
 
@@ -63,6 +66,25 @@ class LoadArguments(OptionGroup):
         if not self.model:
             raise InputError("--model is empty; name a trained folder, such as outputs/mine/best_model, or a Hub id")
         super().__post_init__()
+        if self.export_dir is not None and self.backend == "torch":
+            raise InputError("--export_dir has no effect with --backend torch; add --backend onnx, openvino or auto")
+        if self.backend not in self.backends():
+            formats = "float32 or bfloat16" if self.backend == "openvino" else "float32"
+            raise InputError(
+                f"--backend {self.backend} computes on the CPU in {formats}; remove --device {self.device} or --dtype "
+                f"{self.dtype}, or use --backend torch"
+            )
+
+    def exports(self) -> set[str]:
+        """The backends whose exports may answer."""
+        return self.backends() - {"torch", "auto"} if self.backend == "auto" else {self.backend} - {"torch"}
+
+    def backends(self) -> set[str]:
+        """The backends that have this device and number format."""
+        allowed = {"torch", "auto"}
+        if self.device in ("auto", "cpu"):
+            allowed |= {"float32": {"onnx", "openvino"}, "bfloat16": {"openvino"}}.get(self.dtype, set())
+        return allowed
 
 
 @dataclass

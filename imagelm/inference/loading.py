@@ -6,14 +6,12 @@ even if someone pushes at the same time.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -27,20 +25,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from imagelm.accel.attention import use_causal_product
 from imagelm.accel.compile import keep_memory
 from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
+from imagelm.inference.exported import choose_export, load_export
 from imagelm.models.build import load_model, named_classes
 from imagelm.models.foreign import check_config
 from imagelm.remote_code.codec_imagelm import Codec, load_codec
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.tokens.vocabulary import class_number, class_token
-from imagelm.utils.artifacts import ONNX_CONFIG, ONNX_FILE
-from imagelm.utils.atomic_io import read_json
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError
 from imagelm.utils.fonts import drawable_names
@@ -60,12 +57,11 @@ class LoadedModel:
 
     Attributes:
         name: The folder or Hub id that the user gave.
-        model: In evaluation mode, on its device.
+        model: In evaluation mode, on its device; with `--backend` an `ExportedCausalLM`.
         tokenizer: Its tokenizer.
         grammar: Of the tokenizer's vocabulary.
         codec: Images to codebook entries and back; None if the folder holds no codec.
         class_names: Indexed by label; None if the config names no classes.
-        onnx: If given, computes logits in place of the model.
         training_images: Digests of the images that the model was trained on, sorted; None if they aren't known.
     """
 
@@ -75,7 +71,6 @@ class LoadedModel:
     grammar: Grammar
     codec: Codec | None
     class_names: list[str] | None
-    onnx: OnnxSession | None = None
     training_images: np.ndarray | None = None
 
     @property
@@ -146,8 +141,9 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         InputError: The model doesn't exist, isn't complete, or isn't a model of images as token sentences.
     """
     device = choose_device(options.device)
+    beside = [f"{name}/*" for name in options.exports()]
     try:
-        folder = model_folder(options.model, options.revision)
+        folder = model_folder(options.model, options.revision, beside)
     except OSError as error:  # such as a name that is too long
         raise InputError(f"--model {options.model}: {error.strerror or error}") from error
     try:
@@ -158,52 +154,25 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         raise InputError(f"--model {options.model} isn't a model of images as token sentences: {error}") from error
     except Exception as error:  # tokenizers raises the plain class if a file is damaged
         raise InputError(f"--model {options.model} can't be loaded: {reason(error)}") from error
+    export = choose_export(options, folder)
     try:
-        model = load_model(folder)
+        if export is None:
+            model = load_model(folder)
+        else:
+            model = load_export(export, AutoConfig.from_pretrained(folder, trust_remote_code=False), options.dtype)
+    except InputError:
+        raise
     except Exception as error:  # a stranger's config can make a library fail in any way
         raise InputError(f"--model {options.model} can't be loaded: {reason(error)}") from error
     codec = _codec(options.model, folder)
     _check_fit(options.model, model, grammar, codec)
-    model.eval().to(device=device, dtype=getattr(torch, options.dtype))
-    if device.type == "cpu":
-        use_causal_product(model)
-        keep_memory()
-    onnx = None if options.onnx is None else _onnx(options.onnx, options.model, grammar)
+    if export is None:
+        model.eval().to(device=device, dtype=getattr(torch, options.dtype))
+        if device.type == "cpu":
+            use_causal_product(model)
+            keep_memory()
     names, seen = named_classes(model, grammar.num_classes), load_training_images(folder)
-    return LoadedModel(options.model, model, tokenizer, grammar, codec, names, onnx, seen)
-
-
-class OnnxSession:
-    """The model that `export_onnx` wrote into a folder, with its `vocabulary` (token to id).
-
-    With 0 `num_threads` onnxruntime decides. Raises an InputError if the folder or onnxruntime can't be loaded.
-    """
-
-    def __init__(self, folder: str | Path, num_threads: int = 0) -> None:
-        onnxruntime = require_library("onnxruntime")
-        file = Path(folder) / ONNX_FILE
-        if not file.is_file():
-            raise InputError(f"--onnx {folder} holds no {ONNX_FILE}; write it with imagelm export")
-        self.vocabulary: dict[str, int] = read_json(Path(folder) / ONNX_CONFIG)["vocabulary"]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.log_severity_level = 3
-        try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's exceptions share no base class
-            raise InputError(f"--onnx {folder} can't be loaded: {error}") from error
-
-    def __call__(self, input_ids: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Logits at one position of each row; int64 (rows, length) and (rows,) → float32 (rows, vocabulary)."""
-        return self.session.run(None, {"input_ids": input_ids, "last": last})[0]
-
-
-def require_library(name: str) -> ModuleType:
-    """Imports a library that ONNX needs; raises an InputError with the command that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f'ONNX needs {name}, which isn\'t installed: pip install "imagelm[onnx]"') from error
+    return LoadedModel(options.model, model, tokenizer, grammar, codec, names, seen)
 
 
 def model_folder(name: str, revision: str | None, more: Sequence[str] = ()) -> Path:
@@ -250,16 +219,6 @@ def download(option: str, name: str, revision: str | None, patterns: list[str], 
         raise InputError(
             f"{where} it can't be reached ({reason}); check the name and the network, or name a folder"
         ) from error
-
-
-def _onnx(folder: str, name: str, grammar: Grammar) -> OnnxSession:
-    session = OnnxSession(folder, torch.get_num_threads())  # its default is every core of the machine
-    if session.vocabulary != grammar.vocabulary:
-        raise InputError(
-            f"--onnx {folder} was exported from a model with another vocabulary than --model {name}; export "
-            "this model again"
-        )
-    return session
 
 
 def _codec(name: str, folder: Path) -> Codec | None:

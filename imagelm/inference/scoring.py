@@ -84,9 +84,6 @@ def _last_logits(
     for rows in _batches_by_length(prompts, batch_size):
         input_ids = _pad(loaded, [prompts[row] for row in rows])
         last = torch.tensor([len(prompts[row]) - 1 for row in rows], device=input_ids.device)
-        if loaded.onnx:
-            yield rows, _finite(torch.from_numpy(loaded.onnx(input_ids.numpy(), last.numpy())))
-            continue
         with torch.no_grad():
             if selects:
                 with only_at(loaded.model, last):

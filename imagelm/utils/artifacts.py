@@ -23,5 +23,13 @@ HISTORY_FILE, TRAINING_ARGUMENTS_FILE = "log_history.json", "training_args.json"
 TRAINING_IMAGES_FILE = "training_images.safetensors"  # which images the model has seen, as 64-bit digests
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY_FILE = "vocab.json"
-ONNX_FILE, ONNX_CONFIG = "model.onnx", "onnx.json"
+EXPORT_FORMATS = ("onnx", "openvino")  # each is also the name of the folder that holds an export
+EXPORT_FILE = "imagelm.json"  # in such a folder: which weights were exported, and how
+# The names by which transformers.js, OpenVINO's tools and others find a graph.
+GRAPH_FILES = {
+    ("onnx", "float32"): "model.onnx",
+    ("onnx", "int8"): "model_quantized.onnx",
+    ("openvino", "float32"): "openvino_model.xml",
+    ("openvino", "int8"): "openvino_model.xml",
+}
 SELECTION_FILE = "selection.json"  # why this model is the best one

@@ -112,7 +112,7 @@ def parse_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parse_pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    offered = {*extras.get("optional-dependencies", {}), "onnx"}
+    offered = {*extras.get("optional-dependencies", {}), "onnx", "openvino"}
     assert words[0] == "install"
     for before, word in pairwise(words):
         assert before != "-r" or (ROOT / word).is_file()
@@ -146,7 +146,7 @@ def test_every_command_parses(command, monkeypatch):
 def runnable(command: str) -> bool:
     """Whether a command asks a model and needs neither a terminal nor data that tests don't have."""
     asks = command.startswith(("python inference.py", "imagelm infer"))
-    return asks and not re.search(r"interactive|mnist|cifar|predecessor|digits|--onnx", command)
+    return asks and not re.search(r"interactive|mnist|cifar|predecessor|digits|--backend", command)
 
 
 @pytest.mark.parametrize("command", list(filter(runnable, all_commands())))

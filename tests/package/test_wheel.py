@@ -103,11 +103,12 @@ def version_of(pin: Requirement) -> str:
     [
         ("requirements.txt", PROJECT["dependencies"]),
         ("requirements-onnx.txt", PROJECT["optional-dependencies"]["onnx"]),
+        ("requirements-openvino.txt", PROJECT["optional-dependencies"]["openvino"]),
         ("requirements-serve.txt", PROJECT["optional-dependencies"]["serve"]),
         ("requirements-oldest.txt", PROJECT["dependencies"]),
         (
             "requirements-dev.txt",
-            [name for name in PROJECT["optional-dependencies"]["dev"] if name != "imagelm[onnx,serve]"],
+            [name for name in PROJECT["optional-dependencies"]["dev"] if name != "imagelm[onnx,openvino,serve]"],
         ),
     ],
 )
