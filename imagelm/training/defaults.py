@@ -1,8 +1,8 @@
 """Batch, epochs, learning rate and warm-up of a run that doesn't give them, chosen by the number of its rows.
 
 One idea: a model from scratch needs a certain number of updates, whatever the data: few rows are read often in small
-batches, many rows a few times in large ones. The constants are those of the recipes and of short trials on 1,000 and
-13,000 rows of digits; the defaults of transformers (5e-5, 3 epochs) are made for fine-tuning.
+batches, many rows a few times in large ones. The constants follow the recipes and a trial on 1,000 rows of digits
+(docs/how_to/train.md); the defaults of transformers (5e-5, 3 epochs) are made for fine-tuning.
 """
 
 from __future__ import annotations
