@@ -133,11 +133,12 @@ def test_a_row_that_is_no_sentence_is_named(data, grammar, change, said):
 
 
 def test_a_label_out_of_range_or_changed_is_named(data):
+    other = (load_from_disk(data)["test"]["label"][2] + 1) % 3
     edit_column(data, "test", "label", lambda labels: [*labels[:2], 3, *labels[3:]])
     assert problems(data)[0] == "test: row 2: label 3, expected 0 to 2"
     edit_column(data, "test", "label", lambda labels: [*labels[:2], None, *labels[3:]])
     assert problems(data)[0] == "test: row 2: label -1, expected 0 to 2"
-    edit_column(data, "test", "label", lambda labels: [*labels[:2], (labels[2] + 1) % 3, *labels[3:]])
+    edit_column(data, "test", "label", lambda labels: [*labels[:2], other, *labels[3:]])
     assert "the label is" in problems(data)[0]
 
 
