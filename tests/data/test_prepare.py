@@ -259,7 +259,8 @@ def test_cutting_more_than_a_hundredth_of_the_image_tokens_is_warned_about(tmp_p
 def test_the_dataset_card_states_what_the_statistics_hold(prepared):
     stats = json.loads((prepared / "stats.json").read_text())
     card = (prepared / "README.md").read_text()
-    assert f"| rows | {stats['num_rows']['train']} train, {stats['num_rows']['test']} test |" in card
+    train, validation, test = (stats["num_rows"][name] for name in ("train", "validation", "test"))
+    assert f"| rows | {train} train, {validation} validation, {test} test |" in card
     assert stats["fingerprint"] in card
 
 
