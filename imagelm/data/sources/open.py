@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
+from imagelm.data.sources.arrays import ArraySource
 from imagelm.data.sources.decode import BadImage, ImageSource, UnlabelledError
 from imagelm.data.sources.joined import relabel
 from imagelm.data.sources.layouts import Part, Query, expand_globs, find_splits
@@ -113,6 +114,11 @@ def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
     for source in sources:
         if not len(source):
             raise InputError(f"{source.origin} holds no images")
+        if source.labels is None and isinstance(source, ArraySource):
+            raise InputError(
+                f"{source.origin}: an array of images without their labels; save these as y.npy beside it, or both in "
+                "one archive: numpy.savez(FILE, images=…, labels=…)"
+            )
         if source.labels is None:
             raise InputError(
                 f"{source.place(0)} has no label; expected a folder for each class, or a label column or array "

@@ -355,6 +355,15 @@ def test_a_pair_of_npy_files_is_read_from_its_folder_or_the_images(tmp_path, ima
     assert open_images([str(tmp_path)]).labels is None
 
 
+def test_an_array_without_labels_is_named_with_the_remedy(tmp_path):
+    np.save(tmp_path / "pictures.npy", random_images(4))
+    arguments = PrepareArguments(images=[f"{tmp_path}/pictures.npy"], output_dir="out")
+    with pytest.raises(
+        InputError, match=r"pictures\.npy: an array of images without their labels; save these as y\.npy"
+    ):
+        open_labelled_images(arguments)
+
+
 def test_an_npy_file_that_is_none_is_refused_and_no_pickle_is_opened(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"anything")
     with pytest.raises(InputError, match=r"x\.npy can't be read: .*magic string"):

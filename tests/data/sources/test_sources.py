@@ -513,7 +513,7 @@ def test_labels_of_an_npz_file_may_be_words_or_any_whole_numbers(tmp_path, label
         ({"image": np.zeros((3, 16), np.uint8), "label": [0, 1, 0]}, "expected uint8 of shape"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [0, 1]}, "3 images, but 'label' has shape"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": [0.5, 1, 0]}, "the labels are of type float64"),
-        ({"image": np.zeros((3, 4, 4), np.uint8)}, "x.npz:0 has no label"),
+        ({"image": np.zeros((3, 4, 4), np.uint8)}, "x.npz: an array of images without their labels"),
         ({"pictures": np.zeros((3, 4, 4), np.uint8), "label": [0, 1, 0]}, "choose one of them with --image_column"),
         ({"image": np.zeros((3, 4, 4), np.uint8), "label": np.array([0, "a", None], object)}, "can't be read"),
         ({"image": np.zeros((0, 4, 4), np.uint8), "label": np.zeros(0, int)}, "x.npz"),
