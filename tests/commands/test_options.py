@@ -20,7 +20,7 @@ from imagelm.commands.reference import render_reference
 from imagelm.training.arguments import CommonTrainingArguments
 from imagelm.utils.command_line import Option, options_of
 from imagelm.utils.errors import InputError
-from tests.conftest import ROOT, run, run_anew
+from tests.conftest import ROOT, run
 
 FROZEN = json.loads((Path(__file__).parent / "options.json").read_text())
 SCRIPTS = {"prepare": "prepare_dataset.py", "train": "train.py", "infer": "inference.py", "push": "push_to_hub.py"}
@@ -162,8 +162,8 @@ def test_the_imagelm_command_names_itself_and_suggests_a_command():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_runs_as_a_module_and_reports_a_mistake_in_one_line(name):
     module = f"imagelm.commands.{name}"
-    assert run_anew("-m", module, "--help").stdout.startswith(f"usage: python -m {module} --")
-    done = run_anew("-m", module, "--ovrwrite")
+    assert run("-m", module, "--help").stdout.startswith(f"usage: python -m {module} --")
+    done = run("-m", module, "--ovrwrite")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no option '--ovrwrite'")
     assert done.stderr.count("\n") == 1

@@ -240,7 +240,7 @@ def test_other_test_images_leave_the_codec_as_it_was(tmp_path, codebook):
     for i in range(2):
         test = random_images(8, seed=i)
         np.savez(tmp_path / f"test{i}.npz", image=test, label=np.arange(8) % 2)
-        options = {"codebook": codebook, "codebook_size": 8, "codec_steps": 40}
+        options = {"codebook": codebook, "codebook_size": 8, "codec_steps": 10}
         prepare_images(
             tmp_path / f"out{i}", tmp_path / "train.npz", test_images=[str(tmp_path / f"test{i}.npz")], **options
         )
