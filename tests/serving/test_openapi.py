@@ -42,6 +42,9 @@ def test_schemathesis_finds_nothing(service):
     checked = []
 
     def check(case) -> None:
+        form = case.body if case.media_type == "multipart/form-data" and isinstance(case.body, dict) else {}
+        if [] in form.values():
+            return  # a form sends an empty list as no field at all, which is valid
         checked.append(case.call_and_validate(checks=CHECKS.get_all()).status_code)
 
     for operation in (result.ok() for result in schema.get_all_operations()):
