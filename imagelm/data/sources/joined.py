@@ -52,7 +52,7 @@ class JoinedSource(ImageSource):
 
 
 def _merged(notes: list[tuple[str, str]]) -> list[str]:
-    """Notes of several sources; what is said of many of them is said once."""
+    """The notes of several sources; a note that several of them share appears once."""
     origins: dict[str, list[str]] = {}
     for origin, note in notes:
         text = note.removeprefix(f"{origin}: ")
