@@ -149,7 +149,8 @@ def open_images(
     Args:
         names: Files, folders, patterns such as `photos/*.png`, or ids of datasets on the Hub.
         image_column, label_column: Columns or arrays; found by type and name by default.
-        split: Which split of one name with several; None takes the only one, or "train".
+        split: Which split of one name with several; None takes the only one, or the one that `prepare` holds out: test,
+            else validation, else train.
         image_root: Where tables and lists may name image files; None: nowhere.
         config_name, revision: Which configuration and revision of a dataset on the Hub, as in `datasets`.
 
@@ -157,7 +158,7 @@ def open_images(
         InputError: A name doesn't exist or holds no images.
     """
     query = Query(image_column, label_column, image_root, config_name, revision)
-    return open_part(_named(names, query, split), query)
+    return open_part(_named(names, query, split), query, default="test")
 
 
 def own_splits(names: list[str], query: Query, with_validation: bool) -> tuple[dict[str, Part], str | None] | None:
