@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from imagelm.data.sources.decode import ImageSource, LazyImages, natural_key
@@ -30,25 +32,27 @@ class JoinedSource(ImageSource):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def _source_of(self, i: int) -> tuple[ImageSource, int]:
-        number = int(np.searchsorted(self.starts, i, side="right")) - 1
-        return self.sources[number], i - int(self.starts[number])
-
     def place(self, i: int) -> str:
-        source, own = self._source_of(i)
+        source, own = locate(self.sources, self.starts, i)
         return source.place(own)
 
     def name(self, i: int) -> str:
-        source, own = self._source_of(i)
+        source, own = locate(self.sources, self.starts, i)
         return source.name(own)
 
     def load(self, start: int, stop: int) -> LazyImages:
-        places = [self._source_of(i) for i in range(start, stop)]
+        places = [locate(self.sources, self.starts, i) for i in range(start, stop)]
         return LazyImages(lambda place: place[0].load(place[1], place[1] + 1)[0], places)
 
     def extra(self, name: str) -> np.ndarray | None:
         parts = [column for source in self.sources if (column := source.extra(name)) is not None]
         return np.concatenate(parts) if len(parts) == len(self.sources) else None
+
+
+def locate(sources: Sequence[ImageSource], starts: np.ndarray, number: int) -> tuple[ImageSource, int]:
+    """The source of an image, and the image's number in it; `starts` holds the number of each source's first image."""
+    source = int(np.searchsorted(starts, number, side="right")) - 1
+    return sources[source], number - int(starts[source])
 
 
 def _merged(notes: list[tuple[str, str]]) -> list[str]:

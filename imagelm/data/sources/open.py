@@ -16,7 +16,7 @@ from tqdm import tqdm
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.sources.arrays import ArraySource
 from imagelm.data.sources.decode import BadImage, ImageSource, UnlabelledError
-from imagelm.data.sources.joined import relabel
+from imagelm.data.sources.joined import locate, relabel
 from imagelm.data.sources.layouts import Part, Query, expand_globs, find_splits
 from imagelm.data.sources.names import choose_splits, kind_of
 from imagelm.data.sources.parts import check_effect, open_part, os_errors
@@ -56,8 +56,7 @@ class LabelledImages:
 
     def locate(self, number: int) -> tuple[ImageSource, int]:
         """The source of an image, and the image's number in it."""
-        source = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self.sources[source], number - int(self.starts[source])
+        return locate(self.sources, self.starts, number)
 
     def place(self, number: int) -> str:
         """Where an image is, for messages."""
