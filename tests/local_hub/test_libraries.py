@@ -33,7 +33,7 @@ photos = Dataset.from_dict({"image": [Image.new("L", (8, 8), i) for i in range(6
 splits = {"train": photos, "validation": photos.select([4, 5])}
 DatasetDict(splits).push_to_hub("alice/photos", config_name="small", revision="dev")
 named = {"config_name": "small", "revision": "dev"}
-cases = {None: range(6), "val": (4, 5), "train[:3]": range(3), "train[5:]+validation": (5, 4, 5)}
+cases = {None: (4, 5), "training": range(6), "val": (4, 5), "train[:3]": range(3), "train[5:]+validation": (5, 4, 5)}
 for split, expected in cases.items():
     source = open_images(["alice/photos"], split=split, **named)
     assert [image.getpixel((0, 0)) for image in source.load(0, len(source))] == list(expected), split
