@@ -17,6 +17,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # of files that name images
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 # Metadata: the input that an option goes with, and whether an existing codec decides it.
 IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
+PLACE = {**ROWS, "no_effect": True}  # says where and by whom the data are prepared, and has no effect on them
 
 
 @dataclass(kw_only=True)
@@ -160,10 +161,29 @@ class PrepareArguments(OptionGroup):
     )
     seed: int = option("seed of the stratified split, the codebook and the variants", 42, minimum=0, maximum=MAX_SEED)
 
+    num_shards: int | None = option(
+        "prepare one of this many shares of the input; --merge_shards joins them",
+        None,
+        group="Many machines",
+        minimum=1,
+        **PLACE,
+    )
+    shard_index: int | None = option("which of the --num_shards shares, from 0", None, minimum=0, **PLACE)
+    merge_shards: str | None = option(
+        "join the shards in the subfolders of this folder: the same result as without shards; they hold all other "
+        "options",
+        None,
+        metavar="FOLDER",
+        no_effect=True,
+    )
+
     def __post_init__(self) -> None:
         from imagelm.utils.atomic_io import check_folder_name  # imported late, so that --help answers at once
 
         check_folder_name(self.output_dir)
+        if self.merge_shards is not None:
+            self._check_merge()
+            return
         if (self.data_files is None) == (self.images is None):
             raise InputError("give --images, or --data_files with --vocab_file: one of the two")
         if self.images is None and self.vocab_file is None:
@@ -181,10 +201,29 @@ class PrepareArguments(OptionGroup):
     def record(self) -> dict[str, object]:
         """The options that have an effect with this input, for `stats.json`."""
         other = "data_files" if self.images else "images"
-        names = [entry.name for entry in options_of(PrepareArguments) if entry.field.metadata.get("input") != other]
-        return {name: getattr(self, name) for name in names}
+        entries = [entry for entry in options_of(PrepareArguments) if entry.field.metadata.get("input") != other]
+        return {entry.name: getattr(self, entry.name) for entry in entries if "no_effect" not in entry.field.metadata}
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of the input is prepared, from 0, and of how many."""
+        return (0, 1) if self.shard_index is None or self.num_shards is None else (self.shard_index, self.num_shards)
+
+    def _check_merge(self) -> None:
+        from imagelm.utils.output_folder import check_outside  # imported late, as above
+
+        allowed = ("merge_shards", "output_dir", "overwrite")
+        if given := [entry.flag for entry in self.changed() if entry.name not in allowed]:
+            raise InputError(f"{given[0]} has no effect with --merge_shards: the shards hold the options; remove it")
+        check_outside(self.output_dir, "--merge_shards", str(self.merge_shards))
 
     def _check_values(self) -> None:
+        if (self.num_shards is None) != (self.shard_index is None):
+            raise InputError("--num_shards and --shard_index belong together, such as --num_shards 8 --shard_index 0")
+        if self.share[0] >= self.share[1]:
+            raise InputError(
+                f"--shard_index {self.share[0]} isn't one of {self.share[1]} shards; give 0 to {self.share[1] - 1}"
+            )
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
         if not 0 <= self.validation_size < 1:

@@ -169,6 +169,11 @@ class ImageRows:
         self.grammar = Grammar(make_vocabulary(self.codec.codebook_size, len(self.images.class_names)))
         self.class_names, self.files = self.images.class_names, [self.images.files]
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the images are."""
+        return self.images.identity
+
     def place(self, file: str, line: int) -> str:
         """Where an image is, by its number."""
         return self.images.place(line)
@@ -246,8 +251,8 @@ class ImageRows:
                 "origin": _origin(self.arguments),
                 "reconstruction": self._reconstruct(folder),
                 "images_encoded": num_encoded,
-                "encode_seconds": round(table.encode_seconds, 3),
-                "images_per_second": round(num_encoded / max(table.encode_seconds, 1e-9), 1),
+                "encode_seconds": round(table.counts.encode_seconds, 3),
+                "images_per_second": round(num_encoded / max(table.counts.encode_seconds, 1e-9), 1),
                 "device": self.device,
             },
         }

@@ -51,12 +51,12 @@ class ColumnDigests:
 
 def content_digests(grammar: Grammar, class_names: list[str], splits: dict[str, dict[str, str]]) -> dict[str, Any]:
     """What `stats.json` records as `digests`; `splits` are the `hexdigests` of each split."""
-    return {"vocabulary": _digest(grammar.tokens), "class_names": _digest(class_names), **splits}
+    return {"vocabulary": digest(grammar.tokens), "class_names": digest(class_names), **splits}
 
 
 def fingerprint(digests: dict[str, Any]) -> str:
     """Identifies prepared data: equal vocabulary, class names, rows and splits give an equal fingerprint."""
-    return _digest(digests)
+    return digest(digests)
 
 
 def changes(
@@ -175,5 +175,6 @@ def _lengths_and_values(array: pa.Array) -> tuple[np.ndarray, Any]:
     return lengths.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False), values
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """The digest of what JSON can hold, whatever the order of its keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())

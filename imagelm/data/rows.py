@@ -25,6 +25,15 @@ KEPT_BYTES = 1 << 16  # of a bad line in bad_rows.jsonl
 SPLITS = ("train", "validation", "test")
 NO_SPLIT = -1
 DIGEST_DTYPE = np.dtype([("high", "<u8"), ("low", "<u8")])
+# What is kept of each row: the digest of its body after truncation, which is what a model sees; the digest of its
+# source image, or of its own if none is named; its body's tokens, its class, its split (index into SPLITS, or
+# NO_SPLIT), and where it is (index into the source's files).
+ROW_DTYPE = np.dtype(
+    [
+        *(("digests", DIGEST_DTYPE), ("groups", DIGEST_DTYPE)),
+        *(("lines", "<i8"), ("lengths", "<i4"), ("labels", "<i4"), ("file_index", "<i4"), ("file_splits", "i1")),
+    ]
+)
 
 
 class RowSource(Protocol):
@@ -47,6 +56,10 @@ class RowSource(Protocol):
     validation_size: float
     split: str
     split_notes: list[str]
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the rows are made from, in a few words and digests; shards of the same rows have the same."""
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows in the grammar, in a fixed order."""
@@ -100,14 +113,26 @@ class ProblemLog:
 
     def add(self, file: str, line: int | None, kind: str, reason: str, text: bytes | None = None) -> None:
         """Counts a problem as `file:line: found, expected`; for an image, `file` is its place and `line` is None."""
-        self.counts[kind] += 1
-        if len(self.shown) < NUM_LISTED:
-            self.shown.append(printable(f"{file if line is None else f'{file}:{line}'}: {reason}"))
+        self._count(file, line, kind, reason)
         if self.keep is not None:
             entry: dict[str, object] = {"file": file, "line": line, "kind": kind, "reason": reason}
             if text is not None:
                 entry["text"] = text[:KEPT_BYTES].rstrip(b"\r\n").decode("utf-8", errors="backslashreplace")
             self.keep.write(orjson.dumps(entry) + b"\n")
+
+    def add_all(self, kept: Path) -> None:
+        """Adds the problems that another log wrote to its `keep`."""
+        with open(kept, "rb") as lines:
+            for line in lines:
+                entry = orjson.loads(line)
+                self._count(entry["file"], entry["line"], entry["kind"], entry["reason"])
+                if self.keep is not None:
+                    self.keep.write(line)
+
+    def _count(self, file: str, line: int | None, kind: str, reason: str) -> None:
+        self.counts[kind] += 1
+        if len(self.shown) < NUM_LISTED:
+            self.shown.append(printable(f"{file if line is None else f'{file}:{line}'}: {reason}"))
 
     def stop_if(self, on_bad_rows: str | None) -> None:
         """Raises an InputError if there is a problem and `on_bad_rows` is "stop"."""
@@ -122,36 +147,61 @@ class ProblemLog:
         return "\n".join([head, *list_first(self.shown, total=total)])
 
 
+@dataclass
+class RowCounts:
+    """What is counted while rows are read.
+
+    Attributes:
+        codes: Uses of each token id in image bodies; int64, shape (vocabulary,).
+        encode_seconds: Time that encoding all images took.
+    """
+
+    codes: np.ndarray
+    repaired: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    read_tokens: int = 0
+    encode_seconds: float = 0.0
+
+    def add(self, batch: RowBatch, num_cut: np.ndarray) -> None:
+        """Counts a batch after truncation; `num_cut` holds the tokens that each row lost, shape (rows,)."""
+        self.read_tokens += int(batch.lengths.sum() + num_cut.sum())
+        self.cut_rows += int((num_cut > 0).sum())
+        self.cut_tokens += int(num_cut.sum())
+        self.repaired += batch.num_repaired
+        self.encode_seconds += batch.seconds
+        self.codes += np.bincount(batch.bodies, minlength=len(self.codes))
+
+    def record(self) -> dict:
+        """As JSON, for `sum_counts`."""
+        return vars(self) | {"codes": self.codes.tolist()}
+
+
+def sum_counts(records: list[dict]) -> RowCounts:
+    """The counts of several shares of the rows, each from its `record`."""
+    names = list(records[0])
+    sums = {name: np.sum([record[name] for record in records], axis=0) for name in names}
+    return RowCounts(**{name: value if name == "codes" else value.item() for name, value in sums.items()})
+
+
 @dataclass(frozen=True)
 class RowTable:
     """What is kept of each row while the data are prepared, and what was counted.
 
     Attributes:
         source: Where the rows come from.
-        lengths: Body tokens after truncation; int32, shape (rows,), as all columns.
-        labels: Class; int32.
-        file_splits: Index into `SPLITS`, or `NO_SPLIT`; int8.
-        lines, file_index: Where the row is; int32, int16 (index into the source's files).
-        digests: 128-bit digest of the body after truncation, which is what a model sees; `DIGEST_DTYPE`.
-        groups: Digest of the source image, or of the row's own image if none is named; `DIGEST_DTYPE`.
-        code_counts: Uses of each token id in image bodies; int64, shape (vocabulary,).
-        encode_seconds: Time that encoding all images took.
+        rows: `ROW_DTYPE`, shape (rows,).
     """
 
     source: RowSource
-    lengths: np.ndarray
-    labels: np.ndarray
-    file_splits: np.ndarray
-    lines: np.ndarray
-    file_index: np.ndarray
-    digests: np.ndarray
-    groups: np.ndarray
-    code_counts: np.ndarray
-    num_repaired: int
-    num_cut_rows: int
-    num_cut_tokens: int
-    num_read_tokens: int
-    encode_seconds: float
+    rows: np.ndarray
+    counts: RowCounts
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        """A column: a field of `ROW_DTYPE`."""
+        if name not in (ROW_DTYPE.names or ()):
+            raise AttributeError(name)
+        return self.rows[name]
 
     @property
     def has_sources(self) -> bool:
@@ -163,51 +213,19 @@ class RowTable:
         return self.source.place(self.source.files[self.file_index[row]], int(self.lines[row]))
 
 
-class RowTableBuilder:
-    """Collects a `RowTable` batch by batch."""
-
-    def __init__(self, source: RowSource) -> None:
-        self.source = source
-        self.parts: list[tuple[np.ndarray, ...]] = []
-        self.code_counts = np.zeros(source.grammar.size, dtype=np.int64)
-        self.num_repaired = self.num_cut_rows = self.num_cut_tokens = self.num_read_tokens = 0
-        self.encode_seconds = 0.0
-
-    def add(self, batch: RowBatch, num_cut: np.ndarray) -> None:
-        """Adds a batch after truncation; `num_cut` holds the tokens that each row lost, shape (rows,)."""
-        self.num_read_tokens += int(batch.lengths.sum() + num_cut.sum())
-        self.num_cut_rows += int((num_cut > 0).sum())
-        self.num_cut_tokens += int(num_cut.sum())
-        self.num_repaired += batch.num_repaired
-        self.encode_seconds += batch.seconds
-        self.code_counts += np.bincount(batch.bodies, minlength=len(self.code_counts))
-        # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
-        bodies = memoryview(np.ascontiguousarray(batch.bodies, dtype="<u4").data).cast("B")
-        ends = [0, *(4 * np.cumsum(batch.lengths)).tolist()]
-        digests = [xxhash.xxh3_128_digest(bodies[start:end]) for start, end in pairwise(ends)]
-        groups = [
-            own if source is None else xxhash.xxh3_128_digest(source.encode())
-            for own, source in zip(digests, batch.sources, strict=True)
-        ]
-        self.parts.append(
-            (
-                batch.lengths.astype(np.int32),
-                batch.labels.astype(np.int32),
-                batch.splits.astype(np.int8),
-                batch.lines.astype(np.int32),
-                np.full(len(batch.lines), self.source.files.index(batch.file), dtype=np.int16),
-                np.frombuffer(b"".join(digests), dtype=DIGEST_DTYPE),
-                np.frombuffer(b"".join(groups), dtype=DIGEST_DTYPE),
-            )
-        )
-
-    def finish(self) -> RowTable:
-        """The table of all rows; an InputError if there are none."""
-        if not any(len(part[0]) for part in self.parts):
-            raise InputError(
-                f"no usable row in {', '.join(self.source.files)}; expected JSON lines with tokens and label"
-            )
-        lengths, labels, splits, lines, files, digests, groups = map(np.concatenate, zip(*self.parts, strict=True))
-        columns = (lengths, labels, splits, lines, files, digests, groups, self.code_counts)
-        counts = (self.num_repaired, self.num_cut_rows, self.num_cut_tokens, self.num_read_tokens, self.encode_seconds)
-        return RowTable(self.source, *columns, *counts)
+def row_records(batch: RowBatch, file_index: int) -> np.ndarray:
+    """What is kept of each row of a batch after truncation; `ROW_DTYPE`, shape (rows,)."""
+    # Always 32 bits wide: a digest, and with it a side of --split_by hash, outlives a change of vocabulary size.
+    bodies = memoryview(np.ascontiguousarray(batch.bodies, dtype="<u4").data).cast("B")
+    ends = [0, *(4 * np.cumsum(batch.lengths)).tolist()]
+    digests = [xxhash.xxh3_128_digest(bodies[start:end]) for start, end in pairwise(ends)]
+    groups = [
+        own if source is None else xxhash.xxh3_128_digest(source.encode())
+        for own, source in zip(digests, batch.sources, strict=True)
+    ]
+    rows = np.empty(len(digests), ROW_DTYPE)
+    rows["digests"] = np.frombuffer(b"".join(digests), dtype=DIGEST_DTYPE)
+    rows["groups"] = np.frombuffer(b"".join(groups), dtype=DIGEST_DTYPE)
+    rows["lines"], rows["lengths"], rows["labels"] = batch.lines, batch.lengths, batch.labels
+    rows["file_index"], rows["file_splits"] = file_index, batch.splits
+    return rows

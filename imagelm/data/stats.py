@@ -49,7 +49,7 @@ def describe(
         "num_rows": {name: int((sides == side).sum()) for name, side in splits.items()},
         "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
-        "repaired_tails": table.num_repaired,
+        "repaired_tails": table.counts.repaired,
         "duplicates_dropped": int((~kept).sum()),
         "label_conflicts": {
             "total": len(conflicts),
@@ -61,9 +61,9 @@ def describe(
         },
         "truncation": {
             "side": options["truncation_side"],
-            "rows_cut": table.num_cut_rows,
-            "image_tokens_cut": table.num_cut_tokens,
-            "share_of_image_tokens_cut": table.num_cut_tokens / max(table.num_read_tokens, 1),
+            "rows_cut": table.counts.cut_rows,
+            "image_tokens_cut": table.counts.cut_tokens,
+            "share_of_image_tokens_cut": table.counts.cut_tokens / max(table.counts.read_tokens, 1),
         },
         "max_length": int(table.lengths[kept].max()) + NUM_FRAME_TOKENS,
         "lengths": _distribution(table.lengths[kept] + NUM_FRAME_TOKENS),
@@ -76,7 +76,7 @@ def describe(
         "split": source.split,
         "split_notes": split_notes,
         "vocabulary_size": grammar.size,
-        "codebook": _codebook_use(table.code_counts[grammar.code_ids]),
+        "codebook": _codebook_use(table.counts.codes[grammar.code_ids]),
         "id_dtype": str(grammar.id_dtype),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import itertools
 import os
 import stat
 import zlib
@@ -25,6 +26,7 @@ from imagelm.utils.errors import InputError
 CHUNK_BYTES = 2 << 20
 MAX_LINE_BYTES = 64 << 20  # 8 million tokens; the rest of a longer line is dropped
 ZSTD_INPUT_BYTES = 4096  # its densest blocks unpack to 128 KiB from 4 bytes: at most 128 MiB at once
+COMPRESSED = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -49,10 +51,36 @@ def expand_files(patterns: list[str]) -> list[Path]:
     return list(files)
 
 
-def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]:
+def share_of_files(files: list[Path], share: tuple[int, int]) -> Iterator[tuple[Path, int, int | None]]:
+    """The files of one of several shares of about the same size, each with its first piece and that after its last one.
+
+    A piece is the lines that end in `CHUNK_BYTES` of the file. A compressed file isn't cut, and goes to the share that
+    it starts in. The last piece of a file is open (None).
+
+    Args:
+        files: All files.
+        share: Which share, from 0, and of how many.
+    """
+    num_pieces = [max(1, -(-file.stat().st_size // CHUNK_BYTES)) for file in files]
+    low, high = (sum(num_pieces) * i // share[1] for i in (share[0], share[0] + 1))
+    start = 0
+    for file, count in zip(files, num_pieces, strict=True):
+        if file.suffix in COMPRESSED:
+            first, stop = (0, count) if low <= start < high else (0, 0)
+        else:
+            first, stop = max(low - start, 0), min(high - start, count)
+        if first < stop:
+            yield file, first, stop if stop < count else None
+        start += count
+
+
+def line_chunks(
+    file: Path, progress: tqdm, first: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, list[bytes]]]:
     """Lists of lines of about `CHUNK_BYTES`, each with the number of its first line.
 
-    A line keeps its line end; a line longer than `MAX_LINE_BYTES` is cut to `MAX_LINE_BYTES` + 1 bytes.
+    A line keeps its line end; a line longer than `MAX_LINE_BYTES` is cut to `MAX_LINE_BYTES` + 1 bytes. Of a part of
+    a file, from piece `first` to before `stop`, the pieces before it are read too, to count their lines.
 
     Raises:
         InputError: The file can't be read or unpacked, or changes while it is read.
@@ -60,7 +88,10 @@ def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]
     number, rest, inside_long_line = 1, b"", False
     with _open(file) as (stream, raw):
         before, done = os.fstat(raw.fileno()), 0
-        while True:
+        for i in itertools.count():
+            if i == stop:
+                rest = b""  # its line ends in the next piece
+                break
             try:
                 piece = stream.read(CHUNK_BYTES)
             except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
@@ -79,9 +110,9 @@ def line_chunks(file: Path, progress: tqdm) -> Iterator[tuple[int, list[bytes]]]
             if len(rest) > MAX_LINE_BYTES:
                 lines.append(rest)
                 rest, inside_long_line = b"", True
-            if lines:
+            if lines and i >= first:
                 yield number, _tidy(lines, number)
-                number += len(lines)
+            number += len(lines)
         after = os.fstat(raw.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise InputError(

@@ -30,8 +30,10 @@ SPLIT_NAMES = ", ".join(f'"{name}"' for name in SPLITS)
 ORJSON_MAX_DEPTH = 1024  # orjson refuses deeper nesting
 
 
-def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_split: bool) -> Iterator[RowBatch]:
-    """Reads and checks every row of JSONL files (plain, .gz or .zst), a chunk at a time.
+def read_rows(
+    files: list[Path], grammar: Grammar, problems: ProblemLog, need_split: bool, share: tuple[int, int] = (0, 1)
+) -> Iterator[RowBatch]:
+    """Reads and checks every row of a share of JSONL files (plain, .gz or .zst), a chunk at a time.
 
     A row is a JSON object with `tokens` (one string with spaces, or a list of strings) and `label` (int). Optional:
     `split` (one of `SPLITS`) and `source` (str or int, the image that this row is a variant of). Blank lines are
@@ -41,10 +43,11 @@ def read_rows(files: list[Path], grammar: Grammar, problems: ProblemLog, need_sp
         InputError: A file can't be read or decompressed.
     """
     checker = RowChecker(grammar, problems, need_split)
-    total = sum(file.stat().st_size for file in files)
+    parts = list(lines.share_of_files(files, share))
+    total = sum(file.stat().st_size if stop is None else stop * lines.CHUNK_BYTES for file, _, stop in parts)
     with tqdm(total=total, unit="B", unit_scale=True, desc="reading", disable=None) as progress:
-        for file in files:
-            for first_line, chunk in lines.line_chunks(file, progress):
+        for file, first, stop in parts:
+            for first_line, chunk in lines.line_chunks(file, progress, first, stop):
                 yield checker.check(str(file), first_line, chunk)
 
 

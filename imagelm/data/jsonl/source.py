@@ -10,6 +10,7 @@ import numpy as np
 
 from imagelm.codecs.open import open_codec
 from imagelm.data.arguments import PrepareArguments
+from imagelm.data.integrity import digest
 from imagelm.data.jsonl.lines import expand_files
 from imagelm.data.jsonl.parser import read_rows
 from imagelm.data.rows import ProblemLog, RowBatch, RowTable
@@ -38,6 +39,14 @@ class JsonlRows:
         self.paths = expand_files(options.data_files)
         self.files = [str(path) for path in self.paths]
         self.class_names = _class_names(options.class_names, self.grammar.num_classes)
+        self.share = options.share
+        self.identity: dict[str, object] = {
+            "input files": len(self.files),
+            "bytes of input": sum(path.stat().st_size for path in self.paths),
+            "names and sizes of input files": digest([[str(path), path.stat().st_size] for path in self.paths]),
+            "vocabulary": digest(self.grammar.vocabulary),
+            "class names": digest(self.class_names),
+        }
         self.codec = open_codec(options.codec) if options.codec else None
         if self.codec:
             if self.codec.codebook_size != self.grammar.codebook_size:
@@ -45,6 +54,7 @@ class JsonlRows:
                     f"--codec {options.codec} has {self.codec.codebook_size} entries, but --vocab_file has "
                     f"{self.grammar.codebook_size} codebook tokens"
                 )
+            self.identity["codec"] = self.codec.describe()
             self.codec.save(staging / CODEC_FOLDER)
 
     def place(self, file: str, line: int) -> str:
@@ -53,7 +63,8 @@ class JsonlRows:
 
     def batches(self) -> Iterator[RowBatch]:
         """All rows that are in the grammar."""
-        for batch in read_rows(self.paths, self.grammar, self.problems, need_split=self.split_by == "field"):
+        need_split = self.split_by == "field"
+        for batch in read_rows(self.paths, self.grammar, self.problems, need_split, self.share):
             if self.codec and (wrong := np.flatnonzero(batch.lengths != self.codec.num_tokens)).size:
                 rows, columns = self.codec.grid
                 raise InputError(

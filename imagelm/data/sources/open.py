@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import xxhash
 from PIL import Image
 from tqdm import tqdm
 
@@ -48,6 +49,18 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def identity(self) -> dict[str, object]:
+        """What the images are, in a few words and digests, without reading them."""
+        names, labels = xxhash.xxh3_128(), repr(self.class_names).encode() + self.labels.tobytes()
+        for number in range(len(self)):
+            names.update(self.name(number).encode())
+        return {
+            "images": len(self),
+            "names of images": names.hexdigest(),
+            "class names and labels": xxhash.xxh3_128_hexdigest(labels),
+        }
 
     @cached_property
     def starts(self) -> np.ndarray:
