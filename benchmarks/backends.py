@@ -72,13 +72,15 @@ def load_all(folder: Path, home: Path) -> dict[str, LoadedModel]:
     loaded = {"torch, float32": load_for_inference(LoadArguments(model=str(folder), device="cpu"))}
     if fast:
         loaded["torch, bfloat16"] = load_for_inference(LoadArguments(model=str(folder), device="cpu", dtype="bfloat16"))
-    for backend in ("onnx", "openvino"):
+    for backend, slot_only in (("onnx", False), ("onnx", True), ("openvino", False)):
         for int8 in (False, True):
-            place = str(home / f"int8_{int8}")
-            export_model(ExportArguments(model=str(folder), format=backend, int8=int8, output_dir=place))
+            place = str(home / f"int8_{int8}_{slot_only}")
+            chosen = {"format": backend, "int8": int8, "slot_only": slot_only}
+            export_model(ExportArguments(model=str(folder), output_dir=place, **chosen))
             for dtype in ["float32", *(["bfloat16"] if fast and backend == "openvino" and not int8 else [])]:
                 options = LoadArguments(model=str(folder), backend=backend, export_dir=place, dtype=dtype)
-                loaded[f"{backend}, {'int8' if int8 else dtype}"] = load_for_inference(options)
+                name = f"{backend}{', slot only' if slot_only else ''}, {'int8' if int8 else dtype}"
+                loaded[name] = load_for_inference(options)
     return loaded
 
 

@@ -22,6 +22,7 @@ class ExportArguments(OptionGroup):
         choices=EXPORT_FORMATS,
     )
     int8: bool = option("8-bit weights: smaller and faster, with slightly different results", False)
+    slot_only: bool = option("onnx: a graph that classifies only, in less time; it can't score or generate", False)
     output_dir: str | None = option(
         "write onnx/ or openvino/ into this folder; into the model's own folder if not given", None, metavar="FOLDER"
     )
@@ -32,5 +33,9 @@ class ExportArguments(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.slot_only and self.format != "onnx":
+            raise InputError("--slot_only needs --format onnx; remove one of the two")
+        if self.slot_only and self.push_to_hub:
+            raise InputError("--push_to_hub publishes a graph that also generates; remove --slot_only")
         if self.push_to_hub and self.output_dir:
             raise InputError("--push_to_hub publishes the exports in the model's own folder; remove --output_dir")

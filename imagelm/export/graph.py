@@ -28,8 +28,9 @@ from torch.export import Dim
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from imagelm.export.arguments import ExportArguments
+from imagelm.export.slot import SlotLogits, slot_inputs
 from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
-from imagelm.inference.exported import load_export, require_library
+from imagelm.inference.exported import ExportedSlot, load_export, require_library
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference, model_folder
 from imagelm.models.save import weights_sha256
@@ -98,6 +99,13 @@ def _write_graph(
     """Traces, quantizes and writes the graph; gives the shape of each input of the cache: [heads, width]."""
     from transformers.exporters import OnnxConfig, OnnxExporter, OpenVINOConfig, OpenVINOExporter
 
+    if options.slot_only:
+        model: Any = SlotLogits(loaded.model).eval()  # any module will do for the exporter
+        inputs = slot_inputs(rows[:2])
+        axes = dict.fromkeys(inputs, dict.fromkeys((0, 1), Dim.AUTO))
+        config = OnnxConfig(dynamic=True, dynamic_shapes=axes, quantizer=_quantizer(options, []))
+        _write_onnx(OnnxExporter().export(model, inputs, config).program, folder / name)
+        return {}
     inputs = _step_inputs(loaded)
     empty = [(layer.keys[:1, :, :0], layer.values[:1, :, :0]) for layer in inputs["past_key_values"].layers]
     shapes = {
@@ -208,10 +216,15 @@ def _compare(model: PreTrainedModel, folder: Path, rows: list[Tensor]) -> tuple[
     half = ids.shape[1] // 2
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits
-        whole = exported(input_ids=ids, use_cache=False).logits
-        first = exported(input_ids=ids[:, :half])
-        second = exported(input_ids=ids[:, half:], past_key_values=first.past_key_values)
-    found = torch.stack([whole, torch.cat([first.logits, second.logits], dim=1)])
+        if isinstance(exported, ExportedSlot):
+            places = torch.tensor([half - 1, ids.shape[1] - 1])
+            parts = [exported(input_ids=ids, logits_to_keep=place.expand(len(ids), 1)).logits for place in places]
+            found, expected = torch.cat(parts, dim=1), expected[:, places]
+        else:
+            whole = exported(input_ids=ids, use_cache=False).logits
+            first = exported(input_ids=ids[:, :half])
+            second = exported(input_ids=ids[:, half:], past_key_values=first.past_key_values)
+            found = torch.stack([whole, torch.cat([first.logits, second.logits], dim=1)])
     equal = (found.argmax(-1) == expected.argmax(-1)).float().mean()
     return float((found - expected).abs().max()), max(1.0, float(expected.abs().max())), float(equal)
 

@@ -33,7 +33,7 @@ from imagelm.hub.staged import (
     Staged,
 )
 from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
-from imagelm.inference.exported import export_problem
+from imagelm.inference.exported import classifies_only, export_problem
 from imagelm.inference.generation import generate_images
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
@@ -155,6 +155,8 @@ def _copy_export(source: Path, folder: Path, name: str) -> str | None:
     """Copies an export of these weights; otherwise gives the reason why not."""
     if problem := export_problem(source / name, source):
         return problem
+    if classifies_only(source / name):
+        return f"{source / name} classifies only (--slot_only), and others expect a graph that also generates"
     if reason := damage(source / name):
         return f"{source / name} is damaged: {reason}; write it again with imagelm export --overwrite"
     (folder / name).mkdir()

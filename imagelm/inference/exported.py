@@ -151,6 +151,27 @@ class ExportedCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=found["logits"], past_key_values=past_key_values)
 
 
+class ExportedSlot(ExportedCausalLM):
+    """A graph of the `<CLS>` slot alone, of `imagelm export --slot_only`: it answers at one position of each row."""
+
+    def forward(  # type: ignore[override]  # one of the many parameters
+        self, input_ids: Tensor, logits_to_keep: Tensor | int = 0, **others: Any
+    ) -> CausalLMOutputWithPast:
+        """Logits, float32 of shape (rows, 1, vocabulary), at the positions `logits_to_keep` of shape (rows, 1).
+
+        Raises:
+            InputError: Logits at more positions are asked for.
+        """
+        if not isinstance(logits_to_keep, Tensor):
+            raise InputError(
+                "this export classifies only (--slot_only); use --backend torch, or export again without --slot_only"
+            )
+        mask = torch.arange(input_ids.shape[1]) <= logits_to_keep
+        inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
+        outputs = self.graph({name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()})
+        return CausalLMOutputWithPast(logits=torch.from_numpy(outputs["logits"]))
+
+
 def load_export(folder: Path, config: PreTrainedConfig, dtype: str) -> ExportedCausalLM:
     """Loads a folder that `imagelm export` wrote, with as many threads as torch has.
 
@@ -165,7 +186,13 @@ def load_export(folder: Path, config: PreTrainedConfig, dtype: str) -> ExportedC
         raise
     except Exception as error:  # the runtimes' exceptions share no base class
         raise InputError(f"{folder} can't be loaded: {error}; export the model again") from error
-    return ExportedCausalLM(config, graph, {name: tuple(shape) for name, shape in record["cache"].items()}).eval()
+    kind = ExportedCausalLM if record["cache"] else ExportedSlot
+    return kind(config, graph, {name: tuple(shape) for name, shape in record["cache"].items()}).eval()
+
+
+def classifies_only(export: Path) -> bool:
+    """Whether an export is one of the `<CLS>` slot alone, which has no cache."""
+    return not read_json(export / EXPORT_FILE)["cache"]
 
 
 def choose_export(options: LoadArguments, folder: Path) -> Path | None:
@@ -189,6 +216,9 @@ def choose_export(options: LoadArguments, folder: Path) -> Path | None:
             continue
         if problem := export_problem(home / name, folder):
             logger.info("--backend auto doesn't use %s: %s", name, problem)
+            continue
+        if classifies_only(home / name):
+            logger.info("--backend auto doesn't use %s: it classifies only; name it with --backend %s", name, name)
             continue
         weights = read_json(home / name / EXPORT_FILE)["weights"]
         if not _is_faster(name, weights):

@@ -178,6 +178,8 @@ def test_what_cant_answer_or_be_written_is_refused(folder: Path, best: Path, tmp
         ({"model": str(folder)}, "is not empty; add --overwrite"),
         ({"model": "alice/animals"}, "for a Hub id give --output_dir"),
         ({"model": str(folder), "output_dir": "x", "push_to_hub": "alice/x"}, "remove --output_dir"),
+        ({"model": str(folder), "format": "openvino", "slot_only": True}, "--slot_only needs --format onnx"),
+        ({"model": str(folder), "push_to_hub": "alice/x", "slot_only": True}, "remove --slot_only"),
     ):
         with pytest.raises(InputError, match=message):
             export_model(ExportArguments(**options))
