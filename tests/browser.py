@@ -1,6 +1,6 @@
 """A headless Chromium for tests of pages: the system's own, driven by playwright.
 
-    from tests.browser import chromium, new_page  # noqa: F401 (a fixture)
+    from tests.browser import new_page
 
     def test_the_page_answers(chromium, tmp_path):
         with new_page(chromium, phone=True) as page:

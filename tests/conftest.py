@@ -35,7 +35,7 @@ from imagelm.tokens.vocabulary import make_vocabulary
 from tests.forks import Fork
 from tests.images import class_folder, prepare_images, smooth_images
 
-pytest_plugins = ["tests.inference.fixtures"]
+pytest_plugins = ["tests.inference.fixtures", "tests.browser"]
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("IMAGELM_TEST_DATA", ROOT.parent / "shared/data"))  # what no clone has: CONTRIBUTING.md

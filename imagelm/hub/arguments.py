@@ -12,6 +12,7 @@ from pathlib import Path
 from imagelm.utils.command_line import OptionGroup, option
 from imagelm.utils.errors import InputError
 
+SPACE_SDKS = ("gradio", "static")
 KINDS = ("dataset", "model", "space")  # in the order of the uploads: each may link to those before it
 REPO_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,94}[A-Za-z0-9_]|[A-Za-z0-9_]")
 # Valid branch and tag names (git-check-ref-format); other refs, such as refs/pr/1, belong to the Hub.
@@ -38,6 +39,11 @@ class PushArguments(OptionGroup):
         "also publish the data to this repository, as Parquet; the model card links to it", None, metavar="REPOSITORY"
     )
     space_repo_id: str | None = option("also create a demo Space in this repository", None, metavar="REPOSITORY")
+    space_sdk: str = option(
+        "gradio: the demo computes on the Space's CPU; static: in the visitor's browser, from the model's ONNX export",
+        SPACE_SDKS[0],
+        choices=SPACE_SDKS,
+    )
     license: str | None = option("license of model and data, such as apache-2.0, mit or cc-by-4.0", None, metavar="ID")
     num_drawings: int = option("sample images for the card, if the model has its codec; 0: none", 28, minimum=0)
 
@@ -73,6 +79,13 @@ class PushArguments(OptionGroup):
                 )
         if self.dataset_repo_id and not self.dataset_dir:
             raise InputError("--dataset_repo_id needs --dataset_dir, the folder that imagelm prepare wrote")
+        if self.space_sdk == "static" and not self.space_repo_id:
+            raise InputError("--space_sdk static needs --space_repo_id, the repository of the demo")
+        if self.space_sdk == "static" and self.private:
+            raise InputError(
+                "--space_sdk static: a page in the browser can't read a private model; remove --private, or choose "
+                "--space_sdk gradio"
+            )
         if self.create_pr and self.tag:
             raise InputError("--tag names a permanent commit, and --create_pr makes none yet; remove one of the two")
         for flag, ref in (("--revision", self.revision), ("--tag", self.tag)):

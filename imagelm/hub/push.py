@@ -16,6 +16,7 @@ from imagelm.hub.checks import check_staged
 from imagelm.hub.client import check_access
 from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import check_model_folder, stage_model
+from imagelm.hub.stage_page import check_page_model, stage_page
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import Staged
 from imagelm.hub.upload import check_owner, check_tag, look_at, send, validate_cards
@@ -40,6 +41,8 @@ def push(options: PushArguments, level: int = logging.INFO) -> None:
         HubError: The Hub couldn't be reached or refused the push; the message names the remedy.
     """
     check_model_folder(Path(options.model_dir))
+    if options.space_sdk == "static":
+        check_page_model(options)
     if options.preview is not None:
         _preview(options, options.preview, level)
         return
@@ -89,7 +92,8 @@ def _preview(options: PushArguments, folder: Path, level: int) -> None:
 
 def _stage(options: PushArguments, home: Path) -> list[Staged]:
     try:
-        return [STAGERS[kind](options, home / kind) for kind in options.repositories]
+        stagers = STAGERS | ({"space": stage_page} if options.space_sdk == "static" else {})
+        return [stagers[kind](options, home / kind) for kind in options.repositories]
     except OSError as error:
         raise HubError(
             f"the upload can't be put together in {home}: {error.strerror or error}; set TMPDIR to another folder"

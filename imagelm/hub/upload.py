@@ -216,7 +216,7 @@ def _ready(api: HfApi, target: Target, options: PushArguments) -> Target:
     """Creates the repository and its branch if needed."""
     kind, repo_id = target.kind, target.repo_id
     if not target.exists:
-        sdk = "gradio" if kind == "space" else None
+        sdk = options.space_sdk if kind == "space" else None
         api.create_repo(repo_id, repo_type=kind, private=options.private or None, exist_ok=True, space_sdk=sdk)
         target = look_at(api, kind, repo_id, options)
     if options.revision and target.head is None and not options.create_pr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -11,13 +12,19 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from imagelm.data.load import load_prepared
+from imagelm.hub.arguments import PushArguments
+from imagelm.hub.stage_model import stage_model
+from imagelm.hub.stage_page import check_page_model
 from imagelm.inference.arguments import GenerationArguments, LoadArguments
 from imagelm.inference.generation import complete_rows
 from imagelm.inference.loading import load_for_inference
+from imagelm.inference.scoring import class_probabilities, log_likelihoods
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.build import build_model
 from imagelm.models.save import save_model
 from imagelm.tokens.tokenizer import build_tokenizer, save_tokenizer
+from imagelm.utils.errors import InputError
+from testing.local_hub import LocalHub
 from tests.conftest import ROOT, run
 
 pytestmark = pytest.mark.slow
@@ -96,6 +103,53 @@ def test_exports_answer_as_the_model_on_real_rows(digits: Path, tmp_path: Path, 
             for each in (torch_model, loaded)
         ]
         assert drawn[0] == drawn[1]
+
+
+def test_a_graph_of_the_slot_alone_classifies_and_refuses_the_rest(digits: Path, tmp_path: Path, caplog):
+    folder = Path(shutil.copytree(digits / "model", tmp_path / "model"))
+    done = run("-m", "imagelm", "export", "--model", folder, "--slot_only")
+    assert done.returncode == 0 and "the same most probable token at 100.0 % of positions" in done.stdout, done.stderr
+    loaded = load_for_inference(LoadArguments(model=str(folder), backend="onnx"))
+    stock = AutoModelForCausalLM.from_pretrained(folder).eval()
+    rows, grammar = labelled(digits, "test")[0][:200], loaded.grammar
+    questions = [grammar.question(row[1 : 2 + i % 16]) for i, row in enumerate(rows)]  # of 16 lengths
+    expected = [stock(input_ids=torch.from_numpy(ids[None])).logits[0, -1, grammar.class_ids] for ids in questions]
+    found = class_probabilities(loaded, questions, 7)
+    assert np.abs(found - torch.stack(expected).softmax(-1).detach().numpy()).max() < 1e-5
+    generation = GenerationArguments(greedy=True)
+    for ask in (
+        lambda: complete_rows(loaded, [rows[0][:9]], generation, 1),
+        lambda: log_likelihoods(loaded, [rows[0][1:-4]], 1),
+        lambda: check_page_model(
+            PushArguments(model_dir=str(folder), repo_id="a/b", space_repo_id="a/c", space_sdk="static")
+        ),
+    ):
+        with pytest.raises(InputError, match="classifies only"):
+            ask()
+    caplog.set_level(logging.INFO)
+    auto = load_for_inference(LoadArguments(model=str(folder), backend="auto", device="cpu"))
+    assert type(auto.model).__name__ == "GPT2LMHeadModel" and "doesn't use onnx: it classifies only" in caplog.text
+    staged = stage_model(PushArguments(model_dir=str(folder), repo_id="a/b", num_drawings=0), tmp_path / "staged")
+    assert not any(name.startswith("onnx/") for name in staged.files)
+    assert any("classifies only" in note for note in staged.notes)
+
+
+def test_an_export_is_pushed_with_its_model(digits: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(digits / "model", tmp_path / "model"))
+    with LocalHub(tmp_path / "hub") as hub:
+        environment = hub.environment(tmp_path / "home") | {"HF_HUB_OFFLINE": "0"}
+        words = ["--int8", "--push_to_hub", "alice/digits"]
+        done = run("-m", "imagelm", "export", "--model", folder, *words, **environment)
+        assert done.returncode == 0, done.stderr
+        repo = hub.repo("alice/digits")
+        names = {name for name in repo.files() if name.startswith("onnx/")}
+        assert names == {"onnx/model_quantized.onnx", "onnx/imagelm.json"}
+        for name in (*names, "model.safetensors"):
+            assert repo.read(name) == (folder / name).read_bytes()
+        assert "onnx" in repo.read("README.md").decode()
+        taken = hub.environment(tmp_path / "home", None) | {"HF_HUB_OFFLINE": "0"}
+        done = run("-m", "imagelm", "export", "--model", folder, *words, "--overwrite", **taken)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt_neox"])

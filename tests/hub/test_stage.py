@@ -27,8 +27,10 @@ from imagelm.hub.checks import check_staged
 from imagelm.hub.privacy import find_private, without_paths
 from imagelm.hub.stage_data import stage_dataset
 from imagelm.hub.stage_model import check_model_folder, stage_model
+from imagelm.hub.stage_page import check_page_model, stage_page
 from imagelm.hub.stage_space import stage_space
 from imagelm.hub.staged import DATASET_FILES, Staged
+from imagelm.remote_code.codec_imagelm import Autoencoder, LearnedCodec, UnifiedCodec
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import table_cell
@@ -427,6 +429,48 @@ def test_a_space_requires_versions_that_a_package_index_has(folder: Path, tmp_pa
     card = SpaceCard.load(staged.folder / "README.md")
     assert (card.data.title, card.data.models, card.data.license) == ("2024", ["me/x"], "mit")
     assert "secret HF_TOKEN" in staged.notes[0]
+
+
+def test_a_page_without_a_server_is_staged_and_its_card_says_so(folder: Path, tmp_path: Path):
+    options = {"model_dir": str(folder), "repo_id": "me/x", "space_sdk": "static"}
+    staged = stage_page(PushArguments(space_repo_id="me/2024", **options), tmp_path / "space")
+    check_staged([staged], None)
+    content = {name: file.read_text() for name, file in staged.files.items()}
+    assert content.keys() == {
+        *("README.md", "index.html", "style.css", "app.js", "codec.js", "model.js", "model_id.txt")
+    }
+    assert content["model_id.txt"] == "me/x\n"
+    card = SpaceCard(content["README.md"])
+    assert (card.data.title, card.data.sdk, card.data.models) == ("2024", "static", ["me/x"])
+    for more, message in (
+        ({}, "needs --space_repo_id"),
+        ({"space_repo_id": "me/y", "private": True}, "remove --private"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PushArguments(**options, **more)
+
+
+def test_a_model_that_a_page_cant_run_is_refused_with_the_remedy(folder: Path):
+    options = PushArguments(model_dir=str(folder), repo_id="me/x", space_repo_id="me/y", space_sdk="static")
+    learned = Autoencoder(3, 2, 4, 0, 2).state_dict() | {"codebook": torch.rand(8, 2)}
+    features = {"image_size": [8, 8], "channels": 3, "features": ["x", "y", "t", "R", "G", "B"]}
+    codecs = (
+        UnifiedCodec(features, {"codebook": torch.rand(8, 6).double(), "scale": torch.rand(6).double()}),
+        LearnedCodec({"image_size": [8, 8], "channels": 3, "patch_size": 2, "hidden": 4, "num_blocks": 0}, learned),
+    )
+    messages = [
+        f"holds no export.*imagelm export --model {folder} --format onnx",
+        "number of an image's file",
+        "learned",
+    ]
+    for codec, message in zip((None, *codecs), messages, strict=True):
+        if codec is not None:
+            codec.save(folder)
+        with pytest.raises(InputError, match=message):
+            check_page_model(options)
+    (folder / "codec.json").unlink()
+    with pytest.raises(InputError, match="holds no codec"):
+        check_page_model(options)
 
 
 def test_a_resaved_tokenizer_gets_its_portable_class_back(folder: Path, tmp_path: Path):
