@@ -40,7 +40,7 @@ from tests.docs.documents import DOCUMENTS, INDENTED, all_commands, all_snippets
 SCRIPTS = {"prepare_dataset.py": "prepare", "train.py": "train", "inference.py": "infer", "push_to_hub.py": "push"}
 ARGUMENTS = {"prepare": PrepareArguments, "push": PushArguments, "export": ExportArguments, "serve": ServeArguments}
 ARGUMENTS |= {"verify": VerifyArguments}
-PLAIN_PROGRAMS = ("hf", "curl", "docker")  # which are not part of this project
+PLAIN_PROGRAMS = ("hf", "curl", "docker", "transformers")  # which are not part of this project
 
 
 class Parsed(Exception):
