@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from imagelm.hub.arguments import PushArguments
-from imagelm.hub.staged import CARD_FILE, MODEL_ID_FILE, OUR_TAG, Staged
+from imagelm.hub.staged import APP_FILES, CARD_FILE, MODEL_ID_FILE, OUR_TAG, Staged
 from imagelm.utils.artifacts import TEMPLATES_FOLDER
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.errors import InputError
@@ -27,11 +27,11 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
         InputError: The template is missing.
     """
     repo_id = options.repositories["space"]
-    app = SPACE_FOLDER / "app.py"
-    if not app.is_file():
-        raise InputError(f"the demo's template {app.parent.name}/{app.name} is missing; install the package again")
     folder.mkdir(parents=True)
-    shutil.copyfile(app, folder / app.name)
+    for name in APP_FILES:
+        if not (SPACE_FOLDER / name).is_file():
+            raise InputError(f"the demo's template {SPACE_FOLDER.name}/{name} is missing; install the package again")
+        shutil.copyfile(SPACE_FOLDER / name, folder / name)
     write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
     # Without the suffix of a local build (2.13.0+cpu), which no package index has.
     pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
@@ -39,11 +39,16 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
     name = repo_id.split("/")[-1]
     metadata = SpaceCardData(
         title=name,
+        emoji="✏️",
+        colorFrom="indigo",
+        colorTo="purple",
+        short_description="Draw, and a small GPT reads, completes and draws images",
         sdk="gradio",
         sdk_version=_gradio_version(),
         python_version=".".join(platform.python_version_tuple()[:2]),
-        app_file=app.name,
+        app_file=APP_FILES[0],
         models=[options.repo_id],
+        datasets=[options.dataset_repo_id] if options.dataset_repo_id else None,
         license=options.license,
         tags=[OUR_TAG],
     )
@@ -53,8 +58,9 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
 
 # {name}
 
-A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): it classifies an image, completes a part of
-one, and generates new images. The model reads and writes images as tokens; everything runs here, on a CPU.
+A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): draw or upload a picture, and the model
+classifies and completes it; it also draws new ones. The page shows the tokens that the model reads, and how surprising
+each of them was. Everything runs here, on a CPU.
 """
     write_text(folder / CARD_FILE, str(SpaceCard(text)))
     notes = ["the model is private: add a secret HF_TOKEN that may read it to the Space"] if options.private else []

@@ -20,6 +20,7 @@ OUR_TAG = "imagelm"  # in the metadata of every card that a push writes
 SAMPLES_FILE = "drawings.png"
 EVAL_RESULTS_FILE = ".eval_results/held_out.yaml"
 MODEL_ID_FILE = "model_id.txt"  # of a demo Space
+APP_FILES = ("app.py", "model.py", "parts.py", "pictures.py", "sketch.js", "style.css")  # of one with a server
 PAGE_FILES = ("index.html", "app.js", "codec.js", "model.js", "style.css")  # of one without a server
 WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -66,4 +67,4 @@ def is_ours(kind: str, path: str) -> bool:
         return path in own or bool(WEIGHTS.fullmatch(path) or EXPORTED.fullmatch(path)) or path == EVAL_RESULTS_FILE
     if kind == "dataset":
         return path in DATASET_FILES or bool(re.fullmatch(r"data/(train|test)-\d{5}-of-\d{5}\.parquet", path))
-    return path in ("app.py", "requirements.txt", *PAGE_FILES, MODEL_ID_FILE, CARD_FILE)
+    return path in (*APP_FILES, "requirements.txt", *PAGE_FILES, MODEL_ID_FILE, CARD_FILE)

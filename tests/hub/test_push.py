@@ -282,7 +282,8 @@ def test_only_listed_files_are_uploaded(published: Published):
     listed |= {f"{name}.png" for name in ("accuracy", "confusion_matrix", "learning_rate", "loss", "perplexity")}
     listed |= {"drawings.png", "training_images.safetensors"}
     assert set(stored(published.hub)) == listed
-    assert set(stored(published.hub, DEMO, "space")) == {"README.md", "app.py", "model_id.txt", "requirements.txt"}
+    demo = {"app.py", "model.py", "parts.py", "pictures.py", "sketch.js", "style.css"}
+    assert set(stored(published.hub, DEMO, "space")) == demo | {"README.md", "model_id.txt", "requirements.txt"}
     rows = set(stored(published.hub, ROWS, "dataset"))
     assert {"README.md", "stats.json", "data/train-00000-of-00001.parquet", "tokenizer/vocab.json"} <= rows
     assert not [path for path in rows if path.startswith(("raw", "bad_rows"))]

@@ -428,6 +428,7 @@ def test_a_space_requires_versions_that_a_package_index_has(folder: Path, tmp_pa
     assert "+" not in (staged.folder / "requirements.txt").read_text()
     card = SpaceCard.load(staged.folder / "README.md")
     assert (card.data.title, card.data.models, card.data.license) == ("2024", ["me/x"], "mit")
+    assert {"emoji", "colorFrom", "colorTo"} <= card.data.to_dict().keys() and len(card.data.short_description) <= 60
     assert "secret HF_TOKEN" in staged.notes[0]
 
 

@@ -1,162 +1,281 @@
-"""A demo that classifies images, completes them and generates new ones.
+"""A demo that reads what you draw, completes it and draws new images.
 
 Runs as a Space, or on your machine: MODEL_ID=outputs/mine/best_model python imagelm/templates/space/app.py
-It needs only the model, which contains the code that turns images into tokens.
+`model.py` answers, `pictures.py` reads pictures, `parts.py` shows them; this file is the page.
 """
 
 from __future__ import annotations
 
-import os
+import math
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
+from huggingface_hub.constants import ENDPOINT
+from model import (
+    BEFORE,
+    MAX_DRAWS,
+    MODEL_ID,
+    class_ids,
+    class_names,
+    class_probabilities,
+    draw,
+    model,
+    paper,
+    processor,
+    published_datasets,
+    published_results,
+    sample,
+    surprise,
+    tokenizer,
+)
+from parts import BARS, HEAT, drawings, entry_colours, figures, grid, heat_colours, html, pixels, sheet
+from pictures import UserError, data_url, negative, open_picture, picture_of
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, LogitsProcessorList
-from transformers.utils import has_file
 
-MODEL_ID = os.environ.get("MODEL_ID") or Path(__file__).with_name("model_id.txt").read_text().strip()
-SHOWN_PIXELS = 224  # side of an image on the page
+HERE = Path(__file__).parent
 MAX_IMAGES = 12
-
-model = AutoModelForCausalLM.from_pretrained(MODEL_ID).eval()
-tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
-# Without a codec, and so without a processor, the model accepts only rows of tokens.
-has_codec = has_file(MODEL_ID, "processor_config.json")
-processor: Any = AutoProcessor.from_pretrained(MODEL_ID, trust_remote_code=True) if has_codec else None
-vocabulary = tokenizer.get_vocab()
-# Without a processor the classes are known only by the names of their tokens.
-class_tokens = [token for label in range(len(vocabulary)) if (token := f"<CLS_{label}>") in vocabulary]
-class_ids = processor.class_ids if processor else [vocabulary[token] for token in class_tokens]
-BEFORE = len(processor.layout["before_image"]) if processor else 0
-# Names are shown without control and zero-width characters; equal ones get their number.
-class_names = [
-    "".join(c for c in str(model.config.id2label.get(label, label)) if c.isprintable()).strip()
-    for label in range(len(class_ids))
-]
-class_names = [
-    name if name and class_names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(class_names)
-]
+MAX_SEED = 2**31 - 1
+NUM_EXAMPLES = 6
+ANY = "any class"
+WELCOME = "Draw on the sheet, upload a picture or press one of the images below the sheet."
+HONEST = "The model always answers with one of its classes, also for a picture of something else."
+codec = processor.codec if processor else None
+can_draw = codec is not None and codec.can_decode
+colours = entry_colours(codec) if codec else None
+most_bits = math.log2(len(processor.code_ids) if processor else max(2, model.config.vocab_size - len(class_ids) - 6))
 
 
-@torch.inference_mode()
-def class_probabilities(input_ids: torch.Tensor) -> dict[str, float]:
-    """The class probabilities of a row that ends with `<CLS>`."""
-    logits = model(input_ids=input_ids).logits[0, -1, class_ids].float()
-    return dict(zip(class_names, logits.softmax(-1).tolist(), strict=True))
+def read_file(file: str) -> tuple[str, str]:
+    """An uploaded file as a picture as large as the model's images, so that nothing is resized twice; and a hint."""
+    image = open_picture(file)
+    try:
+        array = codec.pixels(image)
+    except ValueError as error:  # pixels whose white isn't known
+        raise UserError(f"This picture can't be used: {error}.") from error
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    scores = [sum(surprise(processor(images=one)["input_ids"])) for one in (picture, negative(picture))]
+    hint = "The model finds the negative of this picture more likely: try *Invert*." if scores[1] < scores[0] else ""
+    return data_url(picture), hint
 
 
-class OnlyCodes:
-    """Allows only codebook tokens, so that the generated tokens are an image."""
-
-    def __init__(self) -> None:
-        self.forbidden = torch.ones(model.config.vocab_size, dtype=torch.bool)
-        self.forbidden[torch.as_tensor(processor.code_ids)] = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.masked_fill(self.forbidden, -torch.inf)
+def invert(picture: str) -> str:
+    """The negative of a picture."""
+    return data_url(negative(picture_of(picture)))
 
 
-@torch.inference_mode()
-def generate(prompt: torch.Tensor, count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """`count` images that begin with the prompt: ids up to the last known token, shape (1, length)."""
-    torch.manual_seed(int(seed))
-    missing = BEFORE + processor.codec.num_tokens - prompt.shape[1]
-    rows = prompt.repeat(int(count), 1)
-    if missing:
-        rows = model.generate(
-            rows,
-            attention_mask=torch.ones_like(rows),
-            max_new_tokens=missing,
-            min_new_tokens=missing,
-            do_sample=True,
-            temperature=float(temperature),
-            top_k=0,
-            logits_processor=LogitsProcessorList([OnlyCodes()]),
-        )
-    return [enlarged(image) for image in processor.decode_images(rows)]
+def classify(picture: str) -> tuple[dict[str, Any], str]:
+    """The classes of a picture with their probabilities, best first, and how the model reads it."""
+    row = processor(images=picture_of(picture))["input_ids"]
+    return answer(row), reading(row)
 
 
-def enlarged(image: Image.Image) -> Image.Image:
-    """An image enlarged for display, without smoothing."""
-    factor = max(1, SHOWN_PIXELS // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def answer(row: torch.Tensor) -> dict[str, Any]:
+    pairs = zip(class_names, class_probabilities(row)[0].tolist(), strict=True)
+    best = [{"label": name, "confidence": share} for name, share in sorted(pairs, key=lambda pair: -pair[1])]
+    return {"label": best[0]["label"], "confidences": best}
 
 
-def classify(image: Image.Image | None) -> tuple[dict[str, float], Image.Image]:
-    """The class probabilities of an image, and the image as the model sees it."""
-    if image is None:
-        raise gr.Error("Choose an image first.")
-    rows = processor(images=image)["input_ids"]
-    return class_probabilities(rows), enlarged(processor.decode_images(rows)[0])
+def reading(row: torch.Tensor) -> str:
+    """A row as pictures: decoded, as numbered tokens, and how surprising each token was."""
+    start, stop = len(BEFORE), len(BEFORE) + codec.num_tokens
+    bits = surprise(row)[start - 1 : stop - 1]
+    entry_of_id = {int(i): entry for entry, i in enumerate(processor.code_ids)}
+    entries = [entry_of_id[i] for i in row[0, start:stop].tolist()]
+    names = tokenizer.convert_ids_to_tokens(row[0, start:stop].tolist())
+    hints = [f"{name}: {bit:.1f} bits, probability {percent(2**-bit)}" for name, bit in zip(names, bits, strict=True)]
+    tokens = grid(list(map(str, entries)), colours[entries], hints, codec.grid[1])
+    parts = [("As the model sees it", pixels(processor.decode_images(row)[0]))] if can_draw else []
+    return figures(*parts, (f"Its {len(entries)} tokens", tokens), heat_map(bits, hints, codec.grid[1]))
 
 
-def complete(image: Image.Image | None, keep: float, count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """Completions of an image of which only the top is given."""
-    if image is None:
-        raise gr.Error("Choose an image first.")
-    rows, columns = processor.codec.grid
-    known = round(rows * keep / 100) * columns
-    return generate(processor(images=image)["input_ids"][:, : BEFORE + known], count, temperature, seed)
+def heat_map(bits: list[float], hints: list[str], num_columns: int) -> tuple[str, str]:
+    stops = ",".join(f"rgb({red},{green},{blue})" for red, green, blue in HEAT)
+    scale = f'<span class="heat" style="background:linear-gradient(90deg,{stops})"></span>'
+    caption = (
+        f"Bits of each token: expected {scale} surprising ({most_bits:.0f} and above). "
+        f"{sum(bits) / len(bits):.2f} bits a token on average."
+    )
+    return caption, grid([f"{bit:.1f}" for bit in bits], heat_colours(bits, most_bits), hints, num_columns)
 
 
-def new_images(count: int, temperature: float, seed: int) -> list[Image.Image]:
-    """Images generated from `<IMG>` alone."""
-    return generate(torch.tensor([processor.layout["before_image"]]), count, temperature, seed)
-
-
-def classify_tokens(text: str) -> dict[str, float]:
+def classify_tokens(text: str) -> tuple[dict[str, Any], str]:
     """The class probabilities of a row of tokens, cut after `<CLS>` so that the model doesn't see the answer."""
     ids = tokenizer(f"{text.split(tokenizer.cls_token)[0]} {tokenizer.cls_token}", return_tensors="pt")["input_ids"]
     longest = getattr(model.config, "max_position_embeddings", ids.shape[1])
     if not text.strip() or tokenizer.unk_token_id in ids or ids.shape[1] > longest:
-        raise gr.Error(f"Enter a row such as <IMG> … </IMG>, with known tokens, at most {longest}.")
-    return class_probabilities(ids)
+        raise UserError(f"Enter a row such as <IMG> … </IMG>, with known tokens, at most {longest}.")
+    bits = surprise(ids)[:-1]
+    hints = tokenizer.convert_ids_to_tokens(ids[0, 1:-1].tolist())
+    return answer(ids), figures(heat_map(bits, hints, min(16, len(bits)))) if bits else ""
+
+
+def kept(picture: str, keep: int) -> str:
+    """The part of a picture that is given for its completion."""
+    if not picture:
+        return WELCOME
+    row = processor(images=picture_of(picture))["input_ids"]
+    hidden = codec.grid[0] - int(keep)
+    caption = f"Given: the first {int(keep)} of {codec.grid[0]} rows. The model draws the striped part."
+    return figures((caption, pixels(processor.decode_images(row)[0], hidden, codec.grid[0])))
+
+
+def complete(
+    picture: str, keep: int, count: int, temperature: float, seed: int | None, renew: bool
+) -> tuple[list[dict[str, str]], int, str]:
+    """Completions of a picture of which only the first rows are given."""
+    row = processor(images=picture_of(picture))["input_ids"]
+    seed = next_seed(seed, renew)
+    torch.manual_seed(seed)
+    rows, shares = sample(row[:, : len(BEFORE) + int(keep) * codec.grid[1]], int(count), float(temperature))
+    return gallery(list(zip(rows, shares, strict=True))), seed, f"Seed {seed}."
+
+
+def new_images(
+    name: str, count: int, temperature: float, seed: int | None, renew: bool
+) -> Iterator[tuple[list[dict[str, str]], int, str]]:
+    """New images of a class; the page shows them as they are found."""
+    seed = next_seed(seed, renew)
+    label = None if name == ANY else class_names.index(name)
+    for found, num_drawn in draw(label, int(count), float(temperature), seed):
+        note = f"Seed {seed}."
+        if label is not None:
+            note += f" Kept {len(found)} of {num_drawn} drawings: those that the model itself classifies as {name}."
+        if num_drawn >= MAX_DRAWS and len(found) < count:
+            note += " It rarely draws this class: press again, or try a higher temperature."
+        yield gallery(found), seed, note
+
+
+def next_seed(seed: int | None, renew: bool) -> int:
+    return random.randrange(MAX_SEED) if renew or seed is None else seed
+
+
+def gallery(found: list) -> list[dict[str, str]]:
+    """Images with the model's own answers as captions."""
+    images = processor.decode_images([row for row, _ in found]) if found else []
+    captions = [f"{class_names[int(shares.argmax())]} · {percent(shares.max(), 0)}" for _, shares in found]
+    return [{"picture": data_url(image), "caption": caption} for image, caption in zip(images, captions, strict=True)]
+
+
+def pick(event: gr.EventData) -> str:
+    """The image of a gallery that was pressed."""
+    return event.picture
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * float(share):.{digits}f}\u00a0%"
+
+
+def examples() -> list[dict[str, str]]:
+    """Images that the model drew, so that no training image is published: the clearest one of each of some classes."""
+    ((found, _),) = draw(None, 4 * NUM_EXAMPLES, 0.8, 0)
+    best: dict[int, tuple] = {}
+    for row, shares in sorted(found, key=lambda one: -float(one[1].max())):
+        best.setdefault(int(shares.argmax()), (row, shares))
+    labels = sorted(best)[:NUM_EXAMPLES]
+    images = gallery([best[label] for label in labels])
+    return [{**image, "caption": class_names[label]} for image, label in zip(images, labels, strict=True)]
+
+
+def introduction() -> str:
+    """What the model is, how good it is by its published figures, and where it comes from."""
+    name = MODEL_ID.rstrip("/").split("/")[-1]
+    lines = [f"# {name}", "A language model that reads and draws images as sentences of tokens."]
+    results = published_results()
+    if "eval_cls_accuracy_interval" in results:
+        low, high = results["eval_cls_accuracy_interval"]
+        others = {"majority class": "majority_accuracy", "bag of tokens": "bag_of_tokens_accuracy"}
+        facts = [f"95\u00a0% interval {percent(low)} to {percent(high)}"]
+        facts += [f"{other} {percent(results[key])}" for other, key in others.items() if key in results]
+        lines.append(
+            f"**{percent(results['eval_cls_accuracy'])}** of {results['eval_samples']:,} "
+            f"{results.get('split', 'test')} images classified correctly ({'; '.join(facts)})."
+        )
+    if not Path(MODEL_ID).is_dir():
+        page = f"{ENDPOINT}/{MODEL_ID}"
+        links = [f"[Model card]({page})", f"[Model files]({page}/tree/main)"]
+        links += [f"[Data: {one}]({'/'.join((ENDPOINT, 'datasets', one))})" for one in published_datasets()]
+        lines.append(" · ".join(links))
+    return "\n\n".join(lines)
 
 
 def sampling_options() -> list[gr.components.Component]:
-    return [
-        gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images"),
-        gr.Slider(0.1, 2.0, value=1.0, step=0.1, label="Temperature"),
-        gr.Number(value=0, precision=0, label="Seed"),
-    ]
+    count = gr.Slider(1, MAX_IMAGES, value=6, step=1, precision=0, label="Images")
+    with gr.Accordion("Temperature and seed", open=False):
+        temperature = gr.Slider(0.1, 2.0, value=1.0, step=0.1, label="Temperature")
+        with gr.Row(equal_height=True):
+            seed = gr.Number(value=0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=120)
+            renew = gr.Checkbox(value=True, label="New seed at each press", min_width=120)
+    return [count, temperature, seed, renew]
 
 
 def page() -> gr.Blocks:
     """The page; without a codec it accepts rows of tokens."""
-    with gr.Blocks(title=MODEL_ID) as demo:
-        gr.Markdown(
-            f"# {MODEL_ID.rstrip('/').split('/')[-1]}\nA language model that reads and generates images as sentences."
-        )
+    with gr.Blocks(title=MODEL_ID, fill_width=True, delete_cache=(600, 600)) as demo:  # uploads stay ten minutes
+        gr.Markdown(introduction())
         if processor is None:
             text = gr.Textbox(label="Row of tokens", placeholder="<IMG> <Z_012> … </IMG>", lines=4)
-            gr.Button("Classify", variant="primary").click(classify_tokens, text, gr.Label(num_top_classes=5))
+            button = gr.Button("Classify", variant="primary")
+            button.click(classify_tokens, text, [html(html_template=BARS), html()])
+            gr.Markdown(HONEST)
             return demo
-        with gr.Tab("Classify"), gr.Row():
-            with gr.Column():
-                image = gr.Image(type="pil", label="Image", height=320)
-                button = gr.Button("Classify", variant="primary")
-            with gr.Column():
-                label, seen = (
-                    gr.Label(num_top_classes=5, label="Class"),
-                    gr.Image(label="As the model sees it", height=240),
-                )
-            button.click(classify, image, [label, seen])
-        with gr.Tab("Complete"), gr.Row():
-            with gr.Column():
-                image = gr.Image(type="pil", label="Image", height=320)
-                keep = gr.Slider(0, 100, value=50, step=5, label="Top part that is given, in %")
-                options = sampling_options()
-                button = gr.Button("Complete", variant="primary")
-            button.click(complete, [image, keep, *options], gr.Gallery(label="Completions", columns=4))
-        with gr.Tab("Generate"), gr.Row():
-            with gr.Column():
-                options = sampling_options()
-                button = gr.Button("Generate", variant="primary")
-            button.click(new_images, options, gr.Gallery(label="Samples", columns=4))
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                picture = sheet(codec, paper())
+                with gr.Row():
+                    upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", min_width=100)
+                    turn = gr.Button("Invert", size="sm", min_width=100)
+                hint = gr.Markdown()
+                galleries = [drawings(examples(), elem_id="examples")] if can_draw else []
+            with gr.Column(scale=3, min_width=300), gr.Tabs() as tabs:
+                results = reading_tab(picture)
+                galleries += drawing_tabs(picture) if can_draw else []
+        # Progress, and the mark of an error, would lie on the sheet.
+        upload.upload(read_file, upload, [picture, hint], show_progress="hidden")
+        turn.click(invert, picture, picture, show_progress="hidden")
+        for one in galleries:
+            pressed = one.select(pick, None, picture, show_progress="hidden", api_visibility="private")
+            pressed = pressed.then(lambda: gr.Tabs(selected="read"), None, tabs, api_visibility="private")
+            pressed.then(classify, picture, results, api_visibility="private")
     return demo
 
 
+def reading_tab(picture: gr.HTML) -> list[gr.components.Component]:
+    with gr.Tab("Read", id="read"):
+        button = gr.Button("Classify", variant="primary")
+        results = [html(html_template=BARS), html(WELCOME)]
+        gr.Markdown(HONEST)
+    button.click(classify, picture, results)
+    return results
+
+
+def drawing_tabs(picture: gr.HTML) -> list[gr.HTML]:
+    # One at a time, also with several visitors: a seed gives the same images only if nobody else draws random numbers.
+    alone: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1}
+    rows = codec.grid[0]
+    with gr.Tab("Complete", id="complete") as tab:
+        given = html()
+        keep = gr.Slider(0, rows, value=rows // 2, step=1, precision=0, label="Rows of tokens that are given")
+        options = sampling_options()
+        button, note, completed = gr.Button("Complete", variant="primary"), gr.Markdown(), drawings()
+    button.click(complete, [picture, keep, *options], [completed, options[2], note], **alone)
+    gr.on([keep.change, picture.change, tab.select], kept, [picture, keep], given, show_progress="hidden")
+    with gr.Tab("Draw", id="draw"):
+        name = gr.Dropdown([ANY, *class_names], value=ANY, label="Class")
+        options = sampling_options()
+        button, note, drawn = gr.Button("Draw", variant="primary"), gr.Markdown(), drawings()
+    button.click(new_images, [name, *options], [drawn, options[2], note], **alone)
+    return [completed, drawn]
+
+
 if __name__ == "__main__":
-    page().launch()
+    page().queue(max_size=64).launch(
+        theme=gr.themes.Default(
+            primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        css=(HERE / "style.css").read_text(encoding="utf-8"),
+        max_file_size="25mb",
+    )
