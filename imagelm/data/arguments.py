@@ -17,7 +17,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # of files that name images
 PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 # Metadata: the input that an option goes with, and whether an existing codec decides it.
 IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
-PLACE = {**ROWS, "no_effect": True}  # says where and by whom the data are prepared, and has no effect on them
+PLACE = {"no_effect": True}  # says where and by whom the data are prepared, and has no effect on them
 
 
 @dataclass(kw_only=True)
@@ -174,7 +174,14 @@ class PrepareArguments(OptionGroup):
         "options",
         None,
         metavar="FOLDER",
-        no_effect=True,
+        **PLACE,
+    )
+    plan: str | None = option(
+        "encode shards of images by this plan, which --merge_shards made of shards of the same images; it holds all "
+        "other options",
+        None,
+        metavar="FOLDER",
+        **PLACE,
     )
 
     def __post_init__(self) -> None:
@@ -182,7 +189,11 @@ class PrepareArguments(OptionGroup):
 
         check_folder_name(self.output_dir)
         if self.merge_shards is not None:
-            self._check_merge()
+            self._check_alone("merge_shards")
+            return
+        if self.plan is not None:
+            self._check_alone("plan", "num_shards", "shard_index")
+            self._check_share()
             return
         if (self.data_files is None) == (self.images is None):
             raise InputError("give --images, or --data_files with --vocab_file: one of the two")
@@ -209,21 +220,26 @@ class PrepareArguments(OptionGroup):
         """Which share of the input is prepared, from 0, and of how many."""
         return (0, 1) if self.shard_index is None or self.num_shards is None else (self.shard_index, self.num_shards)
 
-    def _check_merge(self) -> None:
+    def _check_alone(self, name: str, *others: str) -> None:
+        """Refuses options beside one that names a folder with all options."""
         from imagelm.utils.output_folder import check_outside  # imported late, as above
 
-        allowed = ("merge_shards", "output_dir", "overwrite")
+        super().__post_init__()
+        allowed = (name, *others, "output_dir", "overwrite")
         if given := [entry.flag for entry in self.changed() if entry.name not in allowed]:
-            raise InputError(f"{given[0]} has no effect with --merge_shards: the shards hold the options; remove it")
-        check_outside(self.output_dir, "--merge_shards", str(self.merge_shards))
+            raise InputError(f"{given[0]} has no effect with --{name}: its folder holds the options; remove it")
+        check_outside(self.output_dir, f"--{name}", getattr(self, name))
 
-    def _check_values(self) -> None:
-        if (self.num_shards is None) != (self.shard_index is None):
+    def _check_share(self) -> None:
+        if (self.num_shards is None) != (self.shard_index is None) or (self.plan and self.num_shards is None):
             raise InputError("--num_shards and --shard_index belong together, such as --num_shards 8 --shard_index 0")
         if self.share[0] >= self.share[1]:
             raise InputError(
                 f"--shard_index {self.share[0]} isn't one of {self.share[1]} shards; give 0 to {self.share[1] - 1}"
             )
+
+    def _check_values(self) -> None:
+        self._check_share()
         if not 0 < self.test_size < 1:
             raise InputError(f"--test_size {self.test_size} isn't a share; give one between 0 and 1, such as 0.2")
         if not 0 <= self.validation_size < 1:

@@ -7,7 +7,7 @@ The training images alone decide the format; the summary counts what it changes 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -64,22 +64,23 @@ class ImageFormat:
     max_value: int
 
 
-def scan_images(images: LabelledImages, background: int, max_value: int | None, problems: ProblemLog) -> ImageScan:
-    """Reads every image, and reports those that can't be read.
+def scan_images(
+    images: LabelledImages, background: int, max_value: int, problems: ProblemLog, share: tuple[int, int] = (0, 1)
+) -> ImageScan:
+    """Reads every image of a share, and reports those that can't be read.
 
-    `background` shows through transparent pixels; `max_value` is that of an existing codec. Without one it is chosen by
-    the first source, which holds the training images, and 16-bit images are read again if it isn't 65535.
+    `background` shows through transparent pixels; `max_value` is the value of 16-bit pixels that becomes white.
     """
-    count, given = len(images), MAX_VALUE if max_value is None else max_value
+    count = len(images)
     readable, coloured, animated, shortened = (np.zeros(count, bool) for _ in range(4))
     sizes, peaks = np.zeros((count, 2), np.int32), np.zeros(count, np.int32)
     digests, exact = np.zeros(count, DIGEST_DTYPE), np.zeros(count, DIGEST_DTYPE)
-    for start, part in images.slices("reading"):
+    for start, part in images.slices("reading", share):
         for i, image in enumerate(part, start=start):
             try:
                 if isinstance(image, BadImage):
                     raise ValueError(image.reason)
-                pixels = _pixels(image, background, given)
+                pixels = _pixels(image, background, max_value)
             except ValueError as error:
                 problems.add(images.place(i), None, "unreadable_image", str(error))
                 continue
@@ -88,12 +89,21 @@ def scan_images(images: LabelledImages, background: int, max_value: int | None, 
             digests[i] = _digest(pixels)
             if highest := peak(image):
                 peaks[i], exact[i] = highest, _digest(np.asarray(image).astype(np.uint16))
-    first = int(peaks[: len(images.sources[0])].max(initial=0))
-    chosen = given if max_value is not None or not first else next(limit for limit in RANGES if first <= limit)
-    if chosen != given:
-        for number in map(int, np.flatnonzero(peaks)):
+    return ImageScan(sizes, digests, readable, coloured, animated, peaks, exact, shortened, max_value)
+
+
+def choose_range(images: LabelledImages, background: int, scan: ImageScan) -> ImageScan:
+    """The scan with the range of 16-bit pixels that the first source has, which holds the training images.
+
+    16-bit images are read again if it isn't that of the scan.
+    """
+    first = int(scan.peaks[: len(images.sources[0])].max(initial=0))
+    chosen = next(limit for limit in RANGES if first <= limit) if first else scan.max_value
+    digests = scan.digests.copy()
+    if chosen != scan.max_value:
+        for number in map(int, np.flatnonzero(scan.peaks)):
             digests[number] = _digest(_pixels(images.load(number), background, chosen))
-    return ImageScan(sizes, digests, readable, coloured, animated, peaks, exact, shortened, chosen)
+    return replace(scan, digests=digests, max_value=chosen)
 
 
 def choose_image_format(

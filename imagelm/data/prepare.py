@@ -16,14 +16,15 @@ from datasets.config import DATASETDICT_JSON_FILENAME
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows
+from imagelm.data.jsonl.writer import join_raw
 from imagelm.data.row_files import ROWS_FILE, TABLE_FILE, load_table, read_rows, write_splits
 from imagelm.data.rows import ProblemLog, RowCounts, RowSource
-from imagelm.data.shards import open_shards, write_shard_record
+from imagelm.data.shards import SavedPlan, open_plan, open_shards, write_shard_record
 from imagelm.data.splits import find_duplicates, split_rows
 from imagelm.data.stats import dataset_card, describe, summary, warnings
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
-from imagelm.utils.artifacts import BAD_ROWS_FILE, SHARD_FILE, STATS_FILE, TOKENIZER_FOLDER
+from imagelm.utils.artifacts import BAD_ROWS_FILE, PLAN_FILE, SHARD_FILE, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import write_json, write_text
 from imagelm.utils.errors import InputError
 from imagelm.utils.output_folder import atomic_folder, check_replaceable
@@ -37,48 +38,77 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
 
     Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row. The
     statistics, which hold the command line, are returned too, and a summary is logged. With `num_shards` a shard is
-    written instead, and its record returned; with `merge_shards` the rows are those of shards.
+    written instead, and its record returned; with `merge_shards` the rows are those of shards, or a plan is written.
 
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
     """
     if arguments.merge_shards is not None:
         return _merge(arguments, command)
-    marker = DATASETDICT_JSON_FILENAME if arguments.num_shards is None else SHARD_FILE
-    with atomic_folder(*_output(arguments, marker)) as staging:
+    if arguments.num_shards is not None:
+        return _prepare_shard(arguments)
+    with atomic_folder(*_output(arguments, DATASETDICT_JSON_FILENAME)) as staging:
         with _problem_log(staging) as problems:
             source = _open_source(arguments, staging, problems)
             counts = read_rows(arguments, source, staging)
             problems.stop_if(arguments.on_bad_rows)
-        if arguments.num_shards is not None:
-            record = write_shard_record(arguments, source, counts, staging)
-        else:
-            stats = _write_dataset(arguments, command, source, counts, problems, [staging], staging)
-            for name in (ROWS_FILE, TABLE_FILE):
-                (staging / name).unlink()
-    if arguments.num_shards is None:
-        return _log(arguments, stats)
-    num_bad = problems.counts.total()
-    where = f"shard {arguments.shard_index} of {arguments.num_shards}"
-    logger.info("%s: %s bad; written: %s", where, number_of(num_bad, "row"), arguments.output_dir)
+        stats = _write_dataset(arguments, command, source, counts, problems, [staging], staging)
+        for name in (ROWS_FILE, TABLE_FILE):
+            (staging / name).unlink()
+    return _log(arguments, stats)
+
+
+def _prepare_shard(arguments: PrepareArguments) -> dict:
+    """Writes a shard: of rows, or of what the plan of images needs; returns its record."""
+    plan, counts = open_plan(arguments.plan) if arguments.plan else None, None
+    if plan:
+        arguments = plan.arguments(arguments)
+    with atomic_folder(*_output(arguments, SHARD_FILE)) as staging:
+        with _problem_log(staging) as problems:
+            if arguments.images and not plan:
+                from imagelm.data.image_rows import scan_images_of_shard  # late, as below
+
+                identity = scan_images_of_shard(arguments, staging, problems)
+            else:
+                source = _open_source(arguments, staging, problems, plan)
+                counts, identity = read_rows(arguments, source, staging), source.identity
+            problems.stop_if(arguments.on_bad_rows)
+        record = write_shard_record(arguments, identity, counts, plan, staging)
+    index, num_shards = arguments.share
+    bad = number_of(problems.counts.total(), "bad row")
+    logger.info("shard %d of %d (from 0): %s; written: %s", index, num_shards, bad, arguments.output_dir)
     return record
 
 
 def _merge(merge: PrepareArguments, command: str) -> dict:
-    """Joins shards to the dataset that one process would have written."""
-    with atomic_folder(*_output(merge, DATASETDICT_JSON_FILENAME)) as staging:
-        shards = open_shards(str(merge.merge_shards))
-        arguments, states = shards.arguments(merge), shards.states()
+    """Joins shards to the dataset that one process would have written, or shards of images to their plan."""
+    shards = open_shards(str(merge.merge_shards))
+    marker = DATASETDICT_JSON_FILENAME if shards.are_rows else PLAN_FILE
+    with atomic_folder(*_output(merge, marker)) as staging:
+        states, arguments, plan = shards.check_files(), shards.arguments(merge), shards.plan
         with _problem_log(staging) as problems:
-            for folder in shards.folders:
+            for folder in [*([plan.folder] if plan else []), *shards.folders]:
                 if (kept := folder / BAD_ROWS_FILE).exists():
                     problems.add_all(kept)
-            source = _open_source(arguments, staging, problems)
-            shards.check_source(source)
-        stats = _write_dataset(arguments, command, source, shards.counts, problems, shards.folders, staging)
+            if shards.are_rows:
+                source = _open_source(arguments, staging, problems, plan)
+                shards.check_source(source.identity)
+            else:
+                from imagelm.data.image_rows import plan_scanned_images  # late, as below
+
+                found = plan_scanned_images(arguments, shards, staging, problems)
+                found["options"] = arguments.record()
+                write_json(staging / PLAN_FILE, found)
+        if shards.are_rows:
+            found = _write_dataset(arguments, command, source, shards.counts, problems, shards.folders, staging)
+            if arguments.write_jsonl:
+                join_raw(shards.folders, staging)
         if shards.states() != states:
             raise InputError(f"--merge_shards {merge.merge_shards}: a shard was replaced meanwhile; merge them again")
-    return _log(arguments, stats)
+    if shards.are_rows:
+        return _log(arguments, found)
+    logger.info("plan of images: %s; written: %s", number_of(problems.counts.total(), "bad image"), merge.output_dir)
+    return found
 
 
 def _output(arguments: PrepareArguments, marker: str) -> tuple:
@@ -96,12 +126,14 @@ def _problem_log(staging: Path) -> Iterator[ProblemLog]:
         (staging / BAD_ROWS_FILE).unlink()
 
 
-def _open_source(arguments: PrepareArguments, staging: Path, problems: ProblemLog) -> RowSource:
+def _open_source(
+    arguments: PrepareArguments, staging: Path, problems: ProblemLog, plan: SavedPlan | None = None
+) -> RowSource:
     if arguments.images is None:
         return JsonlRows(arguments, staging, problems)
     from imagelm.data.image_rows import open_image_rows  # late: rows of tokens need none of its libraries
 
-    return open_image_rows(arguments, staging, problems)
+    return open_image_rows(arguments, staging, problems, plan)
 
 
 def _write_dataset(

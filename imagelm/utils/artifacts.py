@@ -10,6 +10,7 @@ TOKENIZER_FOLDER = "tokenizer"
 MANIFEST_FILE = "complete.json"  # size and SHA-256 of each file that was written into a folder
 DATA_STATE_FILE = "data_state.json"  # of a checkpoint
 DIVERGED_FILE = "diverged.json"  # the rows of the batch that stopped a run
+PLAN_FILE = "plan.json"  # what was decided about images that several processes encode
 SHARD_FILE = "shard.json"  # what a shard of the input is, and what was counted
 RAW_FOLDER = "raw"
 RAW_ROWS_FILE = "rows.jsonl"

@@ -8,19 +8,23 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tqdm import tqdm
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl import lines
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
+from imagelm.data.sources import open as opening
 from imagelm.utils.artifacts import MANIFEST_FILE, SHARD_FILE, STATS_FILE
 from imagelm.utils.atomic_io import read_json, write_json
 from imagelm.utils.errors import InputError
 from imagelm.utils.manifest import write_manifest
 from imagelm.utils.output_folder import atomic_folder
 from tests.conftest import random_rows, sentence, write_jsonl
+from tests.images import class_folder, smooth_images
 
 NUM_SHARDS = 4
 
@@ -227,3 +231,84 @@ def test_options_of_shards_that_cannot_work_are_refused(given, message, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         PrepareArguments(**{"data_files": ["a"], "vocab_file": "v", "output_dir": "o", **given})
+
+
+# Images: read in shards, planned, encoded in shards
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Coloured, repeated, 16-bit and broken images, read 8 at a time; their shards in `read`, `plan` and `rows`."""
+    home, images = tmp_path_factory.mktemp("pictures"), smooth_images(60, channels=3)
+    images[41], images[58], images[7] = images[3], images[5], images[7, ..., :1]
+    class_folder(home / "in", {"cat": images[:30], "dog": images[30:]})
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 15).save(home / "in/dog/deep.png")
+    (home / "in/cat/text.png").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "READ_SIZE", 8)
+        for index in range(3):
+            read_share(home, index, home / "read" / str(index))
+        merge(home / "read", home / "plan")
+        for index in range(3):
+            encode_share(home, index, home / "rows" / str(index))
+        yield home
+
+
+def picture_options(home: Path, **others: object) -> dict:
+    fitted = {"images": [str(home / "in")], "codebook_size": 16, "device": "cpu"}
+    return {**fitted, "augment": "shift=1", "variants": 1, "keep_images": True, "write_jsonl": True, **others}
+
+
+def read_share(home: Path, index: int, folder: Path, **others: object) -> None:
+    words = picture_options(home, output_dir=str(folder), num_shards=3, shard_index=index, **others)
+    prepare(PrepareArguments(**words), command="test")
+
+
+def encode_share(home: Path, index: int, folder: Path) -> None:
+    words = {"plan": str(home / "plan"), "output_dir": str(folder), "num_shards": 3, "shard_index": index}
+    prepare(PrepareArguments(**words), command="test")
+
+
+def without_times(files: dict[str, bytes]) -> dict[str, bytes]:
+    stats = json.loads(files[STATS_FILE])
+    for name in ("encode_seconds", "images_per_second"):
+        stats["codec"].pop(name)
+    return files | {STATS_FILE: json.dumps(stats).encode()}
+
+
+def test_images_prepared_in_shards_are_what_one_process_makes_of_them(pictures, tmp_path):
+    prepare(PrepareArguments(**picture_options(pictures, output_dir=str(tmp_path / "one"))), command="test")
+    stats = merge(pictures / "rows", tmp_path / "many")
+    assert without_times(contents(tmp_path / "many")) == without_times(contents(tmp_path / "one"))
+    assert stats["images"]["read"] == 62 and stats["bad_rows"]["total"] == 1
+    assert any("16-bit" in note and "1023 becomes white" in note for note in stats["images"]["notes"])
+    # 61 images can be read, 59 different ones: 12 groups, a fifth, are test images, and 5 of the other 47 validation
+    # images. The training images, here with both copies of the repeated ones, have a variant each.
+    assert stats["codec"]["images_encoded"] == 61 + 44
+
+
+def test_shards_of_images_that_do_not_belong_together_are_refused(pictures, tmp_path):
+    mixed = Path(shutil.copytree(pictures / "rows", tmp_path / "mixed"))
+    shutil.rmtree(mixed / "1")
+    shutil.copytree(pictures / "read/1", mixed / "1")
+    with pytest.raises(InputError, match=r"mixed/1 doesn't belong to .*mixed/0: kind is images without a plan, not"):
+        merge(mixed, tmp_path / "out")
+    with pytest.raises(InputError, match=r"--plan .*none holds no plan\.json; prepare shards of the images without"):
+        prepare(PrepareArguments(plan="none", output_dir="o", num_shards=3, shard_index=0), command="test")
+
+
+def test_a_plan_or_images_that_changed_are_refused(pictures, tmp_path):
+    plan, kept = pictures / "plan/plan.npz", (pictures / "plan/plan.npz").read_bytes()
+    plan.write_bytes(kept[:-1])
+    with pytest.raises(InputError, match=r"plan is damaged: plan\.npz has .* bytes instead of .*; merge the shards of"):
+        encode_share(pictures, 0, tmp_path / "0")
+    plan.write_bytes(kept)
+    moved = (pictures / "in/cat/1.png").rename(pictures / "in/cat/1000.png")
+    try:
+        with pytest.raises(InputError, match=r"the input changed since .*plan was prepared: names of images is"):
+            encode_share(pictures, 0, tmp_path / "0")
+        with pytest.raises(InputError, match=r"the input changed since .*plan was prepared: names of images is"):
+            merge(pictures / "rows", tmp_path / "o")
+    finally:
+        moved.rename(pictures / "in/cat/1.png")
+    assert not (tmp_path / "0").exists() and not (tmp_path / "o").exists()

@@ -92,15 +92,26 @@ class LabelledImages:
             raise InputError(f"{self.place(number)} changed while it was prepared ({image.reason}); start again")
         return image
 
-    def slices(self, description: str) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
-        """All images in slices, test images last, each slice with the number of its first image."""
-        first = 0
-        with tqdm(total=len(self), unit=" images", desc=description, disable=None) as progress:
-            for source in self.sources:
-                for start, images in batches(source):
-                    yield first + start, images
-                    progress.update(len(images))
-                first += len(source)
+    def spans(self, share: tuple[int, int] = (0, 1)) -> list[range]:
+        """The numbers of the images in each slice of a share: which one, from 0, and of how many."""
+        ends = np.append(self.starts[1:], len(self)).tolist()
+        spans = [
+            range(start, min(start + READ_SIZE, end))
+            for first, end in zip(self.starts.tolist(), ends, strict=True)
+            for start in range(first, end, READ_SIZE)
+        ]
+        return spans[len(spans) * share[0] // share[1] : len(spans) * (share[0] + 1) // share[1]]
+
+    def slices(
+        self, description: str, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[int, Sequence[Image.Image | BadImage]]]:
+        """The images of a share in slices, test images last, each slice with the number of its first image."""
+        spans = self.spans(share)
+        with tqdm(total=sum(map(len, spans)), unit=" images", desc=description, disable=None) as progress:
+            for span in spans:
+                source, own = self.locate(span.start)
+                yield span.start, source.load(own, own + len(span))
+                progress.update(len(span))
 
 
 def open_labelled_images(arguments: PrepareArguments) -> LabelledImages:
