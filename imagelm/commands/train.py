@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagelm.commands.logs import log_to_terminal, logger
@@ -24,14 +25,13 @@ from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import number_of, reason
 
 if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --help answers at once
-    from pathlib import Path
-
     import numpy as np
     from transformers import PreTrainedModel
 
     from imagelm.accel.compile import ComputePlan
     from imagelm.hub.arguments import PushArguments
-    from imagelm.training.launch import Launch, TrainingInputs
+    from imagelm.training.inputs import TrainingInputs
+    from imagelm.training.launch import Launch
     from imagelm.training.resume import ResumePlan
     from imagelm.training.run_record import RunRecord
 
@@ -49,9 +49,10 @@ def main() -> None:
 @quiet_transformers()
 def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
     """Trains, or resumes; returns the figures of best_model. `started`: the program's, by `time.perf_counter`."""
+    from imagelm.training.peers import lost_peers_named
     from imagelm.training.tracking import tracking
 
-    with tracking(launch):
+    with tracking(launch), lost_peers_named(launch):
         return train_and_report(launch, time.perf_counter() if started is None else started)
 
 
@@ -60,10 +61,11 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     from imagelm.evaluation.baselines import baseline_hits
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
-    from imagelm.training.launch import load_inputs
+    from imagelm.training.inputs import load_inputs
     from imagelm.training.rehearsal import rehearse
     from imagelm.training.resume import plan_resume_together
     from imagelm.training.run_record import RunRecord
+    from imagelm.training.streaming import StreamedRows
     from imagelm.utils.atomic_io import read_json
 
     args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
@@ -77,7 +79,8 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     plan = choose_computing(launch, data, model)
 
     # A new run, or one to resume
-    identity = run_identity(launch, data.stats, data.grammar.vocabulary, model.config)
+    order = data.train.order if isinstance(data.train, StreamedRows) else None
+    identity = run_identity(launch, data.stats, data.grammar.vocabulary, model.config, order)
     with plan_resume_together(launch, identity) as resume:
         if resume.finished:
             where = f"{output} is already complete; see {output / REPORT_FOLDER}"
@@ -92,7 +95,7 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
             logger.info("%s", check_hub(push, args))
 
         splits = {name: data.dataset[name] for name in ("test", data.eval_split)}
-        hits = baseline_hits(data.dataset["train"], splits, data.grammar) if is_main else {}
+        hits = baseline_hits(data.rows_for_baselines(), splits, data.grammar) if is_main else {}
         majority, bag = (hits["test"][name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
         logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
         history = train(launch, data, model, plan, record, resume, push)
@@ -118,20 +121,22 @@ def parse_launch(words: list[str], command: str | None = None) -> Launch:
         COMMAND.parse(words)  # without importing transformers
     from imagelm.training.defaults import choose_by_size
     from imagelm.training.launch import OneDeviceArguments, choose_precision, resolve_launch
+    from imagelm.training.shard_files import fetch_small_parts
     from imagelm.utils.device import resolve_mixed_precision
 
     values = COMMAND.parse(words, library=OneDeviceArguments)
+    parts = None if values["streaming"] is None else fetch_small_parts(values["dataset_dir"])
     # Before the arguments are built, which settles them.
     precision = resolve_mixed_precision(use_cpu=values["use_cpu"])
     choose_precision(values)
-    chosen = choose_by_size(values)
+    chosen = choose_by_size(values, parts or Path(values["dataset_dir"]))
     data, model, run = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))
     try:
         args = fill(OneDeviceArguments, values)
     except Exception as error:  # each option is checked in its own way
         raise InputError(f"training arguments: {reason(error)}") from error
     launch = resolve_launch(data, model, run, args, command, [precision] if precision else [])
-    launch.chosen = chosen
+    launch.chosen, launch.local_parts = chosen, parts
     return launch
 
 
@@ -199,7 +204,8 @@ def train(
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, patience, data.eval_split)
     if launch.args.process_index == 0:
         base = seen_by_base(launch, data, record)
-        trainer.training_images = training_images(data.dataset["train"], base)
+        streamed = launch.data.streaming is not None  # and never read as a whole
+        trainer.training_images = None if streamed else training_images(data.dataset["train"], base)
     record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)

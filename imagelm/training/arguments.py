@@ -17,6 +17,14 @@ class DataArguments:
     """Which data, and what to do with an earlier run."""
 
     dataset_dir: str = option("folder that imagelm prepare wrote", group="Data", metavar="FOLDER")
+    streaming: str | None = option(
+        "read the training rows while training, from the shards in --dataset_dir or those of a pattern such as "
+        "'s3://bucket/rows/*.parquet'; --dataset_dir may then be in a store, such as hf://datasets/me/mine",
+        None,
+        bare="",
+        metavar="SHARDS",
+    )
+    shuffle_buffer: int = option("rows that --streaming shuffles at a time", 65_536)
     overwrite: bool = option("discard the earlier run in --output_dir and start again", False)
     allow_partial_resume: bool = option(
         "resume from a checkpoint that lacks the state of the optimizer, scheduler, random numbers or data", False
@@ -72,6 +80,13 @@ class RunArguments(OptionGroup):
         choices=("auto", "on", "off"),
     )
     num_threads: int = option("CPU threads per process; 0: share the cores", 0, minimum=0)
+    global_batch_size: int | None = option(
+        "rows per update, whatever the number of processes: sets --per_device_train_batch_size or, if that is given, "
+        "--gradient_accumulation_steps",
+        None,
+        minimum=1,
+        metavar="N",
+    )
 
 
 @dataclass(kw_only=True)

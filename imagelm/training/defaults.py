@@ -14,6 +14,7 @@ from typing import Any
 
 from imagelm.utils.artifacts import STATS_FILE
 from imagelm.utils.atomic_io import read_json
+from imagelm.utils.errors import InputError
 
 NUM_UPDATES = 1500
 BATCHES, EPOCHS = (8, 128), (3, 30)  # the smallest and the largest
@@ -39,20 +40,47 @@ def sized_defaults(num_rows: int, muon: bool, fine_tuning: bool, num_processes: 
     }
 
 
-def choose_by_size(values: dict[str, Any]) -> dict[str, float]:
-    """Fills in the values that weren't given, by the options' names, and returns them.
+def choose_by_size(values: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Fills in the values that weren't given, by the options' names, and returns them; `folder` holds `stats.json`.
 
     A warm-up belongs to a chosen rate; a given rate has none by default. Data that can't be read are refused later,
     with the reason.
     """
     try:
-        num_rows = max(1, int(read_json(Path(values["dataset_dir"]) / STATS_FILE)["num_rows"]["train"]))
+        num_rows = max(1, int(read_json(folder / STATS_FILE)["num_rows"]["train"]))
     except (OSError, ValueError, KeyError, TypeError):
         num_rows = 1
     several, tuned = int(os.environ.get("WORLD_SIZE", 1)), values["model_name_or_path"] is not None
     defaults = sized_defaults(num_rows, values["optimizer"] == "muon", tuned, several)
     if values["learning_rate"] is not None:
         defaults["warmup_steps"] = 0.0
+    share_global_batch(values, several)
     chosen = {name: value for name, value in defaults.items() if values[name] is None}
     values |= chosen
     return chosen
+
+
+def share_global_batch(values: dict[str, Any], num_processes: int) -> None:
+    """Fills in the rows of a process, or its accumulation steps, that give `--global_batch_size` rows per update.
+
+    Raises:
+        InputError: The processes can't share the rows equally.
+    """
+    whole, rows, steps = (
+        values[name] for name in ("global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+    )
+    if whole is None:
+        return
+    parts = f"--global_batch_size {whole}: {num_processes} processes"
+    if rows is None:
+        rows, rest = divmod(whole, num_processes * max(steps, 1))
+        parts += f" x {steps} accumulation steps"
+    elif steps == 1:
+        steps, rest = divmod(whole, num_processes * max(rows, 1))
+        parts += f" x {rows} rows (--per_device_train_batch_size)"
+    else:
+        rest = whole - num_processes * rows * steps
+        parts += f" x {rows} rows x {steps} accumulation steps"
+    if rest or not rows or not steps:
+        raise InputError(f"{parts} don't give this number of rows; choose a multiple, or other numbers of both")
+    values |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}

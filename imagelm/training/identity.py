@@ -28,8 +28,10 @@ DECISIVE_ARGUMENTS = (
 )
 
 
-def run_identity(launch: Launch, stats: dict, vocabulary: dict[str, int], config: PretrainedConfig) -> dict:
-    """What determines the weights of a run, ready for JSON."""
+def run_identity(
+    launch: Launch, stats: dict, vocabulary: dict[str, int], config: PretrainedConfig, stream: dict | None = None
+) -> dict:
+    """What determines the weights of a run, ready for JSON; `stream` is the `order` of streamed rows."""
     args, run, arguments = launch.args, launch.run, launch.args.to_dict()
     architecture = {
         name: value
@@ -46,6 +48,7 @@ def run_identity(launch: Launch, stats: dict, vocabulary: dict[str, int], config
         "cls_loss_weight": run.cls_loss_weight,
         "optimizer": run.optimizer,
         "muon_learning_rate": run.muon_learning_rate if run.optimizer == "muon" else None,
+        **{f"stream.{name}": value for name, value in (stream or {}).items()},
         **{f"model.{name}": value for name, value in architecture.items()},
         **{name: arguments[name] for name in sorted(DECISIVE_ARGUMENTS)},
     }

@@ -1,4 +1,4 @@
-"""What a run starts from: its arguments, fitted to this machine, and the prepared rows.
+"""What a run starts from: its arguments, fitted to this machine.
 
 One idea: everything that can fail before the first step fails here, with a message, and everything that the program
 decides itself (dtype, threads, attention, devices) is decided here and logged.
@@ -6,7 +6,6 @@ decides itself (dtype, threads, attention, devices) is decided here and logged.
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import os
@@ -16,28 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
 from imagelm.accel.attention import CAUSAL_PRODUCT
-from imagelm.data.load import PREPARE_AGAIN, augmented, check_disjoint, load_codec_of, load_prepared, load_stats
-from imagelm.data.stats import rows_in_words
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
-from imagelm.models.save import make_processor
 from imagelm.models.transfer import Transfer
-from imagelm.remote_code.processing_imagelm import ImageLMProcessor
-from imagelm.tokens.grammar import Grammar
-from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
 from imagelm.training.arguments import DataArguments, RunArguments
-from imagelm.utils.artifacts import TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import check_folder_name
 from imagelm.utils.command_line import MAX_SEED, given_words, invocation
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE, has_fast_bfloat16, set_num_threads, training_device
 from imagelm.utils.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 # Training arguments that are refused, and why: each would make a figure wrong or omit it.
 UNWANTED_ARGUMENTS = {
@@ -53,6 +41,14 @@ UNWANTED_ARGUMENTS = {
     "save_only_model": (bool, "a checkpoint without the optimizer can't be resumed; best_model is saved anyway"),
     "ignore_data_skip": (bool, "a resumed run would repeat some rows and skip others"),
     "label_names": (lambda names: names not in (None, ["labels"]), "a causal language model has only labels"),
+}
+
+# The same for rows that are streamed: they are read forwards, each once in an epoch.
+UNWANTED_WITH_STREAMING = {
+    "dataloader_num_workers": (bool, "each worker would read all rows; the training process reads them fast enough"),
+    "dataloader_drop_last": (bool, "the last rows of every lane would never be seen"),
+    "auto_find_batch_size": (bool, "the order of the rows depends on their number per update"),
+    "train_sampling_strategy": (lambda name: name != "random", "streamed rows are shuffled by a buffer"),
 }
 
 AT_LEAST_ONE = (
@@ -83,6 +79,7 @@ class Launch:
         computing: How the model computes (`imagelm.accel.compile.ComputePlan`), for the run's record.
         estimate: Seconds and bytes that training takes (`imagelm.training.rehearsal`); empty for a short run.
         transfer: What is taken over from the checkpoint that is fine-tuned; None for a model from scratch.
+        local_parts: Where the small parts of data in a store were fetched to; None for data in a local folder.
     """
 
     data: DataArguments
@@ -96,6 +93,12 @@ class Launch:
     computing: dict[str, object] = field(default_factory=dict)
     estimate: dict[str, float] = field(default_factory=dict)
     transfer: Transfer | None = None
+    local_parts: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the statistics, tokenizer and codec of the data."""
+        return self.local_parts or Path(self.data.dataset_dir)
 
     @property
     def output(self) -> Path:
@@ -154,12 +157,24 @@ def resolve_launch(
     """
     notes += _check_launch(args)
     _check_training_arguments(args)
+    if data.streaming is not None:
+        _check_streaming(args, run)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # a language model uses all in each step; looking costs time
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
     args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
     command = command or _own_command(args.world_size)
     return Launch(data, model, run, args, set_num_threads(run.num_threads), command, notes)
+
+
+def _check_streaming(args: TrainingArguments, run: RunArguments) -> None:
+    """Refuses what can't work with `--streaming`, and leaves the order to the stream."""
+    if run.augment is not None:
+        raise InputError("--streaming: remove --augment, which reads images; prepare variants instead (--variants)")
+    for option, (unwanted, reason) in UNWANTED_WITH_STREAMING.items():
+        if unwanted(getattr(args, option)):
+            raise InputError(f"--streaming: remove --{option}; {reason}")
+    args.train_sampling_strategy = "sequential"
 
 
 def _own_command(num_processes: int) -> str:
@@ -221,53 +236,3 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
     check_folder_name(args.output_dir or "")
-
-
-@dataclass
-class TrainingInputs:
-    """The rows of a run, and what belongs to them."""
-
-    dataset: DatasetDict  # all splits, as prepared
-    train: Dataset  # changed in each epoch if augmentation is on
-    stats: dict[str, Any]
-    tokenizer: PreTrainedTokenizerBase
-    grammar: Grammar
-    processor: ImageLMProcessor | None  # None for data without a codec
-
-    @property
-    def eval_split(self) -> str:
-        """The split that is evaluated in training, and chooses the best model."""
-        return "validation" if "validation" in self.dataset else "test"
-
-
-def load_inputs(launch: Launch) -> TrainingInputs:
-    """Loads the prepared rows, and checks that no image is in two splits.
-
-    Raises:
-        InputError: The folder isn't prepared data, or an image is in two splits.
-    """
-    args, folder = launch.args, Path(launch.data.dataset_dir)
-    dataset = load_prepared(folder, with_images=launch.run.augment is not None)
-    stats = load_stats(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    grammar = grammar_of(tokenizer)
-    check_disjoint(dataset)
-    codec = load_codec_of(folder)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
-    processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
-    num_rows, batch = len(dataset["train"]), args.per_device_train_batch_size
-    if args.dataloader_drop_last and num_rows < batch * args.world_size:
-        raise InputError(
-            f"--dataloader_drop_last: {num_rows} training rows don't fill one batch of {batch} in each process; "
-            "remove it, or lower --per_device_train_batch_size"
-        )
-    logger.info("data: %s rows, no image in two splits", rows_in_words(stats["num_rows"]))
-    inputs = TrainingInputs(dataset, train, stats, tokenizer, grammar, processor)
-    if inputs.eval_split == "test" and args.eval_strategy != "no" and args.process_index == 0:
-        logger.warning(
-            "the data have no validation split, so best_model is chosen on the test rows, which makes its figures "
-            "there too good; %s to get one (--validation_size)",
-            PREPARE_AGAIN,
-        )
-    return inputs

@@ -25,9 +25,15 @@ class RowCollator(DataCollatorForLanguageModeling):
         super().__init__(tokenizer=tokenizer, mlm=False)
 
     def torch_call(self, examples: list[Any]) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, int64, shape (rows, longest row of the batch), from rows with `input_ids`."""
+        """`input_ids` and `labels`, int64, shape (rows, longest row of the batch), from rows with `input_ids`.
+
+        A row may bring `labels` of its own.
+        """
         batch = super().torch_call([torch.from_numpy(row["input_ids"].astype(np.int64)) for row in examples])
         padded = batch["labels"] == IGNORE_INDEX
+        for number, row in enumerate(examples):
+            if "labels" in row:  # of an empty place in a stream
+                batch["labels"][number, : len(row["labels"])] = torch.from_numpy(row["labels"])
         if padded.any():
             batch["attention_mask"] = (~padded).long()
         return batch

@@ -25,7 +25,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from imagelm.accel.compile import accelerate_training
 from imagelm.training.arguments import CommonTrainingArguments
 from imagelm.training.checkpoint import CHECKPOINT_PATTERN
-from imagelm.training.launch import Launch, OneDeviceArguments, TrainingInputs
+from imagelm.training.inputs import TrainingInputs
+from imagelm.training.launch import Launch, OneDeviceArguments
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import DivergedError, InputError, LeakError, StorageError
 from imagelm.utils.text import reason
@@ -101,7 +102,7 @@ def estimate_text(launch: Launch, data: TrainingInputs, checkpoint: str | None) 
     if not launch.estimate:
         return "estimate: about a minute of training at most"
     step = CHECKPOINT_PATTERN.search(Path(checkpoint or "").name)
-    share = 1 - int(step[1] if step else 0) / launch.num_updates(len(data.dataset["train"]))
+    share = 1 - int(step[1] if step else 0) / launch.num_updates(len(data.train))
     minutes = math.ceil(launch.estimate["seconds"] * max(share, 0) / 60)
     time_left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
     gigabytes = launch.estimate["bytes"] / 2**30
@@ -110,7 +111,7 @@ def estimate_text(launch: Launch, data: TrainingInputs, checkpoint: str | None) 
 
 def _num_batches(launch: Launch, data: TrainingInputs) -> float:
     """How many batches of training the run takes as long as; a row costs a third of that where it is evaluated."""
-    args, num_rows, num_evaluated = launch.args, len(data.dataset["train"]), len(data.dataset[data.eval_split])
+    args, num_rows, num_evaluated = launch.args, len(data.train), len(data.dataset[data.eval_split])
     updates = launch.num_updates(num_rows)
     batches = updates * args.gradient_accumulation_steps
     row = 1 / (3 * args.per_device_train_batch_size * args.world_size)

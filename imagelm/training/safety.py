@@ -28,6 +28,7 @@ from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 
 from imagelm.training.checkpoint import CheckpointWriter
+from imagelm.training.streaming import StreamedRows
 from imagelm.utils.artifacts import DIVERGED_FILE
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE
@@ -92,17 +93,20 @@ class FiniteSteps(TrainerCallback):
         step, learning_rate = trainer.state.global_step + 1, learning_rate_of(trainer)
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         batches = [batch["input_ids"].cpu().numpy() for batch in self.batches]
-        rows = find_rows(trainer.train_dataset, [row for batch in batches for row in batch])
+        wanted = [row for batch in batches for row in batch]
+        streamed = isinstance(trainer.train_dataset, StreamedRows)  # which can't be searched
+        rows = [row.tolist() for row in wanted] if streamed else find_rows(trainer.train_dataset, wanted)
         rows = gather_object(rows) if trainer.args.world_size > 1 else rows
         withdrawn = self.checkpoints.withdraw()
         if trainer.is_world_process_zero():
             report = {"step": step, "learning_rate": learning_rate, "loss": str(loss), "gradient_norm": str(norm)}
             write_json(self.checkpoints.output / DIVERGED_FILE, report | {"training_rows": rows})
         shown = ", ".join(map(str, rows[:NUM_SHOWN_ROWS])) + (", …" if len(rows) > NUM_SHOWN_ROWS else "")
+        held = f"{len(rows)} training rows (their tokens are" if streamed else f"the training rows {shown} (all of them"
         removed = f"{withdrawn.name}, saved one step earlier, was removed; " if withdrawn else ""
         raise DivergedError(
             f"{what} at step {step} (learning rate {learning_rate:.3g}), so this step wasn't taken: the run diverged "
-            f"and was stopped. The batch held the training rows {shown} (all of them in {DIVERGED_FILE}). {removed}"
+            f"and was stopped. The batch held {held} in {DIVERGED_FILE}). {removed}"
             "best_model and the earlier checkpoints are kept. Try a lower --learning_rate, or no fp16"
         )
 

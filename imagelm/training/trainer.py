@@ -13,9 +13,9 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from imagelm.data.training_images import save_training_images
 from imagelm.evaluation.baselines import baseline_figures
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.leakage import prove_no_leak
-from imagelm.metrics import ComputeMetrics, RowReduction
+from imagelm.metrics import IGNORE_INDEX, ComputeMetrics, RowReduction
 from imagelm.models.build import load_model
 from imagelm.models.decision import save_decision
 from imagelm.models.save import add_processor, save_model, weights_sha256
@@ -49,6 +49,7 @@ from imagelm.training.checkpoint import CheckpointWriter, check_weights
 from imagelm.training.loss import RowCollator, TokenAndSlotLoss
 from imagelm.training.muon import MuonWithAdamW
 from imagelm.training.safety import FiniteSteps
+from imagelm.training.streaming import StreamedRows
 from imagelm.utils.artifacts import SELECTION_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.utils.atomic_io import raise_storage_error, write_json, write_text
 from imagelm.utils.errors import InputError
@@ -85,7 +86,7 @@ class ImageTrainer(Trainer):
         args: TrainingArguments,
         run: RunArguments,
         tokenizer: PreTrainedTokenizerBase,
-        train: Dataset | AugmentedRows | None,
+        train: Dataset | AugmentedRows | StreamedRows | None,
         eval_rows: Dataset,
         processor: ImageLMProcessor | None = None,
         identity: dict | None = None,
@@ -177,6 +178,8 @@ class ImageTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """The batches of one update and their number of scored tokens; also counts their CLS slots."""
+        if self.args.world_size > 1 and not self.args.dataloader_drop_last:
+            epoch_iterator = self._without_repeats(epoch_iterator)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.finite_steps.begin(batches)
         if batches:
@@ -186,6 +189,15 @@ class ImageTrainer(Trainer):
                 slots = self.accelerator.gather(slots).sum()
             self.token_and_slot_loss.num_slots = slots
         return batches, num_items
+
+    def _without_repeats(self, batches: Iterator) -> Iterator[dict[str, Tensor]]:
+        """Unscores the rows that accelerate repeats at the end of an epoch, so that all processes have a full batch."""
+        size, dataset = self.args.per_device_train_batch_size, cast("Sized", self.train_dataset)
+        rest = len(dataset) % (size * self.args.world_size)
+        for batch in batches:
+            if rest and self.accelerator.gradient_state.end_of_dataloader:
+                batch["labels"][max(0, rest - size * self.args.process_index) :] = IGNORE_INDEX
+            yield batch
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

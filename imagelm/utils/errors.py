@@ -44,6 +44,10 @@ class StoppedError(RuntimeError):
         self.exit_code = EXIT_SIGNAL + signal_number
 
 
+class PeerLostError(RuntimeError):
+    """Another process of a run is gone or can't be reached; the message says what is saved, and how to continue."""
+
+
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
     errno.EDQUOT: "your quota is used up: free some space, or choose another folder",
@@ -77,7 +81,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # the reader of the output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-    except (OSError, LeakError, DivergedError, StorageError, HubError) as error:
+    except (OSError, LeakError, DivergedError, StorageError, PeerLostError, HubError) as error:
         _print_error(describe(error) if isinstance(error, OSError) else error)
         sys.exit(EXIT_FAILURE)
     except StoppedError as stopped:

@@ -10,8 +10,9 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TrainingAr
 
 import imagelm.training.launch as launch_module
 from imagelm.commands.train import make_model, parse_launch, run
-from imagelm.training.defaults import sized_defaults
-from imagelm.training.launch import OneDeviceArguments, load_inputs
+from imagelm.training.defaults import share_global_batch, sized_defaults
+from imagelm.training.inputs import load_inputs
+from imagelm.training.launch import OneDeviceArguments
 from imagelm.training.rehearsal import rehearse
 from imagelm.utils.errors import InputError, LeakError
 from tests.conftest import TINY, run_anew, train
@@ -125,7 +126,7 @@ def test_the_estimate_is_right_within_the_factors_that_the_guide_names(prepared,
     code = (
         "import json, resource, sys\n"
         "from imagelm.commands.train import make_model, parse_launch, run\n"
-        "from imagelm.training.launch import load_inputs\n"
+        "from imagelm.training.inputs import load_inputs\n"
         "from imagelm.training.rehearsal import rehearse\n"
         "def peak(): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "def grown(words):\n"
@@ -172,3 +173,22 @@ def test_every_architecture_of_transformers_trains_or_is_refused_in_one_line(pre
     assert {"gpt2", "llama", "qwen3", "gpt_neox", "opt"} <= set(trained)
     assert {"bert", "bart", "gemma4_assistant"} <= set(refused)
     assert len(trained) > 90
+
+
+@pytest.mark.parametrize(
+    ("processes", "rows", "steps", "expected"),
+    [(1, None, 1, (96, 1)), (4, None, 1, (24, 1)), (4, None, 3, (8, 3)), (2, 8, 1, (8, 6)), (3, 8, 4, (8, 4))],
+)
+def test_the_global_batch_is_shared_by_processes_and_accumulation_steps(processes, rows, steps, expected):
+    values = {"global_batch_size": 96, "per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+    share_global_batch(values, processes)
+    assert (values["per_device_train_batch_size"], values["gradient_accumulation_steps"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("processes", "rows", "steps"), [(5, None, 1), (1, 7, 1), (1, 128, 1), (2, 8, 5), (128, None, 1)]
+)
+def test_a_global_batch_that_can_t_be_shared_is_refused(processes, rows, steps):
+    values = {"global_batch_size": 96, "per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+    with pytest.raises(InputError, match=rf"^--global_batch_size 96: {processes} processes .* choose a multiple"):
+        share_global_batch(values, processes)

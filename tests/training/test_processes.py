@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -37,16 +38,16 @@ def results(output: Path) -> dict:
 @pytest.fixture(scope="module")
 def one_process(prepared, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("one") / "out"
-    done = launch(prepared, output, 1, "--per_device_train_batch_size", 8, "--cls_loss_weight", "0.5")
+    done = launch(prepared, output, 1, "--per_device_train_batch_size", 10, "--cls_loss_weight", "0.5")
     assert done.returncode == 0, done.stderr
     assert "computing in fp32" in done.stdout
     return output
 
 
 def test_two_processes_train_and_measure_what_one_does(prepared, one_process, tmp_path):
-    """Ragged rows, and 18 test rows in batches of 4 a process: the last ones are repeated and must not be counted."""
+    """Ragged rows, 72 to train in batches of 5 a process, 18 to test in batches of 4: none may count twice."""
     done = launch(
-        *(prepared, tmp_path / "out", 2, "--per_device_train_batch_size", 4, "--cls_loss_weight", "0.5"),
+        *(prepared, tmp_path / "out", 2, "--per_device_train_batch_size", 5, "--cls_loss_weight", "0.5"),
         *("--per_device_eval_batch_size", 4),
     )
     assert done.returncode == 0, done.stderr
@@ -62,6 +63,30 @@ def test_two_processes_train_and_measure_what_one_does(prepared, one_process, tm
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
     assert done.stdout.count("CLS-slot accuracy  ") == 1  # the main process alone speaks
     assert "find_unused_parameters" not in done.stderr
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_have_the_same_figures_and_the_same_loss_curve(prepared, tmp_path):
+    """32 rows an update of 72 to train, and 18 to test: neither 2 x 8 nor 4 x 8 divides them; almost three epochs."""
+    figures, curves = {}, {}
+    for count in (1, 2, 4):
+        words = ("--global_batch_size", 32, "--logging_steps", 1, "--cls_loss_weight", "0.5")
+        done = launch(prepared, tmp_path / str(count), count, *words)
+        assert done.returncode == 0, done.stderr
+        history = json.loads((tmp_path / str(count) / "best_model/log_history.json").read_text())
+        names = ("loss", "token_loss", "cls_loss", "learning_rate")
+        curves[count] = [[log[name] for name in names] for log in history if "loss" in log]
+        found = results(tmp_path / str(count))
+        figures[count] = {
+            f"{split}.{name}": value
+            for split, part in (("test", found), ("validation", found["validation"]))
+            for name, value in part.items()
+            if isinstance(value, float) and not name.endswith(("second", "runtime", "difference"))
+        }
+    assert len(curves[1]) == 8 and len(figures[1]) >= 20
+    for count in (2, 4):
+        assert np.asarray(curves[count]) == pytest.approx(np.asarray(curves[1]), rel=1e-5)
+        assert figures[count] == pytest.approx(figures[1], rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -127,7 +152,7 @@ def test_bfloat16_gives_way_where_the_device_only_emulates_it(monkeypatch):
 def test_the_report_records_the_command_versions_and_durations(one_process):
     record = json.loads((one_process / "run.json").read_text())
     assert record["command"].startswith("accelerate launch --mixed_precision ")
-    assert record["command"].endswith(" --per_device_train_batch_size 8 --cls_loss_weight 0.5")
+    assert record["command"].endswith(" --per_device_train_batch_size 10 --cls_loss_weight 0.5")
     assert record["versions"]["torch"].startswith("2.13.0")
     assert record["durations"]["total"] > record["durations"]["train"] > 0
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
