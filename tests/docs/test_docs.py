@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 from transformers import TrainingArguments
 
 import imagelm
@@ -73,6 +74,9 @@ def parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         parse_own(rest[0], rest[1:])
     elif program == "python":
         parse_python(rest, monkeypatch)
+    elif program == "torchrun":
+        launch = get_args_parser().parse_args(rest)
+        parse_own(SCRIPTS[launch.training_script], launch.training_script_args)
     else:
         assert program in PLAIN_PROGRAMS, line
 
