@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from imagelm.training.manifest import PARTS
@@ -210,5 +211,5 @@ class PartialResume(TrainerCallback):
 def check_weights(model: torch.nn.Module | None, step: int) -> None:
     """Raises `DivergedError` if a weight isn't finite."""
     for name, weight in model.named_parameters() if model else ():
-        if not weight.isfinite().all():
+        if not (weight.to_local() if isinstance(weight, DTensor) else weight).isfinite().all():
             raise DivergedError(f"weight {name} isn't finite at step {step}: the run diverged; nothing was saved of it")

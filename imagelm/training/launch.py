@@ -200,6 +200,8 @@ def _check_launch(args: TrainingArguments) -> list[str]:
     # accelerate launch sets the port for several processes, but without --multi_gpu it starts only one.
     if MIXED_PRECISION_VARIABLE in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise InputError(f"accelerate launch was asked for several processes, but started one; {remedy}")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and args.device.type == "cpu":
+        return ["FSDP is not used: accelerate shards models on GPUs only, so each CPU process holds the whole model"]
     num_gpus = torch.cuda.device_count() if args.device.type == "cuda" else 0
     if args.world_size > 1 or num_gpus <= 1:
         return []

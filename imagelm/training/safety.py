@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import Trainer, TrainerCallback
 
@@ -70,7 +71,8 @@ class FiniteSteps(TrainerCallback):
         self.loss, self.num_added = self.loss + loss, self.num_added + 1
         if self.num_added == len(self.batches) and self.trainer.model is not None:
             gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-            self.grad_norm = get_total_norm(gradients)
+            norm = get_total_norm(gradients)
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2 has a part of each
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Checks the update; raises `DivergedError` in every process, with step, learning rate and rows."""
