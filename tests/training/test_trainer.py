@@ -231,7 +231,13 @@ def test_the_leak_proof_does_not_pass_a_model_of_nans(tokenizer, data):
 ONE_BLOCK = ("--config_overrides", "num_hidden_layers=1,hidden_size=32,num_attention_heads=2")
 
 
-@pytest.mark.parametrize("words", [("--bf16",), ("--torch_compile", "--torch_compile_backend", "eager", *ONE_BLOCK)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--bf16",),
+        pytest.param(("--torch_compile", "--torch_compile_backend", "eager", *ONE_BLOCK), marks=pytest.mark.slow),
+    ],
+)
 def test_reported_figures_are_those_of_the_saved_weights_in_fp32(prepared, tokenizer, data, tmp_path, words):
     done = train(prepared, tmp_path / "out", "--max_steps", 3, *words)
     assert done.returncode == 0, done.stderr
