@@ -167,9 +167,12 @@ class ImageRows:
 
     def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
         """What images and codec add to `stats.json`; draws the codebook and reconstructed test images."""
-        notes, num_encoded = list(self.plan.notes), len(table.lines)
+        notes, num_encoded = list(self.plan.notes), table.num_rows
+        stays = np.zeros(len(self.sides), dtype=bool)
+        for span, rows in table.chunks():
+            stays[rows["lines"][kept[span]]] = True
         different = len(np.unique(self.plan.digests[self.sides != DROPPED]))
-        if (alike := different - len(np.unique(table.lines[kept]))) > 0:
+        if (alike := different - int(stays.sum())) > 0:
             notes.append(
                 f"{alike} of {different} different images were dropped because another image has the same tokens; a "
                 "larger codebook or smaller patches distinguish more of them"

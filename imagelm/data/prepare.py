@@ -17,12 +17,11 @@ from datasets.config import DATASETDICT_JSON_FILENAME
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows
 from imagelm.data.jsonl.writer import join_raw
-from imagelm.data.row_files import ROWS_FILE, TABLE_FILE, load_table, read_rows, write_splits
+from imagelm.data.row_files import ROWS_FILE, TABLE_FILE, open_table, read_rows, write_splits
+from imagelm.data.row_splits import find_duplicates, split_rows
 from imagelm.data.rows import ProblemLog, RowCounts, RowSource
 from imagelm.data.shards import SavedPlan, open_plan, open_shards, write_shard_record
-from imagelm.data.splits import find_duplicates, split_rows
 from imagelm.data.stats import dataset_card, describe, summary, warnings
-from imagelm.tokens.grammar import NUM_FRAME_TOKENS
 from imagelm.tokens.tokenizer import write_tokenizer
 from imagelm.utils.artifacts import BAD_ROWS_FILE, PLAN_FILE, SHARD_FILE, STATS_FILE, TOKENIZER_FOLDER
 from imagelm.utils.atomic_io import write_json, write_text
@@ -36,9 +35,9 @@ logger = logging.getLogger(__name__)
 def prepare(arguments: PrepareArguments, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `arguments.output_dir`.
 
-    Memory doesn't grow with the tokens of the input; deduplication and split take about 200 bytes a row. The
-    statistics, which hold the command line, are returned too, and a summary is logged. With `num_shards` a shard is
-    written instead, and its record returned; with `merge_shards` the rows are those of shards, or a plan is written.
+    Memory doesn't grow with the tokens of the input; deduplication and split take a few bytes a row. The statistics,
+    which hold the command line, are returned too, and a summary is logged. With `num_shards` a shard is written
+    instead, and its record returned; with `merge_shards` the rows are those of shards, or a plan is written.
 
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.
@@ -146,13 +145,12 @@ def _write_dataset(
     staging: Path,
 ) -> dict:
     """Writes the dataset of the rows that `read_rows` wrote into `folders`, in order; returns its statistics."""
-    table = load_table(source, folders, counts)
+    table = open_table(source, folders, counts, staging)
     duplicates = find_duplicates(table)
     sides, split_notes = split_rows(table, duplicates, arguments)
     digests = write_splits(staging, folders, table, sides, with_images=arguments.keep_images)
-    max_length = int(table.lengths[duplicates.keep].max()) + NUM_FRAME_TOKENS
-    write_tokenizer(source.grammar, max_length, staging / TOKENIZER_FOLDER)
     stats = describe(arguments.record(), command, table, problems, duplicates, sides, split_notes, digests)
+    write_tokenizer(source.grammar, stats["max_length"], staging / TOKENIZER_FOLDER)
     stats |= source.describe(table, sides >= 0, staging)
     write_json(staging / STATS_FILE, stats)
     write_text(staging / "README.md", dataset_card(stats))

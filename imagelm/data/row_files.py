@@ -54,16 +54,16 @@ def read_rows(arguments: PrepareArguments, source: RowSource, folder: Path) -> R
     return counts
 
 
-def load_table(source: RowSource, folders: list[Path], counts: RowCounts) -> RowTable:
-    """What `read_rows` kept of the rows in these folders, one after the other.
+def open_table(source: RowSource, folders: list[Path], counts: RowCounts, spill: Path) -> RowTable:
+    """What `read_rows` kept of the rows in these folders, one after the other; `spill` is for temporary files.
 
     Raises:
         InputError: There are no rows.
     """
-    rows = np.concatenate([np.fromfile(folder / TABLE_FILE, ROW_DTYPE) for folder in folders])
-    if not len(rows):
+    table = RowTable(source, [folder / TABLE_FILE for folder in folders], counts, spill)
+    if not table.num_rows:
         raise InputError(f"no usable row in {', '.join(source.files)}; expected JSON lines with tokens and label")
-    return RowTable(source, rows, counts)
+    return table
 
 
 def _cut(batch: RowBatch, max_length: int | None, side: str) -> tuple[RowBatch, np.ndarray]:
@@ -97,11 +97,11 @@ def write_splits(
             for name, file in split_files.items()
         }
         row = 0
-        for batch in _batches(folders):
+        for batch, labels in _batches(folders):
             part = slice(row, row + batch.num_rows)
             columns = {
                 "input_ids": batch["input_ids"],
-                "label": pa.array(table.labels[part], type=pa.int64()),
+                "label": pa.array(labels, type=pa.int64()),
                 "source": batch["source"],
             }
             if with_images:
@@ -117,12 +117,15 @@ def write_splits(
     return {name: digest.hexdigests() for name, digest in digests.items()}
 
 
-def _batches(folders: list[Path]) -> Iterator[pa.RecordBatch]:
+def _batches(folders: list[Path]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """All rows, some at a time, with their labels."""
     for folder in folders:
-        with pa.OSFile(str(folder / ROWS_FILE)) as file:  # a mapped file's pages would count as memory
+        # A mapped file's pages would count as memory.
+        with pa.OSFile(str(folder / ROWS_FILE)) as file, open(folder / TABLE_FILE, "rb") as table:
             reader = pa.ipc.open_file(file)
             for i in tqdm(range(reader.num_record_batches), desc="writing", disable=None):
-                yield reader.get_batch(i)
+                batch = reader.get_batch(i)
+                yield batch, np.fromfile(table, ROW_DTYPE, batch.num_rows)["labels"]
 
 
 def _save(split_files: dict[str, Path], features: Features, folder: Path) -> None:

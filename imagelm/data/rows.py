@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -34,6 +37,8 @@ ROW_DTYPE = np.dtype(
         *(("lines", "<i8"), ("lengths", "<i4"), ("labels", "<i4"), ("file_index", "<i4"), ("file_splits", "i1")),
     ]
 )
+NUMBERED_DTYPE = np.dtype([("number", "<i8"), ("row", ROW_DTYPE)])
+CHUNK_ROWS, PART_ROWS = 1 << 16, 1 << 18  # read at once; sorted at once, which takes about 130 bytes a row
 
 
 class RowSource(Protocol):
@@ -186,31 +191,78 @@ def sum_counts(records: list[dict]) -> RowCounts:
 
 @dataclass(frozen=True)
 class RowTable:
-    """What is kept of each row while the data are prepared, and what was counted.
+    """What is kept of each row while the data are prepared, in files, and what was counted.
 
     Attributes:
         source: Where the rows come from.
-        rows: `ROW_DTYPE`, shape (rows,).
+        files: `ROW_DTYPE`, all rows one after the other.
+        counts: What was counted.
+        spill: A folder for temporary files.
     """
 
     source: RowSource
-    rows: np.ndarray
+    files: list[Path]
     counts: RowCounts
+    spill: Path
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        """A column: a field of `ROW_DTYPE`."""
-        if name not in (ROW_DTYPE.names or ()):
-            raise AttributeError(name)
-        return self.rows[name]
+    @cached_property
+    def num_rows(self) -> int:
+        """All rows, also those that will be dropped."""
+        return sum(self._sizes)
 
-    @property
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [file.stat().st_size // ROW_DTYPE.itemsize for file in self.files]
+
+    @cached_property
     def has_sources(self) -> bool:
         """Whether any row names its source image."""
-        return any(bool((self.groups[half] != self.digests[half]).any()) for half in ("high", "low"))
+        return any((rows["groups"] != rows["digests"]).any() for _, rows in self.chunks())
 
-    def place(self, row: int) -> str:
+    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows in order, some at a time, with their numbers."""
+        start = 0
+        for path in self.files:
+            with open(path, "rb") as file:
+                while len(rows := np.fromfile(file, ROW_DTYPE, CHUNK_ROWS)):
+                    yield slice(start, start + len(rows)), rows
+                    start += len(rows)
+
+    def partitions(self, key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All rows in parts that fit into the memory, with their numbers, in ascending order.
+
+        Rows with the same digest in the field `key` are in the same part.
+        """
+        if self.num_rows <= PART_ROWS:
+            yield np.arange(self.num_rows), np.concatenate([rows for _, rows in self.chunks()])
+            return
+        bits = (-(-self.num_rows // PART_ROWS) - 1).bit_length()
+        with TemporaryDirectory(dir=self.spill) as folder, ExitStack() as opened:
+            files = [opened.enter_context(open(Path(folder, str(i)), "w+b")) for i in range(1 << bits)]
+            for span, rows in self.chunks():
+                numbered = np.empty(len(rows), NUMBERED_DTYPE)
+                numbered["number"], numbered["row"] = np.arange(span.start, span.stop), rows
+                part = (rows[key]["high"] >> np.uint64(64 - bits)).astype(np.int64)
+                ends = np.cumsum(np.bincount(part, minlength=len(files)))
+                ordered = numbered[np.argsort(part, kind="stable")]
+                for file, own in zip(files, np.split(ordered, ends[:-1]), strict=True):
+                    file.write(own.tobytes())
+            for file in files:
+                file.seek(0)
+                numbered = np.fromfile(file, NUMBERED_DTYPE)
+                yield numbered["number"], numbered["row"]
+
+    def row(self, number: int) -> np.void:
+        """What is kept of one row."""
+        ends = np.cumsum(self._sizes)
+        index = int(np.searchsorted(ends, number, side="right"))
+        offset = (number - int(ends[index]) + self._sizes[index]) * ROW_DTYPE.itemsize
+        return np.fromfile(self.files[index], ROW_DTYPE, count=1, offset=offset)[0]
+
+    def place(self, number: int) -> str:
         """Where a row is, such as `file:line`."""
-        return self.source.place(self.source.files[self.file_index[row]], int(self.lines[row]))
+        row = self.row(number)
+        return self.source.place(self.source.files[row["file_index"]], int(row["lines"]))
 
 
 def row_records(batch: RowBatch, file_index: int) -> np.ndarray:

@@ -1,38 +1,21 @@
-"""Which rows stay, and on which side of the split each one is.
+"""Which side of the split each image is on.
 
-One idea: pure functions on a few bytes per row (digest, label, side), so that an input of any size is split without
-holding its tokens in memory. No image, and no source image, is ever in two splits. The test rows are drawn as if there
-were no validation split, whose rows are then taken out of the training rows.
+One idea: pure functions on digest, label and side. No image, and no source image, is ever in two splits. The test
+images are drawn as if there were no validation split, whose images are then taken out of the training images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.rows import SPLITS, RowTable
+from imagelm.data.rows import SPLITS
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import join_first, number_of, printable
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 DROPPED = -1
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Which rows repeat an image.
-
-    Attributes:
-        keep: Rows that stay, one for each different image; bool, shape (rows,).
-        kept_twin: For each row the row that stays for its image; int64, shape (rows,).
-        conflicting: Rows whose image stays under another label; bool, shape (rows,).
-    """
-
-    keep: np.ndarray
-    kept_twin: np.ndarray
-    conflicting: np.ndarray
+COUNTED = 1 << 20  # labels at once
 
 
 def split_in_words(split_by: str, seed: int) -> str:
@@ -43,22 +26,6 @@ def split_in_words(split_by: str, seed: int) -> str:
 def present_splits(sides: np.ndarray) -> dict[str, int]:
     """The splits that have rows, in order, with their index into `SPLITS`."""
     return {name: side for side, name in enumerate(SPLITS) if (sides == side).any()}
-
-
-def find_duplicates(table: RowTable) -> Duplicates:
-    """Finds identical images; the first row of each stays, a test row before a validation and a training row.
-
-    If the file names the split, an image that is in several stays in the test split and leaves the other ones: a given
-    test set keeps its rows, and none of them is seen in training. The variants of a dropped image are dropped with it;
-    otherwise they would stay, perhaps under a wrong label.
-    """
-    order = np.argsort(-table.file_splits, kind="stable")
-    first, inverse = _unique(table.digests[order])
-    kept_twin = np.empty(len(order), dtype=np.int64)
-    kept_twin[order] = order[first][inverse]
-    keep = kept_twin == np.arange(len(order))
-    _drop_variants(keep, kept_twin, table.groups, table.digests)
-    return Duplicates(keep, kept_twin, conflicting=table.labels != table.labels[kept_twin])
 
 
 def drop_repeated(sides: np.ndarray, digests: np.ndarray) -> list[str]:
@@ -79,30 +46,6 @@ def drop_repeated(sides: np.ndarray, digests: np.ndarray) -> list[str]:
             if repeated:
                 notes.append(f"{len(repeated)} {name} images are {SPLITS[later]} images too and were dropped")
     return notes
-
-
-def split_rows(table: RowTable, duplicates: Duplicates, options: PrepareArguments) -> tuple[np.ndarray, list[str]]:
-    """The side of each row that stays, by `assign_splits` and `cut_validation`, and `DROPPED` for duplicates.
-
-    Returns:
-        Index into `SPLITS`, or `DROPPED`; int8, shape (rows,); and what the validation split lacks, in words.
-    """
-    source, keep, notes = table.source, duplicates.keep, [*table.source.split_notes]
-    labels, groups, file_splits = table.labels[keep], table.groups[keep], table.file_splits[keep]
-    if source.split_by == "field":
-        for side, name in enumerate(SPLITS):
-            if (table.file_splits == side).any() and not (file_splits == side).any():
-                problem = f"every {name} image has the same tokens as another image"
-                if side != VALIDATION:
-                    raise InputError(f"{problem}; use a larger codebook or smaller patches")
-                notes.append(f"{problem} and was dropped")
-    sides = np.full(len(keep), DROPPED, dtype=np.int8)
-    how = (source.split_by, options.test_size, options.seed)
-    sides[keep] = assign_splits(*how, labels, groups, file_splits, source.class_names)
-    if source.validation_size:
-        sides[keep], found = cut_validation(sides[keep], labels, groups, source.class_names, options)
-        notes += found
-    return sides, notes
 
 
 def assign_splits(
@@ -134,15 +77,12 @@ def assign_splits(
     first, group_of_row = _number_groups(groups)
     if split_by == "field":
         sides = file_splits
-        _check_groups_whole(sides, group_of_row)
+        check_groups_whole(sides, group_of_row)
     elif split_by == "hash":
-        sides = np.where(groups["high"] < np.uint64(test_size * 2**64), TEST, TRAIN)
+        sides = hash_sides(groups, test_size)
     else:
-        sides = _stratified(labels[first], test_size, seed, class_names)[group_of_row]
-    for side in (TRAIN, TEST):
-        if not (sides == side).any():
-            what = f"the {SPLITS[side]} split is empty"
-            raise InputError(f"{what} ({len(sides)} rows, --split_by {split_by}); give more rows")
+        sides = draw_test(labels[first], test_size, seed, class_names)[group_of_row]
+    check_both(sides, len(sides), split_by)
     return sides.astype(np.int8)
 
 
@@ -161,51 +101,62 @@ def cut_validation(
     Returns:
         The sides, and what is missing, in words: classes, or the whole split where there are too few training groups.
     """
-    share = options.validation_size
-    if not share or (sides == VALIDATION).any():
+    if not options.validation_size or (sides == VALIDATION).any():
         return sides, []
     train = np.flatnonzero(sides == TRAIN)
     first, group_of_row = _number_groups(groups[train])
-    label_of_group = labels[train][first]
-    present = np.unique(label_of_group)
-    if options.split_by == "hash":  # the part of the digests that follows that of the test split
-        limit, needed = options.test_size + (1 - options.test_size) * share, 1
-        drawn = groups[train]["high"][first] < np.uint64(limit * 2**64)
+    hashed = hash_sides(groups[train][first], options.test_size, options.validation_size) == VALIDATION
+    drawn, notes = draw_validation(labels[train][first], hashed, class_names, options)
+    sides = sides.copy()
+    sides[train[drawn[group_of_row]]] = VALIDATION
+    return sides, notes
+
+
+def draw_validation(
+    labels: np.ndarray, hashed: np.ndarray, class_names: list[str], options: PrepareArguments
+) -> tuple[np.ndarray, list[str]]:
+    """Which training groups go to the validation split, none if there are too few; and what is missing, in words.
+
+    `labels` is the class of each group, and `hashed` what `--split_by hash` gives to the split; shape (groups,).
+    """
+    share, present = options.validation_size, np.unique(labels)
+    if options.split_by == "hash":
+        drawn, needed = hashed, 1
     else:
-        num_drawn, needed = int(np.ceil(share * len(first))), len(present)
-        drawn = _draw(label_of_group, num_drawn, options.seed)
+        drawn, needed = _draw(labels, int(np.ceil(share * len(labels))), options.seed), len(present)
         for label in present:
-            if drawn[members := label_of_group == label].all():
+            if drawn[members := labels == label].all():
                 drawn[np.argmax(members)] = False
     if drawn.sum() < needed or drawn.all():
-        return sides, [
-            f"no validation split: {len(first)} training images of {number_of(len(present), 'class')} are "
+        return np.zeros(len(labels), dtype=bool), [
+            f"no validation split: {len(labels)} training images of {number_of(len(present), 'class')} are "
             f"too few for a share of {share:g}, so training chooses best_model on the test rows; give more images, or "
             "a larger --validation_size"
         ]
-    sides = sides.copy()
-    sides[train[drawn[group_of_row]]] = VALIDATION
-    lacking = [printable(class_names[label]) for label in np.setdiff1d(present, label_of_group[drawn])]
+    lacking = [printable(class_names[label]) for label in np.setdiff1d(present, labels[drawn])]
     few = f"too few training images for a share of {share:g} in the validation split, which has none of these classes"
-    return sides, [f"{few}: {join_first(lacking)}"] if lacking else []
+    return drawn, [f"{few}: {join_first(lacking)}"] if lacking else []
 
 
-def _drop_variants(keep: np.ndarray, kept_twin: np.ndarray, groups: np.ndarray, digests: np.ndarray) -> None:
-    """Removes from `keep`, in place, the variants of images that another image repeats.
+def hash_sides(groups: np.ndarray, test_size: float, validation_size: float = 0.0) -> np.ndarray:
+    """The side of each group by its digest; the validation split's part of the digests follows that of the test split.
 
-    A source's first row is the image itself, the others are its variants. An image that only equals a variant of
-    another one keeps its own variants.
+    int8, shape (groups,).
     """
-    named = np.flatnonzero(groups != digests)
-    first, source = _unique(groups[named])
-    is_original = np.ones(len(groups), dtype=bool)
-    is_original[named] = False
-    is_original[named[first]] = True
-    repeats = ~keep & is_original & is_original[kept_twin]
-    keep[named] &= ~repeats[named[first]][source]
+    limits = test_size, test_size + (1 - test_size) * validation_size
+    is_test, is_held_out = (groups["high"] < np.uint64(limit * 2**64) for limit in limits)
+    return np.where(is_test, TEST, np.where(is_held_out, VALIDATION, TRAIN)).astype(np.int8)
 
 
-def _unique(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_both(sides: np.ndarray, num_rows: int, split_by: str) -> None:
+    """Raises an InputError if the training or the test split is empty."""
+    for side in (TRAIN, TEST):
+        if not (sides == side).any():
+            what = f"the {SPLITS[side]} split is empty"
+            raise InputError(f"{what} ({num_rows} rows, --split_by {split_by}); give more rows")
+
+
+def unique_digests(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`np.unique`'s index of the first of each, and inverse; its comparison of two fields at a time is slow."""
     order = np.lexsort((digests["low"], digests["high"]))
     high, low = digests["high"][order], digests["low"][order]
@@ -221,14 +172,19 @@ def _number_groups(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     So a draw among them depends on the data alone.
     """
-    first, group_of_row = _unique(groups)
+    first, group_of_row = unique_digests(groups)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
     return np.sort(first), rank[group_of_row]
 
 
-def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> np.ndarray:
-    counts = np.bincount(labels)
+def draw_test(labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> np.ndarray:
+    """The side of each group: `TEST` for a share of each class, else `TRAIN`; `labels` is the class of each group.
+
+    Raises:
+        InputError: A class is too small.
+    """
+    counts = _count(labels)
     present = np.flatnonzero(counts)
     smallest = present[np.argmin(counts[present])]
     if counts[smallest] < 2:
@@ -248,7 +204,7 @@ def _stratified(labels: np.ndarray, test_size: float, seed: int, class_names: li
 
 def _draw(labels: np.ndarray, num_drawn: int, seed: int) -> np.ndarray:
     """Draws at random within each class, each class its share; bool, the shape of `labels`."""
-    counts = np.bincount(labels)
+    counts = _count(labels)
     present = np.flatnonzero(counts)
     generator = np.random.RandomState(seed)
     num_left_of = _share_out(counts[present], len(labels) - num_drawn, generator)
@@ -258,6 +214,12 @@ def _draw(labels: np.ndarray, num_drawn: int, seed: int) -> np.ndarray:
         rows = np.flatnonzero(labels == label)
         drawn[rows[generator.permutation(len(rows))[skipped : skipped + taken]]] = True
     return drawn
+
+
+def _count(labels: np.ndarray) -> np.ndarray:
+    """`np.bincount`, which makes a copy of eight bytes a value, in parts."""
+    parts, size = np.array_split(labels, -(-len(labels) // COUNTED)), int(labels.max()) + 1
+    return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
 
 
 def _share_out(counts: np.ndarray, num_draws: int, generator: np.random.RandomState) -> np.ndarray:
@@ -279,7 +241,8 @@ def _share_out(counts: np.ndarray, num_draws: int, generator: np.random.RandomSt
     return shares.astype(int)
 
 
-def _check_groups_whole(sides: np.ndarray, group_of_row: np.ndarray) -> None:
+def check_groups_whole(sides: np.ndarray, group_of_row: np.ndarray) -> None:
+    """Raises an InputError if a group has rows on two sides."""
     num_groups = group_of_row.max(initial=-1) + 1
     lowest, highest = np.full(num_groups, len(SPLITS)), np.full(num_groups, -1)
     np.minimum.at(lowest, group_of_row, sides)

@@ -6,17 +6,19 @@ One idea: every row that was repaired, dropped, cut or skipped is counted here, 
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from importlib.metadata import version
 
 import numpy as np
 
 from imagelm.data.integrity import content_digests, fingerprint
-from imagelm.data.rows import ProblemLog, RowTable
-from imagelm.data.splits import Duplicates, present_splits
+from imagelm.data.row_splits import Duplicates
+from imagelm.data.rows import SPLITS, ProblemLog, RowTable
+from imagelm.data.splits import present_splits
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, ROW_FORM
 from imagelm.tokens.vocabulary import class_token
 from imagelm.utils.artifacts import BAD_ROWS_FILE, TEMPLATES_FOLDER
-from imagelm.utils.text import NUM_LISTED, display_names, number_of, printable, table_cell
+from imagelm.utils.text import display_names, number_of, printable, table_cell
 
 CUT_WARNING_SHARE = 0.01
 LIBRARIES = ("datasets", "numpy", "pyarrow", "scikit-learn", "tokenizers", "transformers")
@@ -38,8 +40,8 @@ def describe(
     split.
     """
     source, splits = table.source, present_splits(sides)
-    conflicts = np.flatnonzero(duplicates.conflicting)
-    kept, grammar = sides >= 0, source.grammar
+    grammar = source.grammar
+    lengths, classes = _count_rows(table, sides)
     digests = content_digests(grammar, source.class_names, split_digests)
     return {
         "command": command,
@@ -50,13 +52,13 @@ def describe(
         "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
         "repaired_tails": table.counts.repaired,
-        "duplicates_dropped": int((~kept).sum()),
+        "duplicates_dropped": int((sides < 0).sum()),
         "label_conflicts": {
-            "total": len(conflicts),
+            "total": duplicates.num_conflicts,
             "first": [
-                f"{table.place(row)}: label {table.labels[row]}, but the same image is in "
-                f"{table.place(duplicates.kept_twin[row])} with label {table.labels[duplicates.kept_twin[row]]}"
-                for row in conflicts[:NUM_LISTED]
+                f"{table.place(row)}: label {table.row(row)['labels']}, but the same image is in "
+                f"{table.place(twin)} with label {table.row(twin)['labels']}"
+                for row, twin in duplicates.conflicts
             ],
         },
         "truncation": {
@@ -65,12 +67,9 @@ def describe(
             "image_tokens_cut": table.counts.cut_tokens,
             "share_of_image_tokens_cut": table.counts.cut_tokens / max(table.counts.read_tokens, 1),
         },
-        "max_length": int(table.lengths[kept].max()) + NUM_FRAME_TOKENS,
-        "lengths": _distribution(table.lengths[kept] + NUM_FRAME_TOKENS),
-        "classes": {
-            name: np.bincount(table.labels[sides == side], minlength=grammar.num_classes).tolist()
-            for name, side in splits.items()
-        },
+        "max_length": max(lengths),
+        "lengths": _distribution(lengths),
+        "classes": {name: classes[side].tolist() for name, side in splits.items()},
         "num_classes": grammar.num_classes,
         "class_names": source.class_names,
         "split": source.split,
@@ -173,9 +172,28 @@ def _codec_in_words(stats: dict) -> list[str]:
     return lines
 
 
-def _distribution(values: np.ndarray) -> dict[str, float]:
-    p50, p95 = np.percentile(values, [50, 95]).tolist()
-    return {"min": int(values.min()), "mean": float(values.mean()), "p50": p50, "p95": p95, "max": int(values.max())}
+def _count_rows(table: RowTable, sides: np.ndarray) -> tuple[Counter[int], np.ndarray]:
+    """How many of the rows that stay have each length, in tokens; and each side and class, shape (sides, classes)."""
+    lengths: Counter[int] = Counter()
+    classes = np.zeros((len(SPLITS), table.source.grammar.num_classes), dtype=np.int64)
+    for span, rows in table.chunks():
+        stays = sides[span] >= 0
+        values, counts = np.unique(rows["lengths"][stays] + NUM_FRAME_TOKENS, return_counts=True)
+        lengths.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        np.add.at(classes, (sides[span][stays], rows["labels"][stays]), 1)
+    return lengths, classes
+
+
+def _distribution(counts: Counter[int]) -> dict[str, float]:
+    """Of values that occur so many times; percentiles are interpolated linearly, as numpy does."""
+    values = np.array(sorted(counts))
+    ends = np.cumsum([counts[value] for value in values.tolist()])
+    places = np.array([0.5, 0.95]) * (ends[-1] - 1)
+    low, high = (values[np.searchsorted(ends, place, side="right")] for place in (np.floor(places), np.ceil(places)))
+    share = places - np.floor(places)
+    p50, p95 = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share)).tolist()
+    mean = sum(value * count for value, count in counts.items()) / int(ends[-1])
+    return {"min": int(values[0]), "mean": mean, "p50": p50, "p95": p95, "max": int(values[-1])}
 
 
 def _codebook_use(counts: np.ndarray) -> dict[str, float]:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
+from imagelm.data import rows
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl import lines
 from imagelm.data.load import load_prepared
@@ -30,26 +31,26 @@ NUM_SHARDS = 4
 
 
 def rows_with_everything() -> list[dict]:
-    """Variants of images, duplicates, the same image under two labels, old tails, bad rows."""
-    rows = [{**row, "split": "test" if i % 4 else "train"} for i, row in enumerate(random_rows(200, seed=3))]
-    for i, row in enumerate(rows):
+    """Variants of images, duplicates, the same image under two labels, old tails, bad given."""
+    given = [{**row, "split": "test" if i % 4 else "train"} for i, row in enumerate(random_rows(200, seed=3))]
+    for i, row in enumerate(given):
         if i % 3:
             row["source"], row["split"] = f"image {i // 12}", "test" if i // 12 % 4 else "train"
-    rows += [*rows[:9], {**rows[0], "tokens": sentence([1, 2, 3], 1)}]  # the last one's label isn't its class token
-    rows += [{"tokens": rows[5]["tokens"].replace("<CLS_2>", "<CLS_1>"), "label": 1, "split": "test"}]
-    rows += [{"tokens": rows[20]["tokens"].replace("<CLS_2>", "<CLS>"), "label": 2, "split": "test"}]
-    return [*rows, {"tokens": "<IMG>", "label": 0, "split": "train"}, {"label": 1}]
+    given += [*given[:9], {**given[0], "tokens": sentence([1, 2, 3], 1)}]  # the last one's label isn't its class token
+    given += [{"tokens": given[5]["tokens"].replace("<CLS_2>", "<CLS_1>"), "label": 1, "split": "test"}]
+    given += [{"tokens": given[20]["tokens"].replace("<CLS_2>", "<CLS>"), "label": 2, "split": "test"}]
+    return [*given, {"tokens": "<IMG>", "label": 0, "split": "train"}, {"label": 1}]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, grammar) -> Iterator[Path]:
     """Three files of rows, one of them compressed, that are read in pieces of 1,000 bytes; and their shards in `s`."""
-    home, rows = tmp_path_factory.mktemp("rows"), rows_with_everything()
+    home, given = tmp_path_factory.mktemp("rows"), rows_with_everything()
     (home / "vocab.json").write_text(json.dumps(grammar.vocabulary))
-    write_jsonl(home / "a.jsonl", rows[:70])
+    write_jsonl(home / "a.jsonl", given[:70])
     (home / "a.jsonl").write_bytes(b"\xef\xbb\xbf\n\n" + (home / "a.jsonl").read_bytes() + b"\n")
-    (home / "b.jsonl.gz").write_bytes(gzip.compress(write_jsonl(home / "b", rows[70:110]).read_bytes()))
-    write_jsonl(home / "c.jsonl", rows[110:])
+    (home / "b.jsonl.gz").write_bytes(gzip.compress(write_jsonl(home / "b", given[70:110]).read_bytes()))
+    write_jsonl(home / "c.jsonl", given[110:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "CHUNK_BYTES", 1000)
         write_shards(home, "s")
@@ -103,6 +104,15 @@ def test_merged_shards_are_what_one_process_writes(home, tmp_path, others):
     assert stats["bad_rows"]["total"] == 3 and stats["repaired_tails"] == 1
     if not others:  # 9 rows again, one with another label, one with an old tail
         assert stats["label_conflicts"]["total"] == 1 and stats["duplicates_dropped"] == 11
+
+
+@pytest.mark.parametrize("others", CASES, ids=str)
+def test_rows_that_are_sorted_in_parts_on_the_disk_give_the_same(home, tmp_path, monkeypatch, others):
+    prepare(PrepareArguments(**options(home, output_dir=str(tmp_path / "whole"), **others)), command="test")
+    monkeypatch.setattr(rows, "PART_ROWS", 16)
+    monkeypatch.setattr(rows, "CHUNK_ROWS", 7)
+    prepare(PrepareArguments(**options(home, output_dir=str(tmp_path / "parts"), **others)), command="test")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_more_shards_than_pieces_leave_some_empty(home, tmp_path, monkeypatch):
