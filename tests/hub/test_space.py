@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.stage_space import SDK_VERSION, stage_space
 from testing.local_hub import LocalHub
-from tests.browser import chromium, new_page  # noqa: F401 (a fixture)
+from tests.browser import new_page
 from tests.conftest import CLASSES, run
 from tests.hub.test_push import DEMO, MODEL, ROWS, online_environment, push_words
 from tests.separate import environment, install
@@ -145,7 +145,9 @@ def expected(folder: Path, image: Image.Image) -> tuple[dict[str, float], list[i
 
 
 @pytest.mark.parametrize("phone", [False, True])
-def test_a_drawing_gets_the_probabilities_that_python_gives_it(chromium, demo, pictured, tmp_path, phone):  # noqa: F811
+def test_a_drawing_gets_the_probabilities_that_python_gives_it(
+    chromium: Browser, demo: str, pictured: Path, tmp_path: Path, phone: bool
+):
     with opened(chromium, demo, phone=phone) as page:
         page.get_by_role("button", name="Colour #e03131").click()
         draw(page, [(0.2, 0.2), (0.8, 0.3), (0.4, 0.8)])
@@ -166,7 +168,7 @@ def test_a_drawing_gets_the_probabilities_that_python_gives_it(chromium, demo, p
     assert tokens == list(map(str, entries))
 
 
-def test_undo_and_clear_take_strokes_back(chromium, demo):  # noqa: F811
+def test_undo_and_clear_take_strokes_back(chromium: Browser, demo: str):
     with opened(chromium, demo) as page:
         sheet = page.locator("#sheet canvas")
         look = "canvas => canvas.toDataURL()"
@@ -183,7 +185,9 @@ def test_undo_and_clear_take_strokes_back(chromium, demo):  # noqa: F811
         page.get_by_text("Draw something or upload a picture first.").wait_for()
 
 
-def test_files_that_are_no_pictures_get_one_sentence_and_the_demo_goes_on(chromium, demo, pictured, tmp_path):  # noqa: F811
+def test_files_that_are_no_pictures_get_one_sentence_and_the_demo_goes_on(
+    chromium: Browser, demo: str, pictured: Path, tmp_path: Path
+):
     Image.new("1", (9_000, 9_000)).save(tmp_path / "huge.png")
     (tmp_path / "text.png").write_text("not a picture")
     good = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20).convert("RGB")
@@ -208,7 +212,7 @@ def test_files_that_are_no_pictures_get_one_sentence_and_the_demo_goes_on(chromi
     assert shown == pytest.approx(expected(pictured / "out/best_model", good)[0], abs=1e-5)
 
 
-def test_two_visitors_draw_the_same_images_from_a_seed_at_the_same_time(chromium, demo, pictured):  # noqa: F811
+def test_two_visitors_draw_the_same_images_from_a_seed_at_the_same_time(chromium: Browser, demo: str, pictured: Path):
     with ExitStack() as stack:
         pages = [stack.enter_context(opened(chromium, demo)) for _ in range(2)]
         for page in pages:
@@ -227,7 +231,9 @@ def test_two_visitors_draw_the_same_images_from_a_seed_at_the_same_time(chromium
             assert bars(page) == pytest.approx(expected(pictured / "out/best_model", decoded(url))[0], abs=1e-5)
 
 
-def test_drawings_of_a_class_are_those_that_the_model_gives_it_with_a_new_seed_each_time(chromium, demo, pictured):  # noqa: F811
+def test_drawings_of_a_class_are_those_that_the_model_gives_it_with_a_new_seed_each_time(
+    chromium: Browser, demo: str, pictured: Path
+):
     with opened(chromium, demo) as page:
         name = page.locator("#examples button").first.inner_text()
         page.get_by_role("tab", name="Draw").click()
@@ -248,7 +254,7 @@ def test_drawings_of_a_class_are_those_that_the_model_gives_it_with_a_new_seed_e
     assert seeds[0] != seeds[1]
 
 
-def test_the_page_names_its_sources_and_its_accuracy(chromium, demo, pictured):  # noqa: F811
+def test_the_page_names_its_sources_and_its_accuracy(chromium: Browser, demo: str, pictured: Path):
     results = json.loads((pictured / "out/best_model/eval_results.json").read_text())
     with opened(chromium, demo) as page:
         text = page.locator("body").inner_text().replace("\u00a0", " ")

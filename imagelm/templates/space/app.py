@@ -62,9 +62,9 @@ def read_file(file: str) -> tuple[str, str]:
     return data_url(picture), hint
 
 
-def invert(picture: str) -> str:
-    """The negative of a picture."""
-    return data_url(negative(picture_of(picture)))
+def invert(picture: str) -> tuple[str, str]:
+    """The negative of a picture, and no hint."""
+    return data_url(negative(picture_of(picture))), ""
 
 
 def classify(picture: str) -> tuple[dict[str, Any], str]:
@@ -110,7 +110,7 @@ def classify_tokens(text: str) -> tuple[dict[str, Any], str]:
         raise UserError(f"Enter a row such as <IMG> … </IMG>, with known tokens, at most {longest}.")
     bits = surprise(ids)[:-1]
     hints = tokenizer.convert_ids_to_tokens(ids[0, 1:-1].tolist())
-    return answer(ids), figures(heat_map(bits, hints, min(16, len(bits)))) if bits else ""
+    return answer(ids), figures(heat_map(bits, hints, min(8, len(bits)))) if bits else ""
 
 
 def kept(picture: str, keep: int) -> str:
@@ -235,7 +235,7 @@ def page() -> gr.Blocks:
                 galleries += drawing_tabs(picture) if can_draw else []
         # Progress, and the mark of an error, would lie on the sheet.
         upload.upload(read_file, upload, [picture, hint], show_progress="hidden")
-        turn.click(invert, picture, picture, show_progress="hidden")
+        turn.click(invert, picture, [picture, hint], show_progress="hidden")
         for one in galleries:
             pressed = one.select(pick, None, picture, show_progress="hidden", api_visibility="private")
             pressed = pressed.then(lambda: gr.Tabs(selected="read"), None, tabs, api_visibility="private")

@@ -73,7 +73,7 @@ def surprise(input_ids: Tensor) -> list[float]:
     """Bits of each token of one row after its first, −log2 of its probability among all tokens; ids (1, length)."""
     logits = model(input_ids=input_ids).logits[0, :-1].float()
     nats = torch.nn.functional.cross_entropy(logits, input_ids[0, 1:], reduction="none")
-    return (nats / math.log(2)).tolist()
+    return (nats.clamp(min=0) / math.log(2)).tolist()  # rounding may give -0
 
 
 class OnlyCodes:

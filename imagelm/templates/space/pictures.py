@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from html import escape
 
 import gradio as gr
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,7 +19,7 @@ class UserError(gr.Error):
     """A message on the page in one sentence, without a traceback in the log."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, duration=6, print_exception=False)
+        super().__init__(escape(message, quote=False), duration=6, print_exception=False)  # gradio shows it as HTML
 
 
 def open_picture(source: str | io.BytesIO, formats: Sequence[str] = FORMATS) -> Image.Image:
