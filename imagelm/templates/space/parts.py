@@ -16,8 +16,9 @@ from PIL import Image
 SHEET_PIXELS = 320  # longer side of the sheet to draw on
 INKS = ("#e03131", "#f08c00", "#f5d90a", "#2f9e44", "#1971c2", "#7048e8", "#8d5b3f")  # for images in colour
 HEAT = np.array([(255, 248, 214), (250, 174, 74), (203, 60, 68), (74, 14, 94)])  # from expected to surprising
-SMALLEST_CELL = 22  # width of a token's cell in CSS pixels; a wider grid scrolls
-WIDE = 8  # columns of tokens that take a line of their own
+SMALLEST_CELL = 18  # width of a token's cell in CSS pixels; a wider grid scrolls
+LARGEST_CELL = 40  # where a grid has a line of its own
+WIDE = 7  # columns of tokens; more take a line of their own
 # Templates of gr.HTML: JavaScript fills them with `value`, which is what callers of the API get.
 ESCAPED = ".replace(/[&<]/g, (c) => `&#${c.charCodeAt()};`)"
 BARS = f"""${{!value ? "" : `<div class="bars"><h2>${{value.label{ESCAPED}}}</h2>
@@ -93,9 +94,9 @@ def grid(texts: Sequence[str], colours: np.ndarray, hints: Sequence[str], num_co
             f'font-size="{size:.2f}">{escape(text)}</text></g>'
         )
     box = f"0 0 {num_columns} {-(-len(texts) // num_columns)}"
-    style = f"min-width:{num_columns * SMALLEST_CELL}px"
-    wide = " wide" * (num_columns > WIDE)
-    return f'<div class="grid{wide}"><svg viewBox="{box}" style="{style}">{"".join(cells)}</svg></div>'
+    is_wide = num_columns > WIDE
+    style = f"min-width:{num_columns * SMALLEST_CELL}px" + f";max-width:{num_columns * LARGEST_CELL}px" * is_wide
+    return f'<div class="grid{" wide" * is_wide}"><svg viewBox="{box}" style="{style}">{"".join(cells)}</svg></div>'
 
 
 def pixels(image: Image.Image, num_hidden: int = 0, num_rows: int = 1) -> str:
