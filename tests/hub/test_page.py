@@ -129,6 +129,16 @@ def draw_by_hand(page: Page, *points: tuple[float, float]) -> None:
     page.mouse.up()
 
 
+def draw_by_touch(page: Page, *points: tuple[float, float]) -> None:
+    """A stroke with a finger; x and y in shares of the paper's sides."""
+    box = page.locator("#paper").bounding_box()
+    session = page.context.new_cdp_session(page)
+    for i, (x, y) in enumerate(points):
+        place = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+        session.send("Input.dispatchTouchEvent", {"type": "touchMove" if i else "touchStart", "touchPoints": [place]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
 def canvas_pixels(page: Page, selector: str) -> np.ndarray:
     """What a canvas holds; uint8, shape (height, width, 4)."""
     url = page.locator(selector).evaluate("canvas => canvas.toDataURL()")
@@ -182,6 +192,10 @@ def test_a_drawing_gets_pythons_tokens_class_and_completion(
 def test_new_pictures_follow_from_the_seed_and_have_the_class(chromium: Browser, answers: Answers, tmp_path: Path):
     with new_page(chromium, phone=True, dark=True, answer=answers) as page:
         opened(page)
+        draw_by_touch(page, (0.2, 0.2), (0.5, 0.5), (0.8, 0.8))
+        assert (canvas_pixels(page, "#paper")[[100, 224, 320], [100, 224, 320], 0] == 255).all()
+        page.get_by_role("button", name="Classify").tap()
+        assert len(shown_answer(page)[1]) == len(CLASSES)
         page.get_by_label("Pictures", exact=True).fill("3")
         drawn = []
         for seed in (5, 5, 6):

@@ -17,7 +17,8 @@ const buttons = ["classify", "complete", "draw"].map($);
 let model = null;
 let picture = null; // what was uploaded, below the strokes
 let strokes = []; // { colour, width, points: [x, y, x, y, …] }
-let running = null; // the button whose work goes on
+let running = null; // { button, stopped } of the work that goes on
+let lastTime = Infinity; // milliseconds that the last answer took
 
 /** The address of the model's files: the repository that model_id.txt names, or a folder beside the page. */
 async function modelAddress() {
@@ -121,7 +122,7 @@ for (const name of ["pointerup", "pointercancel"])
   paper.addEventListener(name, (event) => {
     if (strokes.at(-1)?.pointer !== event.pointerId) return;
     strokes.at(-1).pointer = null;
-    if (lastTime < FAST) run($("classify"), classify);
+    changed();
   });
 
 async function upload(file) {
@@ -172,6 +173,7 @@ $("clear").addEventListener("click", () => model && clear());
 $("undo").addEventListener("click", () => {
   strokes.pop();
   repaint();
+  changed();
 });
 $("paper-colour").addEventListener("input", repaint);
 
@@ -183,10 +185,13 @@ function read() {
   return model.codec.encode(model.codec.pixels(ink.getImageData(0, 0, paper.width, paper.height)));
 }
 
-let lastTime = Infinity;
+/** Answers at once where the model is fast, after each change of the paper. */
+function changed() {
+  if (lastTime < FAST && (picture || strokes.length)) run($("classify"), classify);
+}
 
 async function classify() {
-  const entries = read();
+  const [entries, count] = [read(), strokes.length];
   const start = performance.now();
   const probabilities = await model.classify(entries);
   lastTime = performance.now() - start;
@@ -201,6 +206,8 @@ async function classify() {
   }));
   show($("seen"), entries);
   showTokens(entries);
+  // A stroke that ended meanwhile; one that goes on asks when it ends.
+  if (strokes.length > count && strokes.at(-1).pointer === null && lastTime < FAST) await classify();
 }
 
 function showTokens(entries) {
@@ -236,7 +243,7 @@ async function draw() {
 
 /** Draws `count` pictures that begin with `kept` and have the class `label`, or any if it is null. */
 async function drawInto(name, gallery, count, kept, label) {
-  const [temperature, button] = [number("temperature"), running];
+  const [temperature, work] = [number("temperature"), running];
   const seed = $("seed").value === "" ? Math.floor(Math.random() * 1e6) : number("seed");
   const random = randomOf(seed);
   let [found, tries, stopped] = [0, 0, false];
@@ -247,7 +254,7 @@ async function drawInto(name, gallery, count, kept, label) {
       images.forEach((entries, i) => show(figures[i].firstChild, entries));
       say(name, `Drawing: ${images[0].length} of ${model.codec.numTokens} tokens`);
       await new Promise(requestAnimationFrame);
-      return running === button;
+      return !work.stopped;
     });
     stopped = images === null;
     images?.forEach(({ entries, probabilities }, i) => {
@@ -293,10 +300,10 @@ function showKept() {
 /** Works for a button, one at a time; the button stops the work while it goes on. */
 async function run(button, work) {
   if (running) {
-    if (running === button) running = null;
+    if (running.button === button) running.stopped = true;
     return;
   }
-  running = button;
+  running = { button, stopped: false };
   const text = button.textContent;
   button.textContent = button.id === "classify" ? text : "Stop";
   for (const other of buttons) other.disabled = other !== button;
@@ -337,7 +344,10 @@ function percent(share) {
 }
 
 $("kept").addEventListener("input", showKept);
-$("classify").addEventListener("click", () => run($("classify"), classify));
+$("classify").addEventListener("click", async () => {
+  await run($("classify"), classify);
+  if ($("bars").firstChild) $("bars").scrollIntoView({ block: "nearest" }); // on a phone it lies below
+});
 $("complete").addEventListener("click", () => run($("complete"), complete));
 $("draw").addEventListener("click", () => run($("draw"), draw));
 start();
