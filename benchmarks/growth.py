@@ -94,7 +94,7 @@ def _batches(arguments) -> dict:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from imagelm.accel.attention import use_causal_product
+    from imagelm.accel.attention import CAUSAL_PRODUCT, use_attention
 
     torch.set_num_threads(arguments.threads)
     config = GPT2Config(
@@ -102,7 +102,7 @@ def _batches(arguments) -> dict:
         activation_function="gelu_pytorch_tanh",
     )  # fmt: skip
     model = GPT2LMHeadModel(config).eval().bfloat16()
-    use_causal_product(model)
+    use_attention(model, CAUSAL_PRODUCT)
     seconds = []
     for batch_size in BATCHES:
         ids, last = torch.randint(516, (batch_size, 199)), torch.full((batch_size, 1), 198)

@@ -1,9 +1,12 @@
-"""Causal attention as plain matrix products over chunks of rows, for CPUs.
+"""Causal attention: as plain matrix products over chunks of rows, for CPUs, and without a look at the mask, for GPUs.
 
 One idea: the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and has no fast
 path for dropout. Products over chunks of query rows run at the full rate, and each chunk omits the keys after its
 last row, which are masked in any case. A single query, as in generation with a cache, is one chunk. transformers calls
 it by the name `CAUSAL_PRODUCT`; any other mask (padding on the left, a window) goes to sdpa.
+
+`CAUSAL_SDPA` is sdpa without a function that makes masks: the library's reads values from the device in each forward
+pass, to find out that whole rows need none.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from imagelm.accel.dropout import draw_kept, drop, kept_scale
+from imagelm.utils.errors import InputError
 
-CAUSAL_PRODUCT = "causal_product"
+CAUSAL_PRODUCT, CAUSAL_SDPA = "causal_product", "causal_sdpa"
 SDPA, SDPA_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 # Query rows a chunk, about: fewer omit more of the masked half, more keep the products large.
 CHUNK_ROWS = 128
@@ -183,22 +187,37 @@ def _padded_on_the_right(attention_mask: Tensor, length: int) -> bool:
     return bool(seen[:, 0].all()) and not bool((seen[:, 1:] & ~seen[:, :-1]).any())
 
 
-def use_causal_product(model: PreTrainedModel) -> None:
-    """Makes a loaded model compute its attention this way, if its architecture allows it."""
-    if model.is_backend_compatible():
-        register_causal_product()
-        model.set_attn_implementation(CAUSAL_PRODUCT)
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Makes a loaded model compute its attention by one of our ways, if its architecture allows it.
+
+    Raises:
+        InputError: `CAUSAL_SDPA`, but some layers hide more than what comes later.
+    """
+    if not model.is_backend_compatible():
+        return
+    if name == CAUSAL_SDPA and not sees_all_before(model.config):
+        raise InputError(f"--attention {CAUSAL_SDPA}: {model.config.model_type} hides early tokens, too; choose sdpa")
+    register_attention()
+    model.set_attn_implementation(name)
+
+
+def sees_all_before(config: PreTrainedConfig) -> bool:
+    """Whether every token of a model sees all that come before it: no window or chunk is shorter than a row."""
+    longest = getattr(config, "max_position_embeddings", None) or float("inf")
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(limit is None or limit >= longest for limit in limits)
 
 
 def attention_in_use(model: PreTrainedModel, requested: str | None) -> str:
     """The name of the attention that a model computes that was built with `attn_implementation=requested`."""
-    if requested == CAUSAL_PRODUCT and not model.is_backend_compatible():
+    if requested in (CAUSAL_PRODUCT, CAUSAL_SDPA) and not model.is_backend_compatible():
         requested = None
     return model.get_correct_attn_implementation(requested)
 
 
 @functools.cache
-def register_causal_product() -> None:
-    """Makes `attn_implementation="causal_product"` known to transformers."""
+def register_attention() -> None:
+    """Makes both names known to transformers as `attn_implementation`."""
     AttentionInterface.register(CAUSAL_PRODUCT, causal_product)
     AttentionMaskInterface.register(CAUSAL_PRODUCT, _mask)
+    AttentionInterface.register(CAUSAL_SDPA, SDPA)  # without a function for masks, it gets none

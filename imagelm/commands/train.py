@@ -169,10 +169,8 @@ def choose_computing(launch: Launch, data: TrainingInputs, model: PreTrainedMode
     """Chooses how the model computes, and prepares it for that."""
     from imagelm.accel.compile import accelerate_training
 
-    args, lengths = launch.args, data.stats["lengths"]
+    args, batch = launch.args, data.full_batch(launch.args)
     flops = launch.flops(model.num_parameters(), data.stats)
-    full = (args.per_device_train_batch_size, data.stats["max_length"])
-    batch = full if lengths["min"] == lengths["max"] else None
     choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
     plan = accelerate_training(model, args.device, choice, flops, batch, launch.attention())
     launch.computing = {"mixed_precision": args.mixed_precision, **asdict(plan)}
@@ -200,6 +198,7 @@ def train(
     output, identity, rows = launch.output, record.content["identity"], data.dataset[data.eval_split]
     own = (data.processor, identity, data.eval_split)
     trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, rows, *own)
+    trainer.graph_batch = data.full_batch(launch.args) if launch.run.cuda_graph else None
     patience = launch.run.early_stopping_patience
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, patience, data.eval_split)
     if launch.args.process_index == 0:

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from imagelm.accel.attention import use_causal_product
+from imagelm.accel.attention import CAUSAL_PRODUCT, use_attention
 from imagelm.accel.compile import keep_memory
 from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
@@ -169,7 +169,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
     if export is None:
         model.eval().to(device=device, dtype=getattr(torch, options.dtype))
         if device.type == "cpu":
-            use_causal_product(model)
+            use_attention(model, CAUSAL_PRODUCT)
             keep_memory()
     names, seen = named_classes(model, grammar.num_classes), load_training_images(folder)
     return LoadedModel(options.model, model, tokenizer, grammar, codec, names, seen)

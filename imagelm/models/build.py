@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, use_causal_product
+from imagelm.accel.attention import CAUSAL_PRODUCT, CAUSAL_SDPA, use_attention
 from imagelm.models.arguments import DEFAULT_SIZE, ModelArguments
 from imagelm.models.foreign import check_config, check_model_files, check_size
 from imagelm.models.transfer import Transfer, plan_transfer, take_over
@@ -54,14 +54,14 @@ def build_model(
         InputError: The architecture isn't causal, an override is unknown, or a checkpoint's vocabulary or positions
             don't fit the data.
     """
-    stock = None if attention == CAUSAL_PRODUCT else attention
+    stock = None if attention in (CAUSAL_PRODUCT, CAUSAL_SDPA) else attention
     if arguments.model_name_or_path:
         transfer = transfer or plan_transfer(arguments.model_name_or_path, tokenizer)
         model = _load_checkpoint(transfer, tokenizer, stock)
     else:
         model = _from_scratch(arguments, tokenizer, max_length, stock)
-    if attention == CAUSAL_PRODUCT:
-        use_causal_product(model)
+    if attention and attention != stock:
+        use_attention(model, attention)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and positions < max_length:
         raise InputError(

@@ -69,15 +69,29 @@ class RunArguments(OptionGroup):
         "stop after this many evaluations without improvement; 0: never", 0, minimum=0
     )
     attention: str = option(
-        "how attention is computed; auto: causal_product (in chunks of rows) on a CPU, otherwise sdpa",
+        "how attention is computed; causal_product: in chunks of rows, for CPUs; causal_sdpa: sdpa that never reads a "
+        "mask, for GPUs; auto: causal_product on a CPU, causal_sdpa on a GPU with --cuda_graph or "
+        "--max_unchecked_steps, otherwise sdpa",
         "auto",
-        choices=("auto", "eager", "sdpa", "causal_product"),
+        choices=("auto", "eager", "sdpa", "causal_product", "causal_sdpa"),
     )
     compile: str = option(
-        "compile the model's blocks; auto: on a CPU with a C++ compiler, if rows have one length and the run is long "
-        "enough to earn back the half minute",
+        "compile the model's blocks; auto: if rows have one length and the run is long enough to earn back the half "
+        "minute, on a CPU with a C++ compiler, or on a GPU with large batches",
         "auto",
         choices=("auto", "on", "off"),
+    )
+    rows_on_device: bool = option(
+        "keep the training rows in the device's memory, where they fit, and make the batches there", False
+    )
+    max_unchecked_steps: int = option(
+        "updates after which loss and gradient of the first must be read; meanwhile the device itself skips an update "
+        "that isn't finite and all after it; 0: read before each update, for which a GPU waits",
+        0,
+        minimum=0,
+    )
+    cuda_graph: bool = option(
+        "capture the whole update of full batches as one CUDA graph, on one GPU and for rows of one length", False
     )
     num_threads: int = option("CPU threads per process; 0: share the cores", 0, minimum=0)
     global_batch_size: int | None = option(

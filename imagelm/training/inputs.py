@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from imagelm.data.augmentation import AugmentedRows
 from imagelm.data.load import (
@@ -30,6 +30,7 @@ from imagelm.models.save import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
+from imagelm.training.device_rows import DeviceRows, fits_on
 from imagelm.training.launch import Launch
 from imagelm.training.shard_files import open_streams
 from imagelm.training.streaming import RowCheck, StreamedRows, Update
@@ -46,7 +47,7 @@ class TrainingInputs:
     """The rows of a run, and what belongs to them."""
 
     dataset: DatasetDict  # all splits, as prepared; without the training rows if these are streamed
-    train: Dataset | AugmentedRows | StreamedRows  # changed in each epoch if augmentation is on
+    train: Dataset | AugmentedRows | DeviceRows | StreamedRows  # changed in each epoch if augmentation is on
     stats: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     grammar: Grammar
@@ -56,6 +57,11 @@ class TrainingInputs:
     def eval_split(self) -> str:
         """The split that is evaluated in training, and chooses the best model."""
         return "validation" if "validation" in self.dataset else "test"
+
+    def full_batch(self, args: TrainingArguments) -> tuple[int, int] | None:
+        """Rows and length of a full training batch of a process; None if rows differ in length."""
+        lengths = self.stats["lengths"]
+        return (args.per_device_train_batch_size, lengths["max"]) if lengths["min"] == lengths["max"] else None
 
     def rows_for_baselines(self) -> Dataset:
         """The training rows, or the first ones of a stream."""
@@ -75,9 +81,13 @@ def load_inputs(launch: Launch) -> TrainingInputs:
     stats = load_stats(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     grammar, codec = grammar_of(tokenizer), load_codec_of(folder)
-    train: Dataset | AugmentedRows | StreamedRows
+    if launch.run.cuda_graph and stats["lengths"]["min"] < stats["lengths"]["max"]:
+        raise InputError("--cuda_graph: remove it; the rows differ in length")
+    train: Dataset | AugmentedRows | DeviceRows | StreamedRows
     if launch.data.streaming is None:
         train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
+        if launch.run.rows_on_device:
+            train = _on_device(launch, dataset["train"], stats, tokenizer)
         checked = "no image in two splits"
     else:
         dataset, train = _open(launch, stats, grammar, seed)
@@ -119,3 +129,16 @@ def _open(launch: Launch, stats: dict[str, Any], grammar: Grammar, seed: int) ->
             update.num_rows,
         )
     return held_out, train
+
+
+def _on_device(
+    launch: Launch, train: Dataset, stats: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> Dataset | DeviceRows:
+    """The training rows in the memory of the device, if they fit; says so in the log."""
+    device = launch.args.device
+    if not fits_on(device, len(train), stats["lengths"]["max"]):
+        launch.notes.append(f"--rows_on_device: {len(train)} rows don't fit into the free memory of {device}")
+        return train
+    rows = DeviceRows(train, device, int(tokenizer.pad_token_id))
+    launch.notes.append(f"training rows on {device}: {rows.ids.nbytes / 1e6:.1f} MB")
+    return rows

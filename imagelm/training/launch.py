@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
-from imagelm.accel.attention import CAUSAL_PRODUCT
+from imagelm.accel.attention import CAUSAL_PRODUCT, CAUSAL_SDPA
 from imagelm.metrics import GREATER_IS_BETTER
 from imagelm.models.arguments import ModelArguments
 from imagelm.models.transfer import Transfer
@@ -108,7 +109,9 @@ class Launch:
         """transformers' `attn_implementation` on this device; None leaves the choice to the architecture."""
         if self.run.attention != "auto":
             return self.run.attention
-        return CAUSAL_PRODUCT if self.args.device.type == "cpu" else None
+        if self.args.device.type == "cpu":
+            return CAUSAL_PRODUCT
+        return CAUSAL_SDPA if self.run.max_unchecked_steps or self.run.cuda_graph else None
 
     def num_updates(self, num_rows: int) -> int:
         """Number of updates of the whole run."""
@@ -159,10 +162,12 @@ def resolve_launch(
     _check_training_arguments(args)
     if data.streaming is not None:
         _check_streaming(args, run)
+    _check_device_options(data, run, args)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # a language model uses all in each step; looking costs time
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
-    args.dataloader_pin_memory = args.dataloader_pin_memory and args.device.type != "cpu"
+    on_host = args.device.type != "cpu" and not run.rows_on_device
+    args.dataloader_pin_memory = args.dataloader_pin_memory and on_host
     command = command or _own_command(args.world_size)
     return Launch(data, model, run, args, set_num_threads(run.num_threads), command, notes)
 
@@ -238,3 +243,29 @@ def _check_training_arguments(args: TrainingArguments) -> None:
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise InputError(f"--num_train_epochs {args.num_train_epochs}: give a positive number, or --max_steps")
     check_folder_name(args.output_dir or "")
+
+
+def _check_device_options(data: DataArguments, run: RunArguments, args: TrainingArguments) -> None:
+    """Refuses what can't go with rows on the device, or with updates that the device checks itself."""
+    if run.rows_on_device and run.augment is not None:
+        raise InputError("--rows_on_device: remove it; the rows of --augment are made anew in each epoch, on the host")
+    if run.rows_on_device and data.streaming is not None:
+        raise InputError("--rows_on_device: remove it, or --streaming, which is for rows that don't fit")
+    if run.rows_on_device and args.dataloader_num_workers:
+        raise InputError("--rows_on_device: remove --dataloader_num_workers; nothing is left for workers to read")
+    option = "--cuda_graph" if run.cuda_graph else "--max_unchecked_steps" if run.max_unchecked_steps else None
+    if option is None:
+        return
+    if args.mixed_precision == "fp16":
+        raise InputError(f"{option}: remove it; the loss scale of fp16 is checked before each update")
+    if run.optimizer != "muon" and args.optim != OptimizerNames.ADAMW_TORCH_FUSED:
+        raise InputError(
+            f"{option}: choose --optim adamw_torch_fused or --optimizer muon, or remove it; other optimizers can't "
+            "skip an update on the device"
+        )
+    if not run.cuda_graph:
+        return
+    if args.device.type != "cuda":
+        raise InputError(f"--cuda_graph: this run computes on {args.device.type.upper()}; remove it, or use a GPU")
+    if args.world_size > 1 or args.gradient_accumulation_steps > 1:
+        raise InputError("--cuda_graph: an update must be one batch of one process; remove it, or accumulation")

@@ -17,8 +17,8 @@ from imagelm.tokens.grammar import Grammar
 class RowCollator(DataCollatorForLanguageModeling):
     """Causal labels by the library (`mlm=False`: the input ids, −100 at padding), padded straight from arrays.
 
-    The library's own way from dictionaries costs 60 times as much. A batch without padding gets no attention mask,
-    which keeps attention on its fast path; padding is on the right, where no scored position sees it.
+    The library's own way from dictionaries costs 60 times as much. There is no attention mask: padding is on the right,
+    where no scored position of a causal model sees it, and without a mask attention stays on its fast path.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -27,16 +27,15 @@ class RowCollator(DataCollatorForLanguageModeling):
     def torch_call(self, examples: list[Any]) -> dict[str, Tensor]:
         """`input_ids` and `labels`, int64, shape (rows, longest row of the batch), from rows with `input_ids`.
 
-        A row may bring `labels` of its own.
+        `DeviceRows` gives a batch that is whole already. A row may bring `labels` of its own.
         """
+        if examples[0]["input_ids"].ndim == 2:
+            return examples[0]
         batch = super().torch_call([torch.from_numpy(row["input_ids"].astype(np.int64)) for row in examples])
-        padded = batch["labels"] == IGNORE_INDEX
         for number, row in enumerate(examples):
             if "labels" in row:  # of an empty place in a stream
                 batch["labels"][number, : len(row["labels"])] = torch.from_numpy(row["labels"])
-        if padded.any():
-            batch["attention_mask"] = (~padded).long()
-        return batch
+        return {name: batch[name] for name in ("input_ids", "labels")}
 
 
 class TokenAndSlotLoss:
@@ -70,8 +69,7 @@ class TokenAndSlotLoss:
         slot_nll = (nll * in_slot).sum()
         loss = nll.sum() / (num_tokens if num_items_in_batch is None else num_items_in_batch)
         if torch.is_grad_enabled():
-            sums = torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float()
-            self._sums = sums if self._sums is None else self._sums + sums
+            self.add_sums(torch.stack([nll.detach().sum(), num_tokens, slot_nll.detach(), in_slot.sum()]).float())
         else:
             self._nll = nll
         if self.cls_loss_weight == 0:
@@ -83,6 +81,11 @@ class TokenAndSlotLoss:
         """Where a class token must be predicted; bool, the shape of `targets`."""
         self.is_class = self.is_class.to(targets.device)
         return self.is_class[targets.clamp(min=0)] & (targets != IGNORE_INDEX)
+
+    def add_sums(self, sums: Tensor | None) -> None:
+        """Adds to what `take_sums` gives."""
+        if sums is not None:
+            self._sums = sums.clone() if self._sums is None else self._sums + sums
 
     def take_sums(self) -> Tensor | None:
         """(token NLL, tokens, slot NLL, slots) summed since the last call, on this process; None if there are none."""

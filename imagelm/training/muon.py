@@ -60,9 +60,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
             [group for group in groups if group["params"]], {"momentum": momentum, "betas": betas, "eps": eps}
         )
 
+        self.found_inf: Tensor | None = None
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # Trainer passes no closure
-        """One update from the current gradients."""
+        """One update from the current gradients; none if `found_inf` is 1, as in torch's fused optimizers."""
         for group in self.param_groups:
             gradients = [(p, p.grad) for p in group["params"] if p.grad is not None]
             if group["muon"]:
@@ -71,11 +73,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 self._step_adamw(group, gradients)
 
     def _step_muon(self, group: dict, gradients: list[tuple[Tensor, Tensor]]) -> None:
+        skipped = None if self.found_inf is None else self.found_inf > 0
         alike: dict[tuple[torch.Size, bool], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p, gradient in gradients:
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
+            if skipped is not None:  # momentum that meets itself stays what it is
+                gradient = torch.where(skipped, state["momentum"], gradient)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])
             alike[p.shape, id(p) in self._input_first].append((p, gradient.lerp(state["momentum"], group["momentum"])))
         for (shape, input_first), pairs in alike.items():
@@ -83,8 +88,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
             fan_out, fan_in = reversed(shape) if input_first else shape
             scale = group["lr"] * math.sqrt(max(1.0, fan_out / fan_in))
             for (p, _), direction in zip(pairs, directions, strict=True):
+                before = None if skipped is None else p.clone()
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(direction, alpha=-scale)
+                if isinstance(scale, Tensor):  # a captured update reads the learning rate from the device
+                    p.sub_(direction * scale)
+                else:
+                    p.add_(direction, alpha=-scale)
+                if skipped is not None:
+                    p.copy_(torch.where(skipped, before, p))
 
     def _step_adamw(self, group: dict, gradients: list[tuple[Tensor, Tensor]]) -> None:
         params = [p for p, _ in gradients]
@@ -103,6 +114,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=group["fused"],
+            found_inf=self.found_inf,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

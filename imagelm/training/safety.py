@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -48,20 +49,42 @@ REPEAT_SECONDS = 2.0  # a launcher passes on a signal that the terminal sent alr
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
+@dataclass
+class Update:
+    """An update that the optimizer was given; its figures are on the way to the host."""
+
+    step: int
+    learning_rate: float
+    batches: list[dict[str, Tensor]]
+    figures: Tensor  # on the host: loss, gradient norm, and for each whether it isn't finite in any process
+    copied: torch.cuda.Event | None  # when they have arrived; None without a GPU
+
+
 class FiniteSteps(TrainerCallback):
     """Stops a run before the optimizer's step if loss or gradient isn't finite.
 
     The trainer calls `begin` for each update and `add` after each backward pass. A finite step confirms the newest
     checkpoint, any other withdraws it.
+
+    Reading figures makes the host wait for the device. With `max_unchecked` above 0 up to so many updates stay unread:
+    the device itself skips the update that isn't finite and all after it, by the `found_inf` that torch's fused
+    optimizers read. So the weights are the same when the host hears of it. Whatever is logged, evaluated or saved is
+    read before.
     """
 
-    def __init__(self, trainer: Trainer, checkpoints: CheckpointWriter) -> None:
+    def __init__(self, trainer: Trainer, checkpoints: CheckpointWriter, max_unchecked: int = 0) -> None:
         self.trainer, self.checkpoints, self.spikes = trainer, checkpoints, LossSpikes()
+        self.max_unchecked, self.unread = max_unchecked, deque[Update]()
+        self.not_finite = torch.zeros(
+            (), dtype=torch.bool, device=trainer.args.device
+        )  # whether an update so far wasn't
+        self.norm = 0.0  # of the gradient, in the newest update that was read
         self.begin([])
 
     def begin(self, batches: list[dict[str, Tensor]]) -> None:
         self.batches, self.num_added = batches, 0
         self.loss = self.grad_norm = torch.zeros(())
+        self.figures: Tensor | None = None
 
     def add(self, loss: Tensor) -> None:
         """Adds the loss of a batch; after the last one takes the norm of the gradient, which isn't clipped yet.
@@ -74,30 +97,64 @@ class FiniteSteps(TrainerCallback):
             norm = get_total_norm(gradients)
             self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2 has a part of each
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Checks the update; raises `DivergedError` in every process, with step, learning rate and rows."""
-        loss, norm = self.loss.float(), self.grad_norm.float().to(args.device)
-        figures = torch.stack([loss, norm, (~loss.isfinite()).float(), (~norm.isfinite()).float()])
-        if args.world_size > 1:
-            figures = self.trainer.accelerator.reduce(figures, reduction="mean")
-        loss, norm, bad_loss, bad_norm = figures.tolist()
-        # fp16's loss scale explains such a gradient unless it is 1: the step is skipped and the scale reduced.
-        scaler = self.trainer.accelerator.scaler
-        recovers = scaler is not None and scaler.get_scale() > 1
-        if bad_loss or (bad_norm and not recovers):
-            self._stop(loss, norm)
-        self.checkpoints.confirm()
-        if state.is_world_process_zero:
-            self.spikes.observe(state.global_step + 1, loss, learning_rate_of(self.trainer))
+    def take(self, figures: Tensor) -> None:
+        """Takes the figures of an update that the device has computed and checked (`StepGraph`)."""
+        self.figures = figures
 
-    def _stop(self, loss: float, norm: float) -> None:
-        trainer = self.trainer
-        step, learning_rate = trainer.state.global_step + 1, learning_rate_of(trainer)
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
+        """Checks the update; raises `DivergedError` in every process, with step, learning rate and rows."""
+        figures = self.figures
+        if figures is None:
+            figures = finite_figures(self.loss, self.grad_norm.to(args.device))
+            if args.world_size > 1:
+                figures = self.trainer.accelerator.reduce(figures, reduction="mean")
+            if self.max_unchecked:
+                self.not_finite.logical_or_(figures[2:].sum() > 0)
+                optimizer.optimizer.found_inf = self.not_finite.float()
+        self.unread.append(
+            Update(state.global_step + 1, learning_rate_of(self.trainer), self.batches, *copy_to_host(figures))
+        )
+        self.read(self.max_unchecked)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.read()
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self.read()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.read()
+
+    def read(self, max_unchecked: int = 0) -> None:
+        """Waits for the figures of the updates until at most `max_unchecked` are unread.
+
+        Raises:
+            DivergedError: One of them isn't finite.
+        """
+        while len(self.unread) > max_unchecked:
+            update = self.unread.popleft()
+            if update.copied:
+                update.copied.synchronize()
+            loss, norm, bad_loss, bad_norm = update.figures.tolist()
+            self.norm = norm
+            # fp16's loss scale explains such a gradient unless it is 1: the step is skipped and the scale reduced.
+            scaler = self.trainer.accelerator.scaler
+            recovers = scaler is not None and scaler.get_scale() > 1
+            if bad_loss or (bad_norm and not recovers):
+                self._stop(update, loss, norm)
+            self.checkpoints.confirm()
+            if self.trainer.is_world_process_zero():
+                self.spikes.observe(update.step, loss, update.learning_rate)
+
+    def _stop(self, update: Update, loss: float, norm: float) -> None:
+        trainer, step, learning_rate = self.trainer, update.step, update.learning_rate
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        batches = [batch["input_ids"].cpu().numpy() for batch in self.batches]
+        batches = [batch["input_ids"].cpu().numpy() for batch in update.batches]
         wanted = [row for batch in batches for row in batch]
-        streamed = isinstance(trainer.train_dataset, StreamedRows)  # which can't be searched
-        rows = [row.tolist() for row in wanted] if streamed else find_rows(trainer.train_dataset, wanted)
+        source = trainer.training_rows
+        streamed = isinstance(source, StreamedRows)  # which can't be searched
+        rows = [row.tolist() for row in wanted] if streamed else find_rows(source, wanted)
         rows = gather_object(rows) if trainer.args.world_size > 1 else rows
         withdrawn = self.checkpoints.withdraw()
         if trainer.is_world_process_zero():
@@ -111,6 +168,23 @@ class FiniteSteps(TrainerCallback):
             f"and was stopped. The batch held {held} in {DIVERGED_FILE}). {removed}"
             "best_model and the earlier checkpoints are kept. Try a lower --learning_rate, or no fp16"
         )
+
+
+def finite_figures(loss: Tensor, norm: Tensor) -> Tensor:
+    """Loss, gradient norm, and for each 1 if it isn't finite; float32, shape (4,)."""
+    loss, norm = loss.float(), norm.float()
+    return torch.stack([loss, norm, (~loss.isfinite()).float(), (~norm.isfinite()).float()])
+
+
+def copy_to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The figures on the host, and what to wait for before they are read."""
+    if figures.device.type != "cuda":
+        return figures, None
+    host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+    host.copy_(figures, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return host, copied
 
 
 class LossSpikes:

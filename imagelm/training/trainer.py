@@ -46,9 +46,11 @@ from imagelm.tokens.tokenizer import grammar_of, save_tokenizer
 from imagelm.training.arguments import RunArguments
 from imagelm.training.callbacks import EpochOfRows, QuietProgress
 from imagelm.training.checkpoint import CheckpointWriter, check_weights
+from imagelm.training.device_rows import DeviceRows
 from imagelm.training.loss import RowCollator, TokenAndSlotLoss
 from imagelm.training.muon import MuonWithAdamW
 from imagelm.training.safety import FiniteSteps
+from imagelm.training.step_graph import StepGraph
 from imagelm.training.streaming import StreamedRows
 from imagelm.utils.artifacts import SELECTION_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.utils.atomic_io import raise_storage_error, write_json, write_text
@@ -75,9 +77,12 @@ class ImageTrainer(Trainer):
 
     Attributes:
         training_images: Of `imagelm.data.training_images`, saved with every model; None by default.
+        graph_batch: Rows and length of the batches whose updates are taken as one CUDA graph; None for no graph.
     """
 
     training_images: np.ndarray | None = None
+    graph_batch: tuple[int, int] | None = None
+    step_graph: StepGraph | None = None
     train_loss = ""  # the last one that was logged
 
     def __init__(
@@ -86,20 +91,22 @@ class ImageTrainer(Trainer):
         args: TrainingArguments,
         run: RunArguments,
         tokenizer: PreTrainedTokenizerBase,
-        train: Dataset | AugmentedRows | StreamedRows | None,
+        train: Dataset | AugmentedRows | DeviceRows | StreamedRows | None,
         eval_rows: Dataset,
         processor: ImageLMProcessor | None = None,
         identity: dict | None = None,
         eval_split: str = "test",
     ) -> None:
         grammar = grammar_of(tokenizer)
+        train = rows_only(train) if isinstance(train, Dataset) else train
+        self.training_rows = train.rows if isinstance(train, DeviceRows) else train
         self.processor, self.eval_split = processor, eval_split
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics, self.row_reduction = ComputeMetrics(grammar.num_classes), RowReduction(grammar)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows_only(train) if isinstance(train, Dataset) else train,
+            train_dataset=train,
             eval_dataset=rows_only(eval_rows),
             data_collator=RowCollator(tokenizer),
             processing_class=tokenizer,
@@ -110,7 +117,7 @@ class ImageTrainer(Trainer):
         )
         self.arguments = args.to_dict() | {"imagelm": dataclasses.asdict(run)}  # with tokens masked
         self.checkpoints = CheckpointWriter(self, identity or {})
-        self.finite_steps = FiniteSteps(self, self.checkpoints)
+        self.finite_steps = FiniteSteps(self, self.checkpoints, run.max_unchecked_steps)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(self.finite_steps)
@@ -134,6 +141,7 @@ class ImageTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own first step of writing a checkpoint."""
+        self.finite_steps.read()
         self.checkpoints.begin()
         super().save_model(output_dir, _internal_call)
 
@@ -202,10 +210,36 @@ class ImageTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """The loss of one batch after its backward pass."""
+        """The loss of one batch after its backward pass; of a full batch with a graph, after its update."""
+        if self.graph_batch and (graphed := self._take_graphed(inputs)) is not None:
+            return graphed
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.finite_steps.add(loss)
         return loss
+
+    def _take_graphed(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Takes the whole update of a full batch by `StepGraph`; returns its loss, None if nothing was computed."""
+        if self.step_graph is None:
+            assert self.graph_batch and self.optimizer
+            fixed = (self.graph_batch, self._forward_backward, self.args.max_grad_norm, self.finite_steps.not_finite)
+            self.step_graph = StepGraph(self.model, self.optimizer.optimizer, *fixed)
+        if not self.step_graph.takes(inputs):
+            return None
+        earlier = self.token_and_slot_loss.take_sums()
+        outputs = self.step_graph(inputs)
+        self.token_and_slot_loss.add_sums(earlier)
+        if outputs is None:
+            return None
+        figures, sums = outputs
+        self.token_and_slot_loss.add_sums(sums)
+        self.finite_steps.take(figures)
+        return figures[0]
+
+    def _forward_backward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Loss and sums of one batch, which is the whole global batch: its own counts are the right ones."""
+        self.token_and_slot_loss.num_slots = None
+        loss = Trainer.training_step(self, self.model_wrapped, batch)
+        return loss, self.token_and_slot_loss.take_sums()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds training perplexity and the loss at the slot, which the weighted loss hides; tells of evaluations."""
@@ -215,6 +249,8 @@ class ImageTrainer(Trainer):
             logs["token_loss"] = token_nll / tokens
             logs["perplexity"] = math.exp(min(logs["token_loss"], 700))
             logs["cls_loss"] = slot_nll / max(slots, 1)
+        if self.step_graph and "grad_norm" in logs:  # Trainer finds no gradients after such an update
+            logs["grad_norm"] = self.finite_steps.norm
         super().log(logs, start_time)
         if "loss" in logs and self.is_world_process_zero():
             self.train_loss = f"training loss {logs['loss']:.4g}"

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, L
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, attention_in_use, in_chunks, register_causal_product
+from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, attention_in_use, in_chunks, register_attention
 from imagelm.accel.compile import (
     COMPILE_FLOPS,
     FastTanhGELU,
@@ -29,7 +29,7 @@ LENGTH = 201
 
 
 def gpt2(attention: str | None, **values) -> torch.nn.Module:
-    register_causal_product()
+    register_attention()
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=40, n_positions=LENGTH, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, **values
@@ -107,7 +107,7 @@ def test_generation_with_a_cache_gives_the_tokens_of_sdpa(ids):
 
 
 def test_grouped_heads_and_windows_are_those_of_sdpa(ids):
-    register_causal_product()
+    register_attention()
     config = LlamaConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, max_position_embeddings=LENGTH,
@@ -219,7 +219,7 @@ def test_glibc_can_keep_memory():
 @pytest.mark.parametrize("requested", [None, "eager", "sdpa", CAUSAL_PRODUCT])
 def test_the_recorded_attention_is_the_one_that_is_computed(requested, ids, monkeypatch):
     """transformers calls the function of that name."""
-    register_causal_product()
+    register_attention()
     model, called = gpt2(requested), []
     name = attention_in_use(model, requested)
     assert name == (requested or "sdpa")

@@ -10,8 +10,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from imagelm.data.load import load_prepared
-from imagelm.tokens.tokenizer import load_tokenizer
 from imagelm.training.arguments import RunArguments
 from imagelm.training.checkpoint import STAGING_FOLDER
 from imagelm.training.manifest import inspect_checkpoint
@@ -20,16 +18,6 @@ from imagelm.training.trainer import ImageTrainer, rows_only
 from imagelm.utils.errors import DivergedError
 from tests.conftest import train
 from tests.training.test_trainer import arguments, make_trainer, tiny_model
-
-
-@pytest.fixture
-def tokenizer(prepared):
-    return load_tokenizer(prepared / "tokenizer")
-
-
-@pytest.fixture
-def data(prepared):
-    return load_prepared(prepared)
 
 
 class PoisonAt(TrainerCallback):

@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from imagelm.data.load import load_prepared
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.evaluation.report import write_plots
 from imagelm.models.build import fix_loss_scale, load_model
 from imagelm.tokens.grammar import Grammar
-from imagelm.tokens.tokenizer import grammar_of, load_tokenizer
+from imagelm.tokens.tokenizer import grammar_of
 from imagelm.training.arguments import RunArguments
 from imagelm.training.loss import RowCollator, TokenAndSlotLoss
 from imagelm.training.muon import MuonWithAdamW, hidden_matrices, orthogonalize
@@ -29,16 +28,6 @@ from imagelm.training.trainer import ImageTrainer, rows_only
 from imagelm.utils.errors import DivergedError, InputError, LeakError
 from imagelm.utils.text import table_cell
 from tests.conftest import train
-
-
-@pytest.fixture
-def tokenizer(prepared):
-    return load_tokenizer(prepared / "tokenizer")
-
-
-@pytest.fixture
-def data(prepared):
-    return load_prepared(prepared)
 
 
 def tiny_model(tokenizer) -> GPT2LMHeadModel:
