@@ -25,19 +25,16 @@ def main() -> None:
     made.add_argument("--dataset_dir", required=True, help="its data")
     made.add_argument("--num_rows", type=int, default=1000, help="rows to classify")
     made.add_argument("--num_images", type=int, default=64, help="images to generate, in one batch")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to answer")
+    made.add_argument("--batch_size", type=int, default=32, help="rows to classify at once")
     made.add_argument("--growth", action="store_true", help="also batches of 1 to 64")
     arguments = made.parse_args()
 
     def contest(task: str, who: str, dtype: str, batch_size: int, num_rows: int, export: str | None = None):
         words = [sys.executable, CONTESTANT, "--model", arguments.model, "--dataset_dir", arguments.dataset_dir]
         words += ["--task", task, "--who", who, "--dtype", dtype, "--threads", str(arguments.threads)]
-        words += [
-            "--batch_size",
-            str(batch_size),
-            "--num_rows",
-            str(num_rows),
-            *(["--export_dir", export] if export else []),
-        ]
+        words += ["--batch_size", str(batch_size), "--num_rows", str(num_rows), "--device", arguments.device]
+        words += ["--export_dir", export] if export else []
 
         def go() -> dict:
             done = run(words, arguments.threads)
@@ -48,15 +45,16 @@ def main() -> None:
 
     found = {"threads": arguments.threads, "rounds": arguments.rounds}
     with tempfile.TemporaryDirectory() as home:
-        words = ["--model", arguments.model, "--output_dir", home, "--int8"]
-        run([sys.executable, "-m", "imagelm", "export", *words], arguments.threads)
-        rows = arguments.num_rows
+        rows, size = arguments.num_rows, arguments.batch_size
         classify = {
-            "inference.py, bfloat16": contest("classify", "ours", "bfloat16", 32, rows),
-            "inference.py, float32": contest("classify", "ours", "float32", 32, rows),
-            "inference.py, ONNX int8": contest("classify", "ours", "float32", 32, rows, home),
-            "model(ids).logits, float32": contest("classify", "stock", "float32", 32, rows),
+            "inference.py, bfloat16": contest("classify", "ours", "bfloat16", size, rows),
+            "inference.py, float32": contest("classify", "ours", "float32", size, rows),
+            "model(ids).logits, float32": contest("classify", "stock", "float32", size, rows),
         }
+        if arguments.device == "cpu":
+            words = ["--model", arguments.model, "--output_dir", home, "--int8"]
+            run([sys.executable, "-m", "imagelm", "export", *words], arguments.threads)
+            classify["inference.py, ONNX int8"] = contest("classify", "ours", "float32", size, rows, home)
         found["classify"] = table(rounds(classify, arguments.rounds), "model(ids).logits, float32")
         if arguments.growth:
             found["classify_rows_per_cpu_second_by_batch"] = {}
@@ -71,7 +69,7 @@ def main() -> None:
         "model.generate, float32": contest("generate", "stock", "float32", images, images),
     }
     found["generate"] = table(rounds(generate, arguments.rounds), "model.generate, float32")
-    save("answer", found, arguments.output)
+    save("answer" if arguments.device == "cpu" else "gpu_answer", found, arguments.output)
 
 
 def table(results: dict[str, list[dict]], baseline: str) -> dict:

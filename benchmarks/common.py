@@ -83,22 +83,26 @@ def ratios(results: dict[str, list[dict]], key: str, ours: str) -> dict[str, flo
     return {name: round(median(values, key) / own, 3) for name, values in results.items() if name != ours}
 
 
-def peak_gflops(dtype: str, threads: int) -> float:
-    """The best rate of a matrix product on this machine now, GFLOP per second of CPU time, over some shapes.
+def peak_gflops(dtype: str, threads: int, device: str = "cpu") -> float:
+    """The best rate of a matrix product on this machine now, in GFLOP a second, over some shapes.
 
-    The rate is per CPU second, so that other processes don't lower it; with several threads it is the rate of one core.
+    On a CPU the rate is per second of CPU time, so that other processes don't lower it; with several threads it is that
+    of one core.
     """
     import torch
 
     torch.set_num_threads(threads)
-    best = 0.0
-    for m, k, n in ((1608, 384, 1536), (1608, 1536, 384), (2048, 2048, 2048)):
-        first, second = (torch.randn(size).to(getattr(torch, dtype)) for size in ((m, k), (k, n)))
+    on_gpu, best = device == "cuda", 0.0
+    sizes = ((8192, 8192, 8192), (16384, 4096, 4096)) if on_gpu else ((1608, 384, 1536), (1608, 1536, 384), (2048,) * 3)
+    for m, k, n in sizes:
+        first, second = (torch.randn(size).to(device, getattr(torch, dtype)) for size in ((m, k), (k, n)))
         seconds = []
         for _ in range(15):
-            started = time.process_time()
+            started = time.perf_counter() if on_gpu else time.process_time()
             first @ second
-            seconds.append(time.process_time() - started)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append((time.perf_counter() if on_gpu else time.process_time()) - started)
         best = max(best, 2 * m * k * n / statistics.median(seconds) / 1e9)
     return best
 

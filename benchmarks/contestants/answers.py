@@ -20,6 +20,7 @@ parser.add_argument("--export_dir")
 parser.add_argument("--task", choices=("classify", "generate"), required=True)
 parser.add_argument("--who", choices=("stock", "ours"), required=True)
 parser.add_argument("--dtype", default="float32")
+parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 parser.add_argument("--threads", type=int, required=True)
 parser.add_argument("--batch_size", type=int, required=True)
 parser.add_argument("--num_rows", type=int, required=True)
@@ -34,20 +35,20 @@ if given.who == "stock":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype))
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=getattr(torch, given.dtype)).to(given.device)
     classes = sorted((i for t, i in tokenizer.get_vocab().items() if t.startswith("<CLS_")))
 
     def answer() -> np.ndarray | None:
         with torch.no_grad():
             if given.task == "generate":
-                start = torch.full((given.batch_size, 1), tokenizer.bos_token_id)
+                start = torch.full((given.batch_size, 1), tokenizer.bos_token_id, device=given.device)
                 mask, length = torch.ones_like(start), model.config.n_positions - 5
                 model.generate(start, attention_mask=mask, do_sample=True, min_new_tokens=length, max_new_tokens=length)
                 return None
             found = []
             for first in range(0, len(questions), given.batch_size):
-                ids = torch.from_numpy(np.stack(questions[first : first + given.batch_size]))
-                found.append(model(ids).logits[:, -1, classes].argmax(-1).numpy())
+                ids = torch.from_numpy(np.stack(questions[first : first + given.batch_size])).to(given.device)
+                found.append(model(ids).logits[:, -1, classes].argmax(-1).cpu().numpy())
         return np.concatenate(found)
 else:
     from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
@@ -56,7 +57,7 @@ else:
     from imagelm.inference.scoring import class_probabilities
 
     backend = {"backend": "onnx", "export_dir": given.export_dir} if given.export_dir else {}
-    loaded = load_for_inference(LoadArguments(model=given.model, dtype=given.dtype, device="cpu", **backend))
+    loaded = load_for_inference(LoadArguments(model=given.model, dtype=given.dtype, device=given.device, **backend))
 
     def answer() -> np.ndarray | None:
         if given.task == "generate":
@@ -71,8 +72,13 @@ if given.task == "classify":
     whole, questions = questions, questions[: given.batch_size]
     answer()  # warm-up
     questions = whole
+if given.device == "cuda":
+    answer()  # makes the memory pools and chooses the kernels
+    torch.cuda.synchronize()
 wall, cpu = time.perf_counter(), time.process_time()
 found = answer()
+if given.device == "cuda":
+    torch.cuda.synchronize()
 result = {"answer_wall_seconds": time.perf_counter() - wall, "answer_cpu_seconds": time.process_time() - cpu}
 if found is not None:
     result |= {"accuracy": float((found == np.asarray(labels)).mean()), "predictions": found.tolist()}

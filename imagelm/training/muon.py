@@ -88,7 +88,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             fan_out, fan_in = reversed(shape) if input_first else shape
             scale = group["lr"] * math.sqrt(max(1.0, fan_out / fan_in))
             for (p, _), direction in zip(pairs, directions, strict=True):
-                before = None if skipped is None else p.clone()
+                before = p if skipped is None else p.clone()
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 if isinstance(scale, Tensor):  # a captured update reads the learning rate from the device
                     p.sub_(direction * scale)

@@ -19,7 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from imagelm.utils.artifacts import DIVERGED_FILE
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE
 from imagelm.utils.errors import DivergedError, StoppedError
+
+if TYPE_CHECKING:
+    from imagelm.training.trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class FiniteSteps(TrainerCallback):
     read before.
     """
 
-    def __init__(self, trainer: Trainer, checkpoints: CheckpointWriter, max_unchecked: int = 0) -> None:
+    def __init__(self, trainer: ImageTrainer, checkpoints: CheckpointWriter, max_unchecked: int = 0) -> None:
         self.trainer, self.checkpoints, self.spikes = trainer, checkpoints, LossSpikes()
         self.max_unchecked, self.unread = max_unchecked, deque[Update]()
         self.not_finite = torch.zeros(

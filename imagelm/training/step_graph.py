@@ -114,7 +114,8 @@ class StepGraph:
     def _rates_on_device(self) -> Iterator[None]:
         """Schedulers and checkpoints want numbers; the captured optimizer reads the learning rates from the device."""
         groups: list[dict[str, Any]] = self.optimizer.param_groups
-        before = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in groups]
+        names = ("lr", "capturable")
+        before: list[dict[str, Any]] = [{name: group[name] for name in names if name in group} for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = rate
             if "capturable" in group:

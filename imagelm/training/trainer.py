@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from torch import Tensor, nn
@@ -220,9 +221,10 @@ class ImageTrainer(Trainer):
     def _take_graphed(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Takes the whole update of a full batch by `StepGraph`; returns its loss, None if nothing was computed."""
         if self.step_graph is None:
-            assert self.graph_batch and self.optimizer
+            assert self.graph_batch and isinstance(self.model, nn.Module)
+            optimizer = cast(AcceleratedOptimizer, self.optimizer).optimizer
             fixed = (self.graph_batch, self._forward_backward, self.args.max_grad_norm, self.finite_steps.not_finite)
-            self.step_graph = StepGraph(self.model, self.optimizer.optimizer, *fixed)
+            self.step_graph = StepGraph(self.model, optimizer, *fixed)
         if not self.step_graph.takes(inputs):
             return None
         earlier = self.token_and_slot_loss.take_sums()
