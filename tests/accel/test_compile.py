@@ -24,7 +24,7 @@ from imagelm.accel.compile import (
 from imagelm.accel.dropout import FastDropout, draw_kept, drop
 from tests.conftest import train
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTH = 201
 
 
@@ -205,10 +205,21 @@ def test_short_runs_ragged_rows_and_other_devices_are_not_compiled():
     for device, flops, batch, reason in (
         (CPU, COMPILE_FLOPS / 2, (8, 16), "short"),
         (CPU, COMPILE_FLOPS * 2, None, "length"),
-        (torch.device("cuda"), COMPILE_FLOPS * 2, (8, 16), "not measured"),
+        (torch.device("mps"), COMPILE_FLOPS * 2, (256, 201), "not measured"),
+        (GPU, COMPILE_FLOPS * 2, (64, 201), "smaller than 51,456 tokens"),
+        (GPU, 1e12, (256, 201), "short"),
     ):
         plan = accelerate_training(gpt2("sdpa"), device, "auto", flops, batch)
         assert not plan.compiled and reason in plan.note()
+
+
+def test_large_batches_of_a_long_run_are_compiled_on_a_gpu():
+    """From 50 s that compiling saves: 350 million tokens, which the gradient of this model takes 6 FLOPs each."""
+    model = gpt2("sdpa")
+    tokens = 50 / (7.4e-3 / (256 * 201))
+    for share, compiled in ((0.9, False), (1.1, True)):
+        flops = 6 * model.num_parameters() * tokens * share
+        assert accelerate_training(model, GPU, "auto", flops, (256, 201)).compiled == compiled
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
