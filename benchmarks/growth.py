@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import parser, random_rows, run, save
-from benchmarks.train_step import BATCH_SIZES, LAUNCHER, prepare, timed_steps, train_words
+from benchmarks.train_step import LAUNCHER, NUM_FIRST_STEPS, prepare, timed_steps, train_words
 
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
 LENGTHS = (54, 108, 201, 400, 789)
@@ -70,8 +70,8 @@ def _step(arguments, home: Path, length: int, batch_size: int, overrides: str) -
     if not data.exists():
         prepare(home / f"raw{length}", data, 500, length)
     words = train_words(data, home / "run", batch_size, arguments.threads, overrides)
-    words += ["--compile", "off"]  # train_step measures the gain of compiling
-    found = timed_steps("train.py", tuple(words), LAUNCHER, STEPS, arguments.threads, home)
+    words += ["--use_cpu", "--compile", "off"]  # train_step measures the gain of compiling
+    found = timed_steps("train.py", tuple(words), LAUNCHER, (NUM_FIRST_STEPS, STEPS), arguments.threads, home)
     return round(found["cpu_ms_a_step"] / 1000, 4)
 
 
@@ -85,7 +85,7 @@ def _sizes(arguments, home: Path) -> dict:
     seconds, parameters = [], []
     for layers, width, heads in SIZES.values():
         overrides = f"num_hidden_layers={layers},num_attention_heads={heads},hidden_size={width}"
-        seconds.append(_step(arguments, home, 201, BATCH_SIZES[201], overrides))
+        seconds.append(_step(arguments, home, 201, 8, overrides))
         parameters.append(12 * layers * width**2 + (516 + 201) * width)
     return {"train.py, a step of 8 × 201 tokens, by parameters": {"x": parameters, "cpu_seconds": seconds}}
 

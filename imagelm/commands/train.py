@@ -144,11 +144,10 @@ def make_model(launch: Launch, data: TrainingInputs) -> PreTrainedModel:
     """Builds or loads the model, and proves that it can't see the class."""
     from transformers import enable_full_determinism, set_seed
 
-    from imagelm.evaluation.leakage import prove_no_leak
+    from imagelm.evaluation.leakage import leak_proof_rows, prove_no_leak
     from imagelm.models.build import build_model, name_classes
     from imagelm.models.transfer import plan_transfer
     from imagelm.training.rehearsal import options_blamed
-    from imagelm.training.trainer import leak_proof_rows
 
     args, stats = launch.args, data.stats
     (enable_full_determinism if args.full_determinism else set_seed)(args.seed)
@@ -192,7 +191,7 @@ def train(
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.rehearsal import estimate_text
-    from imagelm.training.safety import StopOnSignal
+    from imagelm.training.signals import StopOnSignal
     from imagelm.training.trainer import ImageTrainer
 
     output, identity, rows = launch.output, record.content["identity"], data.dataset[data.eval_split]
@@ -251,7 +250,7 @@ def evaluate(
     best_model is measured on the test rows, once, and on the rows that chose it; final_model only on the latter.
     """
     from imagelm.training.callbacks import read_selection
-    from imagelm.training.trainer import evaluate_folder
+    from imagelm.training.evaluate import evaluate_folder
     from imagelm.utils.manifest import add_json
 
     def measure(folder: Path, split: str) -> dict[str, Any]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from imagelm.tokens.grammar import Grammar, Role
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.errors import DivergedError, LeakError
 
+NUM_LEAK_PROOF_ROWS = 32
 LEAK_TOLERANCE = 1e-4  # logits of equal inputs differ by float noise alone, about 1e-6
 
 
-def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
+def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[Tensor], seed: int) -> float:
     """Proves on real rows that nothing after `<CLS>` changes the logits of the class slot.
 
     Returns:
@@ -33,7 +36,7 @@ def prove_no_leak(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Ten
     return worst
 
 
-def answer_influence(model: PreTrainedModel, grammar: Grammar, rows: list[torch.Tensor], seed: int) -> float:
+def answer_influence(model: PreTrainedModel, grammar: Grammar, rows: list[Tensor], seed: int) -> float:
     """How much the tokens after `<CLS>` change the logits of the class slot: the largest difference.
 
     Each row (ids of a whole row, shape (length,)) is run as it is, and again with every token after `<CLS>` replaced by
@@ -58,3 +61,10 @@ def answer_influence(model: PreTrainedModel, grammar: Grammar, rows: list[torch.
             worst = max(worst, (logits[0] - logits[1]).abs().max().item())
     model.train(was_training)
     return worst
+
+
+def leak_proof_rows(dataset: Dataset) -> list[Tensor]:
+    """Rows for the leak check, spread evenly over the dataset; each int64, shape (length,)."""
+    step = max(1, len(dataset) // NUM_LEAK_PROOF_ROWS)
+    chosen = dataset.select(range(0, len(dataset), step)[:NUM_LEAK_PROOF_ROWS])
+    return [torch.tensor(row) for row in chosen["input_ids"]]

@@ -6,7 +6,6 @@ global batch, figures over the whole split) and keeps every model and checkpoint
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -20,7 +19,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
@@ -35,13 +33,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from imagelm.data.augmentation import AugmentedRows
 from imagelm.data.training_images import save_training_images
-from imagelm.evaluation.baselines import baseline_figures
-from imagelm.evaluation.interval import accuracy_interval
-from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.metrics import IGNORE_INDEX, ComputeMetrics, RowReduction
 from imagelm.models.build import load_model
 from imagelm.models.decision import save_decision
-from imagelm.models.save import add_processor, save_model, weights_sha256
+from imagelm.models.save import add_processor, save_model
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.tokenizer import grammar_of, save_tokenizer
 from imagelm.training.arguments import RunArguments
@@ -56,13 +51,10 @@ from imagelm.training.streaming import StreamedRows
 from imagelm.utils.artifacts import SELECTION_FILE, TRAINING_ARGUMENTS_FILE
 from imagelm.utils.atomic_io import raise_storage_error, write_json, write_text
 from imagelm.utils.errors import InputError
-from imagelm.utils.manifest import damage
 from imagelm.utils.output_folder import atomic_folder
 from imagelm.utils.quiet import hidden_message
 
 logger = logging.getLogger(__name__)
-
-NUM_LEAK_PROOF_ROWS = 32
 
 
 class ImageTrainer(Trainer):
@@ -100,7 +92,6 @@ class ImageTrainer(Trainer):
     ) -> None:
         grammar = grammar_of(tokenizer)
         train = rows_only(train) if isinstance(train, Dataset) else train
-        self.training_rows = train.rows if isinstance(train, DeviceRows) else train
         self.processor, self.eval_split = processor, eval_split
         self.token_and_slot_loss = TokenAndSlotLoss(grammar, run.cls_loss_weight)
         self.metrics, self.row_reduction = ComputeMetrics(grammar.num_classes), RowReduction(grammar)
@@ -118,7 +109,9 @@ class ImageTrainer(Trainer):
         )
         self.arguments = args.to_dict() | {"imagelm": dataclasses.asdict(run)}  # with tokens masked
         self.checkpoints = CheckpointWriter(self, identity or {})
-        self.finite_steps = FiniteSteps(self, self.checkpoints, run.max_unchecked_steps)
+        self.finite_steps = FiniteSteps(
+            self, self.checkpoints, train.rows if isinstance(train, DeviceRows) else train, run.max_unchecked_steps
+        )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.add_callback(self.finite_steps)
@@ -270,59 +263,6 @@ class ImageTrainer(Trainer):
 def rows_only(dataset: Dataset) -> Dataset:
     """The column that a model reads, as arrays."""
     return dataset.select_columns(["input_ids"]).with_format("numpy")
-
-
-def evaluate_folder(
-    folder: Path,
-    args: TrainingArguments,
-    run: RunArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    hits: dict[str, np.ndarray] | None = None,
-    split: str = "test",
-) -> dict[str, Any]:
-    """Evaluates a saved model on the rows of a split in fp32, and proves that it doesn't see the answer.
-
-    The folder is loaded again, as the figures must be those that everyone gets who loads it. Every process calls this.
-    With the `hits` of the baselines, the model is compared with them.
-
-    Returns:
-        The name of the split, Trainer's figures with the prefix `eval_`, the confusion matrix, per-class accuracy, the
-        95 % interval of the CLS-slot accuracy, the leak check, the SHA-256 of the weights, and a row as an example.
-
-    Raises:
-        LeakError: The class logits depend on what comes after `<CLS>`.
-        InputError: The folder is damaged.
-    """
-    if reason := damage(folder):
-        raise InputError(f"{folder} is damaged: {reason}. Run the same command again: it writes the folder again")
-    model, args = load_model(folder), copy.copy(args)
-    args.report_to = []  # a tracker would open a second run
-    args.train_sampling_strategy = "sequential"  # also sorts evaluations: rows must be in the baselines' order
-    trainer = ImageTrainer(model, args, run, tokenizer, None, rows)
-    # Before the first step: accelerate wraps the model in autocast only once.
-    trainer.accelerator.autocast_handler = AutocastKwargs(enabled=False)
-    results: dict[str, Any] = {"split": split, **trainer.evaluate()}
-    results.pop("epoch", None)
-    results.pop("eval_model_preparation_time", None)
-    results["eval_samples"] = len(rows)
-    results["eval_dtype"] = "float32"
-    results["weights_sha256"] = weights_sha256(folder)
-    results["example_row"] = tokenizer.decode(rows[0]["input_ids"])
-    results["eval_cls_accuracy_interval"] = accuracy_interval(results["eval_cls_accuracy"], len(rows))
-    results |= {f"eval_{name.removeprefix('cls_')}": value for name, value in trainer.metrics.details.items()}
-    results |= baseline_figures(hits or {}, trainer.metrics.correct)
-    proof = leak_proof_rows(rows)
-    results["leak_proof_rows"] = len(proof)
-    results["leak_proof_difference"] = prove_no_leak(model, grammar_of(tokenizer), proof, args.seed)
-    return results
-
-
-def leak_proof_rows(dataset: Dataset) -> list[Tensor]:
-    """Rows for the leak check, spread evenly over the dataset; each int64, shape (length,)."""
-    step = max(1, len(dataset) // NUM_LEAK_PROOF_ROWS)
-    chosen = dataset.select(range(0, len(dataset), step)[:NUM_LEAK_PROOF_ROWS])
-    return [torch.tensor(row) for row in chosen["input_ids"]]
 
 
 def _muon(args: TrainingArguments, run: RunArguments) -> tuple[Any, dict[str, Any]]:

@@ -24,11 +24,11 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_tokenizer
+from imagelm.training.evaluate import evaluate_folder
 from imagelm.training.identity import check_same
 from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.resume import lock_output, plan_resume
 from imagelm.training.run_record import earlier_launches, read_record
-from imagelm.training.trainer import evaluate_folder
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError, StorageError, describe
 from imagelm.utils.manifest import write_manifest

@@ -69,7 +69,7 @@ found["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).he
 
 # The whole evaluation, as training does it, of what was downloaded.
 from imagelm.data.load import load_prepared
-from imagelm.training.trainer import evaluate_folder
+from imagelm.training.evaluate import evaluate_folder
 from imagelm.commands.train import parse_launch
 from imagelm.tokens.tokenizer import load_tokenizer
 

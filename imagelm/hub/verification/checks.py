@@ -12,14 +12,13 @@ from datasets import Dataset
 from imagelm.data.integrity import ColumnDigests, content_digests, fingerprint
 from imagelm.data.load import image_bodies
 from imagelm.data.training_images import image_digests, load_training_images
-from imagelm.evaluation.leakage import LEAK_TOLERANCE, answer_influence
+from imagelm.evaluation.leakage import LEAK_TOLERANCE, answer_influence, leak_proof_rows
 from imagelm.hub.verification.figures import Scoring, main_figures, question_lengths
 from imagelm.hub.verification.hypotheses import Subject
 from imagelm.hub.verification.outcome import SHOWN, Verdict, Verification, number_text
 from imagelm.hub.verification.published import PublishedData, PublishedModel
 from imagelm.hub.verification.reported import Records
 from imagelm.models.save import weights_sha256
-from imagelm.training.trainer import leak_proof_rows
 from imagelm.utils.artifacts import STATS_FILE
 from imagelm.utils.text import number_of
 
