@@ -43,9 +43,9 @@ NUM_EXAMPLES = 6
 ANY = "any class"
 WELCOME = "Draw on the sheet, upload a picture or press one of the images below the sheet."
 HONEST = "The model always answers with one of its classes, also for a picture of something else."
-codec = processor.codec if processor else None
+codec: Any = processor.codec if processor else None
 can_draw = codec is not None and codec.can_decode
-colours = entry_colours(codec) if codec else None
+colours: Any = entry_colours(codec) if codec else None
 most_bits = math.log2(len(processor.code_ids) if processor else max(2, model.config.vocab_size - len(class_ids) - 6))
 
 

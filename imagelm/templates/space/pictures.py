@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 
 import gradio as gr
@@ -22,7 +21,7 @@ class UserError(gr.Error):
         super().__init__(escape(message, quote=False), duration=6, print_exception=False)  # gradio shows it as HTML
 
 
-def open_picture(source: str | io.BytesIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_picture(source: str | io.BytesIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """A file's picture; a UserError says what is wrong with others."""
     try:
         with Image.open(source, formats=formats) as image:
