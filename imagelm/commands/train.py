@@ -120,7 +120,7 @@ def parse_launch(words: list[str], command: str | None = None) -> Launch:
     if {"-h", "--help"} & set(words):
         COMMAND.parse(words)  # without importing transformers
     from imagelm.training.defaults import choose_by_size
-    from imagelm.training.launch import OneDeviceArguments, choose_precision, resolve_launch
+    from imagelm.training.launch import OneDeviceArguments, choose_precision, connect_cpu_processes, resolve_launch
     from imagelm.training.shard_files import fetch_small_parts
     from imagelm.utils.device import resolve_mixed_precision
 
@@ -128,6 +128,7 @@ def parse_launch(words: list[str], command: str | None = None) -> Launch:
     parts = None if values["streaming"] is None else fetch_small_parts(values["dataset_dir"])
     # Before the arguments are built, which settles them.
     precision = resolve_mixed_precision(use_cpu=values["use_cpu"])
+    connect_cpu_processes(values)
     choose_precision(values)
     chosen = choose_by_size(values, parts or Path(values["dataset_dir"]))
     data, model, run = (fill(group, values) for group in (DataArguments, ModelArguments, RunArguments))

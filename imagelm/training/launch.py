@@ -11,10 +11,12 @@ import operator
 import os
 import shlex
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -141,6 +143,15 @@ def choose_precision(values: dict[str, Any]) -> None:
     values["bf16"] = not decided and has_fast_bfloat16(device)
     # Without it transformers asks for a GPU.
     values["use_cpu"] = values["use_cpu"] or (values["bf16"] and device.type == "cpu")
+
+
+def connect_cpu_processes(values: dict[str, Any]) -> None:
+    """Starts the communication of several CPU processes; transformers passes `--ddp_timeout` on for GPUs only."""
+    on_cpu = values["use_cpu"] or os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    several = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if on_cpu and several and not distributed.is_initialized():
+        timeout = timedelta(seconds=values["ddp_timeout"])
+        distributed.init_process_group(values["ddp_backend"] or "gloo", timeout=timeout)
 
 
 def resolve_launch(

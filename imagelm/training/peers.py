@@ -34,10 +34,11 @@ def lost_peers_named(launch: Launch) -> Iterator[None]:
             raise
         kept = [folder.name for folder in checkpoints(output)] if output.is_dir() else []
         saved = f"{kept[-1]} is its newest checkpoint" if kept else "no checkpoint was saved yet"
+        why = first_line(str(error).partition("] ")[2] or error)  # without the place in PyTorch's source
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         raise PeerLostError(
             f"process {args.process_index} of {args.world_size} can't reach another one, which has ended, or whose "
-            f"host or network is down ({first_line(error)}). The run in {output} stopped; {saved}. Look at the "
-            "messages of the other processes, then run the same command again on all hosts; on fewer, keep the batch "
+            f"host or network is down ({why}). The run in {output} stopped; {saved}. Look at the messages of "
+            "the other processes, then run the same command again on all hosts; on fewer, keep the batch "
             f"with --global_batch_size {rows} and add --change_processes"
         ) from error

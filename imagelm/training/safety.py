@@ -83,9 +83,7 @@ class FiniteSteps(TrainerCallback):
         """
         self.loss, self.num_added = self.loss + loss, self.num_added + 1
         if self.num_added == len(self.batches) and self.trainer.model is not None:
-            gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
-            norm = get_total_norm(gradients)
-            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2 has a part of each
+            self.grad_norm = total_norm(self.trainer.model)
 
     def take(self, figures: Tensor) -> None:
         """Takes the figures of an update that the device has computed and checked (`StepGraph`)."""
@@ -174,6 +172,12 @@ def copy_to_host(figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     copied = torch.cuda.Event()
     copied.record()
     return host, copied
+
+
+def total_norm(model: torch.nn.Module) -> Tensor:
+    """The norm of all gradients, also of those of which each process holds a part, as with FSDP2."""
+    norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class LossSpikes:

@@ -100,7 +100,7 @@ def open_streams(
             raise InputError(f"{source}: no shards of training rows ({', '.join(BUILDERS)})")
         counts = count_rows(files, source)
         dealt = deal(counts, rows_per_update)
-        lanes = [Lane(_stream([files[i] for i in lane]), sum(counts[i] for i in lane)) for lane in dealt]
+        lanes = [Lane(open_shards([files[i] for i in lane]), sum(counts[i] for i in lane)) for lane in dealt]
     found, recorded = sum(lane.num_rows for lane in lanes), stats["num_rows"]["train"]
     if found != recorded:
         problem = "a shard is missing" if found < recorded else "a shard is there twice"
@@ -162,7 +162,8 @@ def deal(counts: list[int], rows_per_update: int) -> list[list[int]]:
     return best
 
 
-def _stream(files: list[str]) -> IterableDataset:
+def open_shards(files: list[str]) -> IterableDataset:
+    """The rows of shards of one kind, one after the other."""
     builder = BUILDERS[_suffix(files[0])]
     options = {"columns": COLUMNS} if builder == "parquet" else {}
     return load_dataset(builder, data_files=files, split="train", streaming=True, **options)

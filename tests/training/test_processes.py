@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, run, run_anew
@@ -89,6 +90,38 @@ def test_one_two_and_four_processes_have_the_same_figures_and_the_same_loss_curv
         assert figures[count] == pytest.approx(figures[1], rel=1e-6, abs=1e-6)
 
 
+SHARDED = """
+import torch
+from torch.distributed import init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from imagelm.training.checkpoint import check_weights
+from imagelm.training.safety import total_norm
+init_process_group("gloo")
+def gradient(shard):
+    torch.manual_seed(0)
+    model, rows = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.randn(5, 4)
+    if shard:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    model(rows).sum().backward()
+    return model, total_norm(model)
+(_, expected), (model, norm) = gradient(False), gradient(True)
+assert torch.stack([norm, expected]).std() < 1e-6
+check_weights(model, 1)
+with torch.no_grad():
+    next(model.parameters()).to_local()[0, 0] = float("nan")
+check_weights(model, 2)
+"""
+
+
+@pytest.mark.slow
+def test_gradients_and_weights_that_fsdp2_shares_are_checked():
+    """accelerate starts FSDP2 on GPUs only, so this is PyTorch's own, in one process."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    done = run_anew("-c", SHARDED, **where)
+    assert "DivergedError: weight 0.weight isn't finite at step 2" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_continue_what_one_began_with_the_same_rows(prepared, tmp_path):
     saving = ("--save_strategy", "steps", "--save_steps", 5)
@@ -117,6 +150,14 @@ def test_the_yaml_names_neither_devices_nor_processes_so_that_it_works_everywher
         "num_machines": 1,
         "mixed_precision": "bf16",
     }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_every_configuration(file):
+    config = load_config_from_file(str(file)).to_dict()  # which refuses a key that it doesn't know
+    assert config["compute_environment"] == "LOCAL_MACHINE" and config["num_processes"] >= 8
+    sections = {"FSDP": "fsdp_config", "DEEPSPEED": "deepspeed_config"}
+    assert config.get(sections.get(config["distributed_type"], "num_machines"))
 
 
 def test_processes_that_would_each_train_alone_are_refused(prepared, tmp_path):
