@@ -30,7 +30,10 @@ ACTIVATION_BYTES = (
 LOGIT_BYTES = 10  # per token and vocabulary entry: bf16 logits, and fp32 logits and their gradient
 GPUS = (1, 8, 64)
 IMAGES, IMAGE_ROW_BYTES, SHARD_BYTES = 10**10, 2 * LENGTH + 12, 500e6  # uint16 ids, a label and an offset
-DIGEST_BYTES, TABLE_BYTES = 16, 130  # of a row in deduplication: its digest alone; what preparation keeps today
+TABLE_BYTES, FLAG_BYTES = (
+    53,
+    5,
+)  # of a row while it is prepared: on the disk, and in memory (flags and sides, a byte each)
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,8 @@ def images_table() -> str:
     rows = {
         "rows on disk": f"{size / 1e12:.1f} TB ({IMAGE_ROW_BYTES} bytes each)",
         "shards of 500 MB": f"{size / SHARD_BYTES:,.0f}",
-        "memory of deduplication as it is in one process": f"{IMAGES * TABLE_BYTES / 1e12:.1f} TB",
-        "digests alone (16 bytes), in 1,024 parts by their first bits": f"{IMAGES * DIGEST_BYTES / 1e9:.0f} GB, "
-        f"{IMAGES * DIGEST_BYTES / 1024 / 1e6:.0f} MB a part",
+        "disk of deduplication and split, 53 bytes a row": f"{IMAGES * TABLE_BYTES / 1e9:.0f} GB",
+        "memory of the merge, about 5 bytes a row": f"{IMAGES * FLAG_BYTES / 1e9:.0f} GB",
         "one epoch on 64 GPUs": ", ".join(f"{name}: {tokens / rate / 86_400:.1f} days" for name, rate in rates.items()),
         "reading, all GPUs together": ", ".join(
             f"{name}: {rate / LENGTH * IMAGE_ROW_BYTES / 1e6:.0f} MB/s" for name, rate in rates.items()
