@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 DESKTOP, PHONE = (1280, 900), (390, 844)  # width and height, in CSS pixels
+PATIENCE = 200_000  # milliseconds until a wait fails: a busy machine is no fault of a page
 LOOPBACK = ("127.0.0.1", "localhost")
 # As root there is no sandbox; everything else keeps the browser from calling home.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -68,6 +69,7 @@ def new_page(
         (answer or {}).get(host, lambda one: one.abort("internetdisconnected"))(one)
 
     context.route(lambda url: urlsplit(url).hostname not in LOOPBACK and not url.startswith(("blob:", "data:")), route)
+    context.set_default_timeout(PATIENCE)
     page, errors = context.new_page(), []
     page.on("pageerror", lambda error: errors.append(str(error)))
     try:

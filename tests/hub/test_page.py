@@ -114,7 +114,7 @@ def answers(hub: LocalHub, runtime: Path) -> Answers:
 def opened(page: Page) -> Page:
     """The page with its model, or with the reason why there is none."""
     page.goto(f"https://{SITE}/")
-    page.locator("#facts:not([hidden]), #loading.error").wait_for(timeout=200_000)
+    page.locator("#facts:not([hidden]), #loading.error").wait_for()
     return page
 
 
