@@ -38,7 +38,7 @@ ROW_DTYPE = np.dtype(
     ]
 )
 NUMBERED_DTYPE = np.dtype([("number", "<i8"), ("row", ROW_DTYPE)])
-CHUNK_ROWS, PART_ROWS = 1 << 16, 1 << 18  # read at once; sorted at once, which takes about 130 bytes a row
+CHUNK_ROWS, PART_ROWS = 1 << 16, 1 << 17  # read at once; sorted at once, which takes about 130 bytes a row
 
 
 class RowSource(Protocol):
