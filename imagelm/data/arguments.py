@@ -161,12 +161,15 @@ class PrepareArguments(OptionGroup):
     )
     seed: int = option("seed of the stratified split, the codebook and the variants", 42, minimum=0, maximum=MAX_SEED)
 
-    num_shards: int | None = option(
-        "prepare one of this many shares of the input; --merge_shards joins them",
-        None,
-        group="Many machines",
+    num_proc: int = option(
+        "number of processes that read and encode; the result is the same",
+        1,
+        group="Many processes and machines",
         minimum=1,
         **PLACE,
+    )
+    num_shards: int | None = option(
+        "prepare one of this many shares of the input; --merge_shards joins them", None, minimum=1, **PLACE
     )
     shard_index: int | None = option("which of the --num_shards shares, from 0", None, minimum=0, **PLACE)
     merge_shards: str | None = option(
@@ -231,6 +234,8 @@ class PrepareArguments(OptionGroup):
         check_outside(self.output_dir, f"--{name}", getattr(self, name))
 
     def _check_share(self) -> None:
+        if self.num_shards is not None and self.num_proc > 1:
+            raise InputError("--num_proc and --num_shards contradict each other: a shard is one process's; remove one")
         if (self.num_shards is None) != (self.shard_index is None) or (self.plan and self.num_shards is None):
             raise InputError("--num_shards and --shard_index belong together, such as --num_shards 8 --shard_index 0")
         if self.share[0] >= self.share[1]:

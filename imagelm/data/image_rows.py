@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from imagelm.data.image_plan import (
     scan_share,
 )
 from imagelm.data.rows import ProblemLog, RowBatch, RowTable
-from imagelm.data.shards import SavedPlan, Shards, check_input
+from imagelm.data.shards import SavedPlan, check_input
 from imagelm.data.sources.open import LabelledImages, open_labelled_images
 from imagelm.data.splits import DROPPED, TEST, TRAIN
 from imagelm.tokens.grammar import Grammar
@@ -68,12 +69,11 @@ def scan_images_of_shard(arguments: PrepareArguments, folder: Path, problems: Pr
 
 
 def plan_scanned_images(
-    arguments: PrepareArguments, shards: Shards, folder: Path, problems: ProblemLog
-) -> dict[str, object]:
-    """Makes the plan of images that were read in shards, saves it, and returns what else to write, for JSON."""
+    arguments: PrepareArguments, scans: list[Path], folder: Path, problems: ProblemLog
+) -> dict[str, Any]:
+    """Makes the plan of images that were read into several folders, saves it, and returns the rest, for JSON."""
     images = _open_images(arguments)
-    shards.check_source(images.identity)
-    words = make_plan(arguments, images, load_scans(shards.folders), problems).save(folder)
+    words = make_plan(arguments, images, load_scans(scans), problems).save(folder)
     return {"words": words, "input": images.identity}
 
 

@@ -7,19 +7,25 @@ shared out, and the merge goes on where one machine would.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from itertools import repeat
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from datasets.config import DATASETDICT_JSON_FILENAME
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl.source import JsonlRows
 from imagelm.data.jsonl.writer import join_raw
-from imagelm.data.row_files import ROWS_FILE, TABLE_FILE, open_table, read_rows, write_splits
+from imagelm.data.row_files import open_table, read_rows, write_splits
 from imagelm.data.row_splits import find_duplicates, split_rows
-from imagelm.data.rows import ProblemLog, RowCounts, RowSource
+from imagelm.data.rows import ProblemLog, RowCounts, RowSource, sum_counts
 from imagelm.data.shards import SavedPlan, open_plan, open_shards, write_shard_record
 from imagelm.data.stats import dataset_card, describe, summary, warnings
 from imagelm.tokens.tokenizer import write_tokenizer
@@ -46,15 +52,70 @@ def prepare(arguments: PrepareArguments, command: str) -> dict:
         return _merge(arguments, command)
     if arguments.num_shards is not None:
         return _prepare_shard(arguments)
-    with atomic_folder(*_output(arguments, DATASETDICT_JSON_FILENAME)) as staging:
+    folder = atomic_folder(*_output(arguments, DATASETDICT_JSON_FILENAME))
+    with folder as staging, TemporaryDirectory(dir=staging) as home:
         with _problem_log(staging) as problems:
-            source = _open_source(arguments, staging, problems)
-            counts = read_rows(arguments, source, staging)
+            folders, source, counts = _read_all(arguments, Path(home), staging, problems)
             problems.stop_if(arguments.on_bad_rows)
-        stats = _write_dataset(arguments, command, source, counts, problems, [staging], staging)
-        for name in (ROWS_FILE, TABLE_FILE):
-            (staging / name).unlink()
+        stats = _write_dataset(arguments, command, source, counts, problems, folders, staging)
     return _log(arguments, stats)
+
+
+def _read_all(
+    arguments: PrepareArguments, home: Path, staging: Path, problems: ProblemLog
+) -> tuple[list[Path], RowSource, RowCounts]:
+    """Reads all rows into folders in `home`, one for each of `num_proc` processes."""
+    folders = [home / str(i) for i in range(arguments.num_proc)]
+    for folder in folders:
+        folder.mkdir()
+    if arguments.num_proc == 1:
+        source = _open_source(arguments, staging, problems)
+        return folders, source, read_rows(arguments, source, *folders)
+    plan = None
+    if arguments.images is not None:
+        from imagelm.data.image_rows import plan_scanned_images  # late, as below
+
+        _in_processes(_scan_share, arguments, folders, None)
+        _add_problems(folders, problems)
+        problems.stop_if(arguments.on_bad_rows)
+        (home / "plan").mkdir()
+        plan = SavedPlan(home / "plan", plan_scanned_images(arguments, folders, home / "plan", problems), "")
+    counts = _in_processes(_read_share, arguments, folders, plan)
+    if plan is None:
+        _add_problems(folders, problems)
+    return folders, _open_source(arguments, staging, problems, plan), sum_counts(counts)
+
+
+def _in_processes(
+    work: Callable[..., dict], arguments: PrepareArguments, folders: list[Path], plan: SavedPlan | None
+) -> list[dict]:
+    """Does the work for each share of the input in a process of its own, with its folder."""
+    count = len(folders)
+    shares = [  # which go on at a bad row, so that the first ones of all are named
+        replace(arguments, num_proc=1, num_shards=count, shard_index=i, on_bad_rows="skip") for i in range(count)
+    ]
+    others = active_children()
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        try:
+            return list(pool.map(work, shares, folders, repeat(plan)))
+        except BrokenProcessPool as error:
+            raise ChildProcessError("a process of --num_proc was killed, perhaps for its memory; give fewer") from error
+        except BaseException:
+            for process in set(active_children()).difference(others):
+                process.terminate()  # or they would go on to the end of their shares
+            raise
+
+
+def _scan_share(arguments: PrepareArguments, folder: Path, _: None) -> dict:
+    from imagelm.data.image_rows import scan_images_of_shard  # late, as below
+
+    with _problem_log(folder) as problems:
+        return scan_images_of_shard(arguments, folder, problems)
+
+
+def _read_share(arguments: PrepareArguments, folder: Path, plan: SavedPlan | None) -> dict:
+    with _problem_log(folder) as problems:
+        return read_rows(arguments, _open_source(arguments, folder, problems, plan), folder).record()
 
 
 def _prepare_shard(arguments: PrepareArguments) -> dict:
@@ -86,22 +147,18 @@ def _merge(merge: PrepareArguments, command: str) -> dict:
     with atomic_folder(*_output(merge, marker)) as staging:
         states, arguments, plan = shards.check_files(), shards.arguments(merge), shards.plan
         with _problem_log(staging) as problems:
-            for folder in [*([plan.folder] if plan else []), *shards.folders]:
-                if (kept := folder / BAD_ROWS_FILE).exists():
-                    problems.add_all(kept)
+            _add_problems([*([plan.folder] if plan else []), *shards.folders], problems)
             if shards.are_rows:
                 source = _open_source(arguments, staging, problems, plan)
                 shards.check_source(source.identity)
             else:
                 from imagelm.data.image_rows import plan_scanned_images  # late, as below
 
-                found = plan_scanned_images(arguments, shards, staging, problems)
-                found["options"] = arguments.record()
-                write_json(staging / PLAN_FILE, found)
+                found = plan_scanned_images(arguments, shards.folders, staging, problems)
+                shards.check_source(found["input"])
+                write_json(staging / PLAN_FILE, found | {"options": arguments.record()})
         if shards.are_rows:
             found = _write_dataset(arguments, command, source, shards.counts, problems, shards.folders, staging)
-            if arguments.write_jsonl:
-                join_raw(shards.folders, staging)
         if shards.states() != states:
             raise InputError(f"--merge_shards {merge.merge_shards}: a shard was replaced meanwhile; merge them again")
     if shards.are_rows:
@@ -123,6 +180,12 @@ def _problem_log(staging: Path) -> Iterator[ProblemLog]:
         yield problems
     if not problems.counts:
         (staging / BAD_ROWS_FILE).unlink()
+
+
+def _add_problems(folders: list[Path], problems: ProblemLog) -> None:
+    for folder in folders:
+        if (kept := folder / BAD_ROWS_FILE).exists():
+            problems.add_all(kept)
 
 
 def _open_source(
@@ -148,6 +211,8 @@ def _write_dataset(
     table = open_table(source, folders, counts, staging)
     duplicates = find_duplicates(table)
     sides, split_notes = split_rows(table, duplicates, arguments)
+    if arguments.write_jsonl:
+        join_raw(folders, staging)
     digests = write_splits(staging, folders, table, sides, with_images=arguments.keep_images)
     stats = describe(arguments.record(), command, table, problems, duplicates, sides, split_notes, digests)
     write_tokenizer(source.grammar, stats["max_length"], staging / TOKENIZER_FOLDER)

@@ -26,7 +26,7 @@ from imagelm.utils.artifacts import RAW_FOLDER
 from imagelm.utils.errors import InputError
 from imagelm.utils.quiet import quiet_datasets
 
-# Temporary, or those of a shard.
+# Temporary, or those of a shard; with --write_jsonl, RAW_FOLDER is beside them.
 ROWS_FILE, TABLE_FILE = "rows.arrow", "rows.table"
 
 

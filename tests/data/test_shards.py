@@ -232,6 +232,7 @@ def test_a_bad_row_stops_its_shard_and_is_named_by_its_line(home, tmp_path):
     [
         ({"num_shards": 4}, "--num_shards and --shard_index belong together"),
         ({"num_shards": 4, "shard_index": 4}, "--shard_index 4 isn't one of 4 shards; give 0 to 3"),
+        ({"num_shards": 4, "shard_index": 0, "num_proc": 2}, "--num_proc and --num_shards contradict each other"),
         ({"merge_shards": "s"}, "--data_files has no effect with --merge_shards"),
         ({"merge_shards": "o/s", "data_files": None, "vocab_file": None}, "is inside the output folder"),
     ],
@@ -295,6 +296,23 @@ def test_images_prepared_in_shards_are_what_one_process_makes_of_them(pictures, 
     # 61 images can be read, 59 different ones: 12 groups, a fifth, are test images, and 5 of the other 47 validation
     # images. The training images, here with both copies of the repeated ones, have a variant each.
     assert stats["codec"]["images_encoded"] == 61 + 44
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(home, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "CHUNK_BYTES", 2 << 20)  # as in new processes
+    monkeypatch.setattr(opening, "READ_SIZE", 64)
+    for name, given in (("rows", options(home)), ("pictures", picture_options(pictures))):
+        for count in (1, 2):
+            output = str(tmp_path / f"{name}{count}")
+            prepare(PrepareArguments(**given, output_dir=output, num_proc=count), command="test")
+    assert contents(tmp_path / "rows2") == contents(tmp_path / "rows1")
+    one, two = (without_times(contents(tmp_path / f"pictures{count}")) for count in (1, 2))
+    assert two == one
+    with pytest.raises(InputError, match="3 bad rows "):
+        words = options(home, output_dir=str(tmp_path / "bad"), num_proc=2, on_bad_rows="stop")
+        prepare(PrepareArguments(**words), command="test")
+    assert not (tmp_path / "bad").exists()
 
 
 def test_shards_of_images_that_do_not_belong_together_are_refused(pictures, tmp_path):
