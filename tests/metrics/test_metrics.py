@@ -116,14 +116,15 @@ def test_the_double_shift_of_the_predecessor_gives_other_figures(model, prepared
     assert abs(found["next_token_accuracy"] - twice["next_token_accuracy"]) > 0.05
 
 
-def test_the_collator_does_not_shift_and_masks_padding_alone(prepared, grammar, rows):
+def test_the_collator_does_not_shift_and_leaves_padding_alone_unscored(prepared, grammar, rows):
+    """Padding needs no mask: it is on the right, where no scored position of a causal model sees it."""
     batch = RowCollator(load_tokenizer(prepared / "tokenizer"))([{"input_ids": row} for row in rows[:5]])
-    for ids, labels, mask, row in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], rows, strict=False):
+    assert batch.keys() == {"input_ids", "labels"}
+    for ids, labels, row in zip(batch["input_ids"], batch["labels"], rows, strict=False):
         n = len(row)
         assert ids[:n].tolist() == labels[:n].tolist() == row.tolist()
         assert set(ids[n:].tolist()) <= {grammar.vocabulary["<PAD>"]}
         assert set(labels[n:].tolist()) <= {-100}
-        assert mask.tolist() == [1] * n + [0] * (len(ids) - n)
         assert grammar.vocabulary["<EOS>"] in labels.tolist()  # a pad token equal to eos would mask it
 
 
