@@ -70,7 +70,7 @@ def is_first_max(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class RowReduction:
-    """Reduces logits to `COLUMNS`; for Trainer's `preprocess_logits_for_metrics`.
+    """Reduces logits to `COLUMNS`, as soon as a batch is evaluated.
 
     Labels are the input ids, −100 at padding; the one shift happens here as it does in the model's loss.
     """

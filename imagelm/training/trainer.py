@@ -104,7 +104,6 @@ class ImageTrainer(Trainer):
             processing_class=tokenizer,
             compute_loss_func=self.token_and_slot_loss,
             compute_metrics=self.metrics,
-            preprocess_logits_for_metrics=self._reduce,
             optimizer_cls_and_kwargs=_muon(args, run) if run.optimizer == "muon" else None,
         )
         self.arguments = args.to_dict() | {"imagelm": dataclasses.asdict(run)}  # with tokens masked
@@ -123,8 +122,14 @@ class ImageTrainer(Trainer):
         if not args.disable_tqdm and sys.stderr.isatty():  # in a file a bar is torn by the lines of the log
             self.add_callback(QuietProgress())
 
-    def _reduce(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.row_reduction(logits, labels, self.token_and_slot_loss.take_nll())
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The loss, and a few numbers a row: neither logits nor labels are gathered or kept until the end."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if logits is None or labels is None:
+            return loss, logits, labels
+        return loss, self.row_reduction(logits, labels, self.token_and_slot_loss.take_nll()), labels[:, :1]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's `train`, with checkpoints that are whole or absent."""
