@@ -77,3 +77,16 @@ def new_page(
         assert not errors
     finally:
         context.close()
+
+
+def draw(page: Page, selector: str, *points: tuple[float, float]) -> None:
+    """A stroke with the mouse on an element; x and y are shares of its sides."""
+    element = page.locator(selector)
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=8)
+    page.mouse.up()

@@ -6,17 +6,14 @@ anything is uploaded.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from huggingface_hub import SpaceCard, SpaceCardData
-
 from imagelm.hub.arguments import PushArguments
-from imagelm.hub.staged import CARD_FILE, MODEL_ID_FILE, OUR_TAG, PAGE_FILES, Staged
+from imagelm.hub.stage_space import stage_demo
+from imagelm.hub.staged import PAGE_FILES, Staged
 from imagelm.inference.exported import classifies_only, export_problem
 from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, Codec, LearnedCodec, UnifiedCodec, load_codec
 from imagelm.utils.artifacts import GRAPH_FILES, TEMPLATES_FOLDER
-from imagelm.utils.atomic_io import write_text
 from imagelm.utils.errors import InputError
 
 PAGE_FOLDER = TEMPLATES_FOLDER / "space_static"
@@ -52,36 +49,14 @@ def check_page_model(options: PushArguments) -> None:
 
 
 def stage_page(options: PushArguments, folder: Path) -> Staged:
-    """Puts the page together; `check_page_model` was called before."""
-    repo_id = options.repositories["space"]
-    folder.mkdir(parents=True)
-    for name in PAGE_FILES:
-        shutil.copyfile(PAGE_FOLDER / name, folder / name)
-    write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
-    name = repo_id.split("/")[-1]
-    metadata = SpaceCardData(
-        title=name,
-        emoji="✏️",
-        colorFrom="indigo",
-        colorTo="blue",
-        sdk="static",
-        app_file="index.html",
-        models=[options.repo_id],
-        license=options.license,
-        tags=[OUR_TAG],
-    )
-    text = f"""---
-{metadata}
----
+    """Puts the page together; `check_page_model` was called before.
 
-# {name}
-
-A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): draw or upload a picture, and the model
-classifies and completes it; it also draws new ones. The model runs in your browser, by onnxruntime-web; no picture
-leaves it.
-"""
-    write_text(folder / CARD_FILE, str(SpaceCard(text)))
-    return Staged("space", repo_id, folder)
+    Raises:
+        InputError: The template is missing.
+    """
+    about = "The model runs in your browser, by onnxruntime-web; no picture leaves it."
+    settings = {"colorTo": "blue", "sdk": "static", "app_file": "index.html"}
+    return stage_demo(options, folder, PAGE_FOLDER, PAGE_FILES, about, **settings)
 
 
 def _codec_problem(codec: Codec) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
@@ -21,36 +23,58 @@ SDK_VERSION = "6.31.0"  # of gradio, which this project doesn't require
 
 
 def stage_space(options: PushArguments, folder: Path) -> Staged:
-    """Puts a demo Space together.
+    """Puts the gradio Space together.
 
     Raises:
         InputError: The template is missing.
     """
-    repo_id = options.repositories["space"]
-    folder.mkdir(parents=True)
-    for name in APP_FILES:
-        if not (SPACE_FOLDER / name).is_file():
-            raise InputError(f"the demo's template {SPACE_FOLDER.name}/{name} is missing; install the package again")
-        shutil.copyfile(SPACE_FOLDER / name, folder / name)
-    write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
-    # Without the suffix of a local build (2.13.0+cpu), which no package index has.
-    pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
-    write_text(folder / "requirements.txt", "".join(pins))
-    name = repo_id.split("/")[-1]
-    metadata = SpaceCardData(
-        title=name,
-        emoji="✏️",
-        colorFrom="indigo",
+    about = "The page shows the tokens that the model reads, and how surprising each one was. It runs on a CPU."
+    staged = stage_demo(
+        *(options, folder, SPACE_FOLDER, APP_FILES, about),
         colorTo="purple",
         short_description="Draw, and a small GPT reads, completes and draws images",
         sdk="gradio",
         sdk_version=_gradio_version(),
         python_version=".".join(platform.python_version_tuple()[:2]),
         app_file=APP_FILES[0],
+    )
+    # Without the suffix of a local build (2.13.0+cpu), which no package index has.
+    pins = [f"{name}=={version(name).partition('+')[0]}\n" for name in LIBRARIES]
+    write_text(folder / "requirements.txt", "".join(pins))
+    if options.private:
+        staged.notes.append("the model is private: add a secret HF_TOKEN that may read it to the Space")
+    return staged
+
+
+def stage_demo(
+    options: PushArguments, folder: Path, template: Path, files: Sequence[str], about: str, **settings: Any
+) -> Staged:
+    """Copies the files of a template into a Space, with its card and the name of the model that it shows.
+
+    Args:
+        about: The end of the card's text.
+        settings: Of the Space, for its card.
+
+    Raises:
+        InputError: The template is missing.
+    """
+    folder.mkdir(parents=True)
+    for name in files:
+        if not (template / name).is_file():
+            raise InputError(f"the demo's template {template.name}/{name} is missing; install the package again")
+        shutil.copyfile(template / name, folder / name)
+    write_text(folder / MODEL_ID_FILE, options.repo_id + "\n")
+    repo_id = options.repositories["space"]
+    name = repo_id.split("/")[-1]
+    metadata = SpaceCardData(
+        title=name,
+        emoji="✏️",
+        colorFrom="indigo",
         models=[options.repo_id],
         datasets=[options.dataset_repo_id] if options.dataset_repo_id else None,
         license=options.license,
         tags=[OUR_TAG],
+        **settings,
     )
     text = f"""---
 {metadata}
@@ -59,12 +83,10 @@ def stage_space(options: PushArguments, folder: Path) -> Staged:
 # {name}
 
 A demo of [{options.repo_id}](https://huggingface.co/{options.repo_id}): draw or upload a picture, and the model
-classifies and completes it; it also draws new ones. The page shows the tokens that the model reads, and how surprising
-each of them was. Everything runs here, on a CPU.
+classifies and completes it; it also draws new ones. {about}
 """
     write_text(folder / CARD_FILE, str(SpaceCard(text)))
-    notes = ["the model is private: add a secret HF_TOKEN that may read it to the Space"] if options.private else []
-    return Staged("space", repo_id, folder, notes)
+    return Staged("space", repo_id, folder)
 
 
 def _gradio_version() -> str:

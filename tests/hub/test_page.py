@@ -31,7 +31,7 @@ from imagelm.inference.loading import load_for_inference
 from imagelm.inference.scoring import class_probabilities
 from imagelm.remote_code.codec_imagelm import Codec, PatchCodec
 from testing.local_hub import LocalHub
-from tests.browser import new_page
+from tests.browser import draw, new_page
 from tests.conftest import CLASSES, ROOT, run
 from tests.images import random_images, smooth_images, to_image
 
@@ -118,17 +118,6 @@ def opened(page: Page) -> Page:
     return page
 
 
-def draw_by_hand(page: Page, *points: tuple[float, float]) -> None:
-    """A stroke with the mouse; x and y in shares of the paper's sides."""
-    box = page.locator("#paper").bounding_box()
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=8)
-    page.mouse.up()
-
-
 def draw_by_touch(page: Page, *points: tuple[float, float]) -> None:
     """A stroke with a finger; x and y in shares of the paper's sides."""
     box = page.locator("#paper").bounding_box()
@@ -165,7 +154,7 @@ def test_a_drawing_gets_pythons_tokens_class_and_completion(
         page.get_by_role("button", name="Classify").click()
         assert "The paper is empty" in page.locator("#input-message").inner_text()
         page.get_by_label("Ink").fill("#f0a020")
-        draw_by_hand(page, (0.2, 0.2), (0.8, 0.3), (0.3, 0.9))
+        draw(page, "#paper", (0.2, 0.2), (0.8, 0.3), (0.3, 0.9))
         page.get_by_role("button", name="Classify").click()
         tokens, shares = shown_answer(page)
         pixels = canvas_pixels(page, "#paper")[..., :3]

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.stage_space import SDK_VERSION, stage_space
 from testing.local_hub import LocalHub
-from tests.browser import new_page
+from tests.browser import draw, new_page
 from tests.conftest import CLASSES, run
 from tests.hub.test_push import DEMO, MODEL, ROWS, online_environment, push_words
 from tests.separate import environment, install
@@ -99,18 +99,6 @@ def opened(browser: Browser, address: str, **options: bool) -> Iterator[Page]:
         yield page
 
 
-def draw(page: Page, points: list[tuple[float, float]]) -> None:
-    """Draws a line with the mouse; points are shares of the sheet's width and height."""
-    page.locator("#sheet canvas").scroll_into_view_if_needed()
-    box = page.locator("#sheet canvas").bounding_box()
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=5)
-    page.mouse.up()
-
-
 def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
@@ -150,7 +138,7 @@ def test_a_drawing_gets_the_probabilities_that_python_gives_it(
 ):
     with opened(chromium, demo, phone=phone) as page:
         page.get_by_role("button", name="Colour #e03131").click()
-        draw(page, [(0.2, 0.2), (0.8, 0.3), (0.4, 0.8)])
+        draw(page, "#sheet canvas", (0.2, 0.2), (0.8, 0.3), (0.4, 0.8))
         picture = page.locator("#sheet canvas").evaluate("canvas => canvas.toDataURL('image/png')")
         press(page, "Classify")
         shown = bars(page)
@@ -173,9 +161,9 @@ def test_undo_and_clear_take_strokes_back(chromium: Browser, demo: str):
         sheet = page.locator("#sheet canvas")
         look = "canvas => canvas.toDataURL()"
         empty = sheet.evaluate(look)
-        draw(page, [(0.2, 0.2), (0.8, 0.2)])
+        draw(page, "#sheet canvas", (0.2, 0.2), (0.8, 0.2))
         first = sheet.evaluate(look)
-        draw(page, [(0.2, 0.8), (0.8, 0.8)])
+        draw(page, "#sheet canvas", (0.2, 0.8), (0.8, 0.8))
         second = sheet.evaluate(look)
         page.get_by_role("button", name="Undo").click()
         page.wait_for_function("first => document.querySelector('#sheet canvas').toDataURL() === first", arg=first)
