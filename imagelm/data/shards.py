@@ -118,7 +118,7 @@ class Shards:
         return PrepareArguments(**self.records[0]["options"] | {name: getattr(merge, name) for name in PLACES})
 
     def check_source(self, identity: dict[str, object]) -> None:
-        """Raises an InputError if the input isn't any more what the shards were made from."""
+        """Raises an InputError if the input has changed since the shards were prepared."""
         check_input(self.records[0]["input"], identity, self.folders[0])
 
     def check_files(self) -> list[tuple[int, int]]:
@@ -163,7 +163,7 @@ def open_shards(folder: str) -> Shards:
 
 
 def check_input(recorded: dict[str, object], found: dict[str, object], where: Path) -> None:
-    """Raises an InputError if the input isn't any more what a shard or a plan in the folder `where` was made from."""
+    """Raises an InputError if the input has changed since the shard or plan in the folder `where` was prepared."""
     if changed := _difference(recorded, found):
         raise InputError(f"the input changed since {where} was prepared: {changed}; prepare all shards again")
 
