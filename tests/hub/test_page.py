@@ -118,6 +118,13 @@ def opened(page: Page) -> Page:
     return page
 
 
+def draw_new(page: Page, seed: int) -> None:
+    """Draws new pictures; the message of those before goes first, as a tap comes a moment later."""
+    page.evaluate("document.querySelector('#draw-message').textContent = ''")
+    page.get_by_role("button", name="Draw", exact=True).tap()
+    page.locator("#draw-message", has_text=f"Seed {seed}:").wait_for()
+
+
 def draw_by_touch(page: Page, *points: tuple[float, float]) -> None:
     """A stroke with a finger; x and y in shares of the paper's sides."""
     box = page.locator("#paper").bounding_box()
@@ -189,14 +196,12 @@ def test_new_pictures_follow_from_the_seed_and_have_the_class(chromium: Browser,
         drawn = []
         for seed in (5, 5, 6):
             page.get_by_label("Seed").fill(str(seed))
-            page.get_by_role("button", name="Draw", exact=True).tap()
-            page.locator("#draw-message", has_text=f"Seed {seed}:").wait_for()
+            draw_new(page, seed)
             drawn.append([canvas_pixels(page, f"#drawings figure:nth-child({i}) canvas").tolist() for i in (1, 2, 3)])
         assert drawn[0] == drawn[1] != drawn[2] and drawn[0][0] != drawn[0][1]
         name = page.locator("#drawings figcaption").first.inner_text().rpartition(",")[0]
         page.get_by_label("Class", exact=True).select_option(name)
-        page.get_by_role("button", name="Draw", exact=True).tap()
-        page.locator("#draw-message", has_text="Seed 6:").wait_for()
+        draw_new(page, 6)
         captions = page.locator("#drawings figcaption").all_inner_texts()
         assert captions and all(caption.startswith(f"{name}, ") for caption in captions)
         assert canvas_pixels(page, "#drawings figure:nth-child(1) canvas").tolist() == drawn[2][0]
