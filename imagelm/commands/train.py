@@ -58,7 +58,7 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
 
 def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     """The story of a run; returns the figures of best_model."""
-    from imagelm.evaluation.baselines import baseline_hits
+    from imagelm.evaluation.interval import fitted_in_words
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
     from imagelm.training.inputs import load_inputs
@@ -94,10 +94,10 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
         if push and is_main:  # whether a push can succeed is known before hours of training
             logger.info("%s", check_hub(push, args))
 
-        splits = {name: data.dataset[name] for name in ("test", data.eval_split)}
-        hits = baseline_hits(data.rows_for_baselines(), splits, data.grammar) if is_main else {}
+        hits = data.baseline_hits() if is_main else {}
         majority, bag = (hits["test"][name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
-        logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f", majority, bag)
+        fitted = fitted_in_words(data.fitted_record())
+        logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f%s", majority, bag, fitted)
         history = train(launch, data, model, plan, record, resume, push)
         results = evaluate(launch, data, hits, record)
         if is_main:
@@ -266,6 +266,7 @@ def evaluate(
         if name == BEST_FOLDER and data.eval_split != "test":
             found = measure(folder, "test") | {data.eval_split: found}
         results[name] = found | {"step": selections[name]["step"], "class_names": data.stats["class_names"]}
+        results[name] |= data.fitted_record()
         if launch.args.process_index == 0:
             add_json(folder, {RESULTS_FILE: results[name]})
     record.measured(results[BEST_FOLDER], selections[BEST_FOLDER])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 SIGNIFICANCE = 0.05
+FIRST, RANDOM = "the first ones of the stream", "drawn at random"  # the rows that the bag of tokens is fitted on
 BASELINES = {"versus_bag_of_tokens": "a bag of tokens", "versus_majority": "the majority class"}
 
 
@@ -39,6 +40,13 @@ def paired_comparison(model: np.ndarray, baseline: np.ndarray) -> dict[str, Any]
     p_value = float(binomtest(only_model, num_rows).pvalue) if num_rows else 1.0
     better = only_model > only_baseline and p_value < SIGNIFICANCE
     return {"only_model": only_model, "only_baseline": only_baseline, "p_value": p_value, "clearly_better": better}
+
+
+def fitted_in_words(results: dict[str, Any]) -> str:
+    """Which training rows the bag of tokens of `eval_results.json` was fitted on, as a clause; empty if on all."""
+    if (rows := results.get("bag_of_tokens_rows")) is None:
+        return ""
+    return f", fitted on {rows['fitted']:,} of {rows['of']:,} training rows, {rows['drawn']}"
 
 
 def baseline_warning(results: dict[str, Any]) -> str | None:

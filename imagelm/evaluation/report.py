@@ -16,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from imagelm.data.stats import dropped_rows, rows_in_words
-from imagelm.evaluation.interval import baseline_warning
+from imagelm.evaluation.interval import baseline_warning, fitted_in_words
 from imagelm.tokens.vocabulary import CLS
 from imagelm.utils.atomic_io import write_text
 from imagelm.utils.fonts import drawable_names, font_files
@@ -86,7 +86,7 @@ def summary(results: dict, run: dict, report: Path) -> str:
         ("next-token accuracy", f"{results['eval_next_token_accuracy']:.4f}"),
         ("CLS-slot accuracy", f"{results['eval_cls_accuracy']:.4f} (95 % interval {low:.3f} to {high:.3f})"),
         ("  majority class", f"{results['majority_accuracy']:.4f} (baseline)"),
-        ("  bag of tokens", f"{results['bag_of_tokens_accuracy']:.4f} (baseline)"),
+        ("  bag of tokens", f"{results['bag_of_tokens_accuracy']:.4f} (baseline{fitted_in_words(results)})"),
         ("leak check", f"changing the tokens after {CLS} changed the logits by at most {leak:.1e}"),
         ("time", f"{run['durations']['train']:.0f} s training, {run['durations']['total']:.0f} s in all"),
         ("report and plots", f"{report}"),
@@ -177,10 +177,11 @@ def _report(results: dict, final: dict, run: dict, stats: dict) -> str:
     length = trained_length(run)
     warning = baseline_warning(results)
     verdict = f"**{warning[0].upper()}{warning[1:]}.**" if warning else "`best_model` is clearly better than both."
+    regression = f"bag of tokens (logistic regression{fitted_in_words(results)})"
     baselines = "\n".join(
         f"| {name} | {results[f'{key}_accuracy']:.4f} | {test['only_model']} | {test['only_baseline']} | "
         f"{test['p_value']:.2g} |"
-        for key, name in (("majority", "majority class"), ("bag_of_tokens", "bag of tokens (logistic regression)"))
+        for key, name in (("majority", "majority class"), ("bag_of_tokens", regression))
         for test in [results[f"versus_{key}"]]
     )
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())

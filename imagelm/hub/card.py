@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from imagelm.data.stats import dropped_rows, rows_in_words
-from imagelm.evaluation.interval import baseline_warning
+from imagelm.evaluation.interval import baseline_warning, fitted_in_words
 from imagelm.evaluation.report import fine_tuning, trained_length
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.privacy import without_paths
@@ -156,6 +156,7 @@ def model_card(facts: CardFacts, loaded: LoadedModel) -> str:
         "cell": table_cell,
         "processes": processes,
         "dropped": dropped_rows(facts.stats) if facts.stats else None,
+        "fitted": fitted_in_words(facts.results or {}),
         "fine_tuning": fine_tuning(facts.run or {}),
         "rows": rows_in_words(facts.stats["num_rows"]) if facts.stats else None,
         "split": (facts.results or {}).get("split", "test"),

@@ -26,6 +26,7 @@ from imagelm.data.load import (
 )
 from imagelm.data.stats import rows_in_words
 from imagelm.data.training_images import image_digests
+from imagelm.evaluation.baselines import MAX_FITTED, baseline_hits, fitted_record
 from imagelm.models.save import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
 from imagelm.tokens.grammar import Grammar
@@ -63,9 +64,15 @@ class TrainingInputs:
         lengths = self.stats["lengths"]
         return (args.per_device_train_batch_size, lengths["max"]) if lengths["min"] == lengths["max"] else None
 
-    def rows_for_baselines(self) -> Dataset:
-        """The training rows, or the first ones of a stream."""
-        return self.train.sample() if isinstance(self.train, StreamedRows) else self.dataset["train"]
+    def baseline_hits(self) -> dict[str, dict[str, np.ndarray]]:
+        """Which rows the baselines get right, of the test rows and of those that are evaluated in training."""
+        train = self.train.sample(MAX_FITTED) if isinstance(self.train, StreamedRows) else self.dataset["train"]
+        splits = {name: self.dataset[name] for name in ("test", self.eval_split)}
+        return baseline_hits(train, splits, self.grammar, self.stats["classes"]["train"])
+
+    def fitted_record(self) -> dict[str, Any]:
+        """What the results say of the rows that the baselines are fitted on."""
+        return fitted_record(self.stats["num_rows"]["train"], isinstance(self.train, StreamedRows))
 
 
 def load_inputs(launch: Launch) -> TrainingInputs:

@@ -30,7 +30,6 @@ from imagelm.utils.text import first_line
 COLUMNS = ["input_ids", "label"]
 MAX_LANES = 64  # so many processes share the shards without reading any row twice
 BLOCK_ROWS = 1_000
-SAMPLE_ROWS = 50_000  # for the baselines
 
 
 @dataclass(frozen=True)
@@ -183,13 +182,15 @@ class StreamedRows(torch.utils.data.Dataset):
         lane, row = divmod((process * self.update.steps + step) * self.update.batch + row, self.per_lane)
         return lane, number * self.per_lane + row
 
-    def sample(self, size: int = SAMPLE_ROWS) -> Dataset:
-        """The first rows of the lanes, at most `size`, for what needs a whole dataset; reading is started again."""
+    def sample(self, size: int) -> Dataset:
+        """The first rows of the lanes, `size` or all, for what needs a whole dataset; reading is started again."""
         self.set_epoch(0)
         tables: list[pa.Table] = []
-        for rows, length in zip(self.lanes, self.lengths, strict=True):
-            left = min(length, -(-size // len(self.lanes)))
-            for table in self._tables(rows):
+        by_length = sorted(range(len(self.lanes)), key=self.lengths.__getitem__)
+        for place, lane in enumerate(by_length):  # what a short lane lacks, the longer ones give
+            left = min(self.lengths[lane], -(-size // (len(by_length) - place)))
+            size -= left
+            for table in self._tables(self.lanes[lane]) if left else ():
                 tables.append(table.slice(0, left))
                 left -= len(tables[-1])
                 if not left:

@@ -6,13 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
-from imagelm.evaluation.baselines import bag_of_tokens, baseline_figures, baseline_hits
-from imagelm.evaluation.interval import baseline_warning, paired_comparison
+from imagelm.evaluation import baselines
+from imagelm.evaluation.baselines import bag_of_tokens, baseline_figures, baseline_hits, fitted_record, fitted_rows
+from imagelm.evaluation.interval import baseline_warning, fitted_in_words, paired_comparison
 from tests.conftest import NUM_CODES, sentence, write_jsonl
 
 
@@ -57,6 +59,33 @@ def test_variants_of_an_image_do_not_weaken_the_bag(tmp_path, grammar, vocab_fil
     weakened = (LogisticRegression(max_iter=1000).fit(train, labels).predict(test) == truth).mean()
     assert weakened < 0.5
     assert baseline_hits(data["train"], {"test": data["test"]}, grammar)["test"]["bag_of_tokens"].all()
+
+
+def test_of_many_rows_the_regression_is_fitted_on_one_of_each_stretch_and_says_so(monkeypatch):
+    rows = Dataset.from_dict({"number": range(baselines.MAX_FITTED)})
+    assert fitted_rows(rows) is rows and fitted_record(len(rows)) == {} and fitted_in_words({}) == ""
+    monkeypatch.setattr(baselines, "MAX_FITTED", 100)
+    rows = rows.select(range(1_030))
+    drawn = fitted_rows(rows)["number"][:]
+    assert [int(number * 100 / 1_030) for number in np.add(drawn, 1 - 1e-9)] == list(range(100))
+    assert fitted_rows(rows)["number"][:] == drawn and len(set(np.diff(drawn))) > 5
+    assert fitted_in_words(fitted_record(1_030)) == ", fitted on 100 of 1,030 training rows, drawn at random"
+    words = ", fitted on 100 of 1,030 training rows, the first ones of the stream"
+    assert fitted_in_words(fitted_record(1_030, streamed=True)) == words
+
+
+def test_the_majority_is_that_of_all_rows_though_the_regression_is_fitted_on_some(prepared, grammar, monkeypatch):
+    data = load_prepared(prepared)
+    train, test = data["train"].select(np.argsort(data["train"]["label"], kind="stable")), data["test"]
+    of_all = baseline_hits(train, {"test": test}, grammar)["test"]
+    few = train.select(range(5))  # of the first class, as a stream may begin
+    counts = np.bincount(train["label"]).tolist()
+    of_few = baseline_hits(few, {"test": test}, grammar, counts)["test"]
+    assert of_few["majority"].tolist() == of_all["majority"].tolist()
+    assert of_few["bag_of_tokens"].tolist() == [label == 0 for label in test["label"]]
+    monkeypatch.setattr(baselines, "BLOCK_ROWS", 7)
+    in_blocks = baseline_hits(train, {"test": test}, grammar)["test"]
+    assert all((in_blocks[name] == of_all[name]).all() for name in of_all)
 
 
 @pytest.mark.parametrize(

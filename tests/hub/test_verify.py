@@ -345,6 +345,17 @@ def test_each_figure_that_was_changed_in_the_third_digit_is_named_with_its_place
     assert len(unexplained) == 1 and all(figure in unexplained[0] for figure in ALONE)
 
 
+def test_a_bag_that_was_fitted_on_the_first_rows_of_a_stream_is_not_judged(tampered: Path):
+    file = tampered / "model/eval_results.json"
+    results = json.loads(file.read_text())
+    rows = {"fitted": 100_000, "of": 150_000, "drawn": "the first ones of the stream"}
+    file.write_text(json.dumps(results | {"bag_of_tokens_rows": rows, "bag_of_tokens_accuracy": 0.01}))
+    result = check(tampered / "model", tampered / "dataset")
+    assert result.holds and not any("bag" in verdict.figure for verdict in result.verdicts)
+    what = "the figures of the bag of tokens, fitted on 100,000 of 150,000 training rows, the first ones of the stream"
+    assert f"not checked: {what}" in result.notes
+
+
 def test_other_weights_and_other_test_rows_are_named(tampered: Path, grammar: Grammar):
     file = tampered / "model/model.safetensors"
     weights = load_file(file)

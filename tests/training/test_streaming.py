@@ -90,6 +90,7 @@ def test_reading_starts_at_any_place_and_a_sample_comes_from_all_lanes(prepared,
         assert [row["input_ids"].tolist() for row in rows.__getitems__([start, start + 1])] == whole[start : start + 2]
     sample = rows.sample(18)
     assert len(sample) == 18 and len({tuple(row) for row in sample["input_ids"]}) == 18
+    assert [len({tuple(row) for row in rows.sample(size)["input_ids"]}) for size in (20, 99)] == [20, 72]
 
 
 def test_shards_are_dealt_to_lanes_of_equal_size_as_many_as_the_batch_allows():

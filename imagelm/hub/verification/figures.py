@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from imagelm.evaluation.baselines import baseline_figures, baseline_hits
+from imagelm.evaluation.baselines import baseline_figures, baseline_hits, fitted_record
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.hub.verification.reported import flat
 from imagelm.metrics import COLUMNS, IGNORE_INDEX, ComputeMetrics, RowReduction, is_first_max, token_nll
@@ -134,7 +134,8 @@ def true_figures(columns: np.ndarray, grammar: Grammar, train: Dataset | None, t
     figures["rows_per_class"] = [sum(row) for row in figures["confusion_matrix"]]
     figures |= {"samples": len(test), "cls_accuracy_interval": accuracy_interval(figures["cls_accuracy"], len(test))}
     if train is not None:
-        figures |= baseline_figures(baseline_hits(train, {"": test}, grammar)[""], metrics.correct)
+        hits = baseline_hits(train, {"": test}, grammar)[""]
+        figures |= baseline_figures(hits, metrics.correct) | fitted_record(len(train))
     return {name: value for name, value in flat(figures) if not name.endswith("p_value")}
 
 
