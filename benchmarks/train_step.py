@@ -4,10 +4,10 @@
     python -m benchmarks.train_step --nanogpt ../nanoGPT --litgpt ../litgpt --run_clm ../run_clm.py --dropout 0
     python -m benchmarks.train_step --nanogpt ../nanoGPT --device cuda --shapes 8x201 64x201 256x201 32x789 --steps 220
 
-Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows in bfloat16 autocast, in a
-separate process that ends after --steps optimizer steps. A figure is the median time between two steps, without the
-first ones (compilation); on a GPU the mean, without waiting in between. The dropout is the same too, except for
-run_clm.py, which trains its own recipe (0.1).
+Every contestant trains the same model (6 layers, 8 heads, 384 wide) on the same rows, in bfloat16 autocast or in
+float32 (--dtype), in a separate process that ends after --steps optimizer steps. A figure is the median time between
+two steps, without the first ones (compilation); on a GPU the mean, without waiting in between. The dropout is the same
+too, except for run_clm.py, which trains its own recipe (0.1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks.common import ROOT, median, parser, peak_gflops, random_rows, ratios, rounds, run, save
 
 SHAPES = ("32x54", "8x201", "2x789")
-# What a run on a GPU may add to the defaults.
+# What is tried beside the defaults.
+CPU_OPTIONS = {"not compiled": ["--compile", "off"]}
 GPU_OPTIONS = {
     "compiled": ["--compile", "on"],
     "rows on the device": ["--rows_on_device", "true"],
@@ -46,17 +47,24 @@ def main() -> None:
     made.add_argument("--run_clm", type=Path, help="transformers' examples/pytorch/language-modeling/run_clm.py")
     made.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxTOKENS", help="of a batch")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    made.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the matrix products")
     made.add_argument("--dropout", type=float, default=0.0, help="dropout of attention, residuals and embeddings")
     made.add_argument("--steps", type=int, default=14, help="optimizer steps per process")
     arguments = made.parse_args()
     name = "train_step" if arguments.dropout == 0 else "train_step_dropout"
     name = name if arguments.device == "cpu" else f"gpu_{name}"
+    name = name if arguments.dtype == "bfloat16" else f"{name}_{arguments.dtype}"
     tables: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as home:
         for shape in arguments.shapes:
             batch_size, length = (int(number) for number in shape.split("x"))
             tables[shape] = compare(arguments, batch_size, length, Path(home))
-            found = {"threads": arguments.threads, "dropout": arguments.dropout, "shapes": tables}
+            found = {
+                "threads": arguments.threads,
+                "dtype": arguments.dtype,
+                "dropout": arguments.dropout,
+                "shapes": tables,
+            }
             save(name, found, arguments.output)  # on a CPU each shape is a quarter of an hour
 
 
@@ -67,7 +75,7 @@ def compare(arguments, batch_size: int, length: int, home: Path) -> dict:
     dropout = arguments.dropout
     shape = ["--dataset_dir", str(data), "--length", str(length), "--batch_size", str(batch_size)]
     shape += ["--dropout", str(dropout), "--threads", str(arguments.threads)]
-    shape += ["--device", arguments.device]
+    shape += ["--device", arguments.device, "--dtype", arguments.dtype]
     sizes = f"num_hidden_layers={LAYERS},num_attention_heads=8,hidden_size={WIDTH}"
     rates = f"resid_pdrop={dropout},embd_pdrop={dropout},attn_pdrop={dropout}"
 
@@ -76,9 +84,9 @@ def compare(arguments, batch_size: int, length: int, home: Path) -> dict:
         return lambda: timed_steps(script, words, launcher, (first, arguments.steps), arguments.threads, home)
 
     ours = train_words(data, home / "out", batch_size, arguments.threads, f"{sizes},{rates}")
-    ours = [*ours, *([] if on_gpu else ["--use_cpu"])]
+    ours += ["--bf16", str(arguments.dtype == "bfloat16").lower(), *([] if on_gpu else ["--use_cpu"])]
     contestants = {"train.py": contest("train.py", *ours, launcher=LAUNCHER)}
-    for options, words in GPU_OPTIONS.items() if on_gpu else ():
+    for options, words in (GPU_OPTIONS if on_gpu else CPU_OPTIONS).items():
         contestants[f"train.py, {options}"] = contest("train.py", *ours, *words, launcher=LAUNCHER)
     contestants["stock Trainer"] = contest(str(CONTESTANTS / "stock_trainer.py"), *shape)
     loop = str(CONTESTANTS / "own_loop.py")
@@ -92,10 +100,11 @@ def compare(arguments, batch_size: int, length: int, home: Path) -> dict:
         contestants["LitGPT compiled"] = contest(loop, *shape, *peer, "--compile")
     if arguments.run_clm and not dropout:
         words = run_clm_words(arguments.run_clm, home / f"raw{length}", data, length, batch_size)
+        words += ["--bf16"] if arguments.dtype == "bfloat16" else []
         contestants["run_clm.py, dropout 0.1"] = contest(str(CONTESTANTS / "run_clm.py"), *words)
-    peaks = [peak_gflops("bfloat16", arguments.threads, arguments.device)]
+    peaks = [peak_gflops(arguments.dtype, arguments.threads, arguments.device)]
     results = rounds(contestants, arguments.rounds)
-    peaks.append(peak_gflops("bfloat16", arguments.threads, arguments.device))
+    peaks.append(peak_gflops(arguments.dtype, arguments.threads, arguments.device))
     flops, ours = model_flops(length, batch_size), "train.py"
     if on_gpu:  # the fastest way of ours
         ours = min((name for name in results if name.startswith(ours)), key=lambda name: median(results[name], TIME))
@@ -139,7 +148,7 @@ def run_clm_words(script: Path, raw: Path, data: Path, length: int, batch_size: 
     json_file.symlink_to(raw / "rows.jsonl")
     sizes = f"n_layer={LAYERS},n_head=8,n_embd={WIDTH},n_positions={length},vocab_size=516"
     return [
-        *(str(script.resolve()), "--model_type", "gpt2", "--config_overrides", sizes, "--bf16", "--use_cpu"),
+        *(str(script.resolve()), "--model_type", "gpt2", "--config_overrides", sizes, "--use_cpu"),
         *("--tokenizer_name", str(data / "tokenizer"), "--train_file", str(json_file), "--block_size", str(length)),
         *("--do_train", "--per_device_train_batch_size", str(batch_size), "--num_train_epochs", "1000"),
         *("--output_dir", str(raw / "out"), "--cache_dir", str(raw / "cache"), "--disable_tqdm", "true"),

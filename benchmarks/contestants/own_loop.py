@@ -19,6 +19,7 @@ parser.add_argument("--length", type=int, required=True)
 parser.add_argument("--batch_size", type=int, required=True)
 parser.add_argument("--dropout", type=float, required=True)
 parser.add_argument("--threads", type=int, required=True)
+parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
 parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 parser.add_argument("--layers", type=int, default=6)
 parser.add_argument("--width", type=int, default=384)
@@ -65,7 +66,7 @@ generator = torch.Generator().manual_seed(0)
 while True:
     batch = rows[torch.randint(len(rows), (given.batch_size,), generator=generator).to(given.device)]
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    with torch.autocast(given.device, torch.bfloat16):
+    with torch.autocast(given.device, torch.bfloat16, enabled=given.dtype == "bfloat16"):
         if given.peer == "nanogpt":
             _, loss = step_model(inputs, targets.contiguous())
         else:

@@ -25,6 +25,7 @@ parser.add_argument("--length", type=int, required=True)
 parser.add_argument("--batch_size", type=int, required=True)
 parser.add_argument("--dropout", type=float, required=True)
 parser.add_argument("--threads", type=int, required=True)
+parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
 parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
 parser.add_argument("--layers", type=int, default=6)
 parser.add_argument("--width", type=int, default=384)
@@ -53,7 +54,7 @@ with tempfile.TemporaryDirectory() as folder:
         args=TrainingArguments(
             folder,
             per_device_train_batch_size=given.batch_size,
-            bf16=True,
+            bf16=given.dtype == "bfloat16",
             use_cpu=given.device == "cpu",
             save_strategy="no",
             num_train_epochs=1000,

@@ -1,7 +1,7 @@
 """How a model computes while it trains, faster: with the same weights, the same function.
 
 One idea: what is computed follows the config (tanh GELU, dropout, causal attention), so the saved folder is a standard
-one; how it is computed is chosen once for device, dtype, length and amount of work, logged, recorded in `run.json`, and
+one; how it is computed is chosen once for device, dtype, length and measured time, logged, recorded in `run.json`, and
 can be set by `--attention`, `--compile` and `--num_threads`.
 """
 
@@ -21,13 +21,12 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from imagelm.accel.attention import attention_in_use
 from imagelm.accel.dropout import FastDropout
 
-# Floating-point operations of a process from which compiling the blocks (half a minute) pays: a quarter of an hour on
-# one core that does 200 GFLOP/s.
-COMPILE_FLOPS = 2e14
-# On one H100, in bf16 and with 6 blocks of width 384, a step of 256 rows of 201 tokens took 26.4 ms compiled and 33.8
-# uncompiled; one of 64 rows 18.6 and 16.9. Compiling took up to 25 s.
+# What compiling the blocks saves of a step at least, and what it costs, with 6 blocks of width 384 in bf16. On one core
+# of a Zen 4 a step of 8 rows of 201 tokens took 0.71 s compiled and 0.78 uncompiled, and compiling took 10 to 30 s. On
+# one H100 a step of 256 such rows took 26.4 ms compiled and 33.8 uncompiled, one of 64 rows 18.6 and 16.9.
+SAVED_SHARE = {"cpu": 0.09, "cuda": 0.22}
+COMPILE_SECONDS = {"cpu": 30, "cuda": 25}
 GPU_BATCH_TOKENS = 256 * 201
-GPU_SAVED_SECONDS, GPU_COMPILE_SECONDS = 7.4e-3 / GPU_BATCH_TOKENS, 25  # a token, once
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 KEPT_BYTES = 2**30
 
@@ -52,7 +51,7 @@ def accelerate_training(
     model: PreTrainedModel,
     device: torch.device,
     choice: str,
-    flops: float,
+    seconds: float | None,
     batch: tuple[int, int] | None,
     attention: str | None = None,
 ) -> ComputePlan:
@@ -62,7 +61,8 @@ def accelerate_training(
         model: Not yet wrapped.
         device: Where it will train.
         choice: `--compile`: auto, on or off.
-        flops: Floating-point operations that training takes in this process; decides for auto.
+        seconds: That training takes if the blocks aren't compiled, as measured; decides for auto. None if no clock may
+            decide.
         batch: Rows and length of a full batch; None if lengths differ.
         attention: The `attn_implementation` that the model was built with.
     """
@@ -73,7 +73,7 @@ def accelerate_training(
                 setattr(module, name, FastTanhGELU())
             elif type(child) is nn.Dropout and child.p > 0 and device.type == "cpu":
                 setattr(module, name, FastDropout(child.p))
-    compiled, reason = _whether_to_compile(device, choice, flops, flops / (6 * model.num_parameters()), batch)
+    compiled, reason = _whether_to_compile(device, choice, seconds, batch)
     if compiled:
         for block in blocks(model):
             compile_in_training(block, batch)
@@ -127,18 +127,19 @@ def keep_memory() -> bool:
 
 
 def _whether_to_compile(
-    device: torch.device, choice: str, flops: float, num_tokens: float, batch: tuple[int, int] | None
+    device: torch.device, choice: str, seconds: float | None, batch: tuple[int, int] | None
 ) -> tuple[bool, str]:
     if choice != "auto":
         return choice == "on", "as requested"
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in SAVED_SHARE:
         return False, "not measured on this device; --compile on"
     if batch is None:
         return False, "rows differ in length"
     if device.type == "cuda" and batch[0] * batch[1] < GPU_BATCH_TOKENS:
         return False, f"batches are smaller than {GPU_BATCH_TOKENS:,} tokens"
-    repaid = num_tokens * GPU_SAVED_SECONDS > 2 * GPU_COMPILE_SECONDS
-    if not (repaid if device.type == "cuda" else flops >= COMPILE_FLOPS):
+    if seconds is None:
+        return False, "a measured time can't decide with --full_determinism; --compile on"
+    if seconds * SAVED_SHARE[device.type] < 2 * COMPILE_SECONDS[device.type]:
         return False, "the run is too short to repay the compile time"
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
         return False, "there is no C++ compiler"

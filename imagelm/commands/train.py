@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +61,7 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
     from imagelm.training.inputs import load_inputs
-    from imagelm.training.rehearsal import rehearse
+    from imagelm.training.rehearsal import choose_computing, rehearse
     from imagelm.training.resume import plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.training.streaming import StreamedRows
@@ -76,7 +75,6 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     data = load_inputs(launch)
     model = make_model(launch, data)
     rehearse(launch, data, model)  # what can't be built is refused before the output folder is touched
-    plan = choose_computing(launch, data, model)
 
     # A new run, or one to resume
     order = data.train.order if isinstance(data.train, StreamedRows) else None
@@ -88,6 +86,7 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
             if push and is_main:
                 publish_run(push)
             return read_json(output / BEST_FOLDER / RESULTS_FILE)
+        plan = choose_computing(launch, data, model, resume.checkpoint)
         start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
         logger.info("%s", "\n".join([*resume.notes, start]))
         record = RunRecord(launch, identity, data.stats, started, is_new=resume.checkpoint is None)
@@ -163,18 +162,6 @@ def make_model(launch: Launch, data: TrainingInputs) -> PreTrainedModel:
         logger.info("fine-tuning: %s", note)
     logger.info("model: %s, %s parameters, %d positions", model.config.model_type, size, stats["max_length"])
     return model
-
-
-def choose_computing(launch: Launch, data: TrainingInputs, model: PreTrainedModel) -> ComputePlan:
-    """Chooses how the model computes, and prepares it for that."""
-    from imagelm.accel.compile import accelerate_training
-
-    args, batch = launch.args, data.full_batch(launch.args)
-    flops = launch.flops(model.num_parameters(), data.stats)
-    choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
-    plan = accelerate_training(model, args.device, choice, flops, batch, launch.attention())
-    launch.computing = {"mixed_precision": args.mixed_precision, **asdict(plan)}
-    return plan
 
 
 def train(

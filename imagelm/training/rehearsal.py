@@ -2,7 +2,7 @@
 
 One idea: which options work together depends on packages, devices and the architecture, and only building and stepping
 shows it. So everything is tried once with the real options, in a temporary folder: what fails is refused in one line,
-and what succeeds tells how much time and memory the run will take.
+and what succeeds tells how much time and memory the run will take, and whether compiling the model's blocks pays.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from imagelm.accel.compile import accelerate_training
+from imagelm.accel.compile import ComputePlan, accelerate_training
 from imagelm.training.arguments import CommonTrainingArguments
 from imagelm.training.checkpoint import CHECKPOINT_PATTERN
 from imagelm.training.inputs import TrainingInputs
 from imagelm.training.launch import Launch, OneDeviceArguments
+from imagelm.training.run_record import read_record
 from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.errors import DivergedError, InputError, LeakError, StorageError
 from imagelm.utils.text import reason
@@ -82,7 +84,7 @@ def rehearse(launch: Launch, data: TrainingInputs, model: PreTrainedModel) -> No
     with options_blamed(launch), tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         model = copy.deepcopy(model)
-        accelerate_training(model, args.device, "off", 0.0, None, launch.attention())
+        accelerate_training(model, args.device, "off", None, None, launch.attention())
         trainer = ImageTrainer(model, args, launch.run, data.tokenizer, data.train, data.dataset[data.eval_split])
         for reporter in get_reporting_integration_callbacks(args.report_to):
             trainer.remove_callback(reporter)  # they were built; none opens a run
@@ -95,6 +97,26 @@ def rehearse(launch: Launch, data: TrainingInputs, model: PreTrainedModel) -> No
             return
         seconds = measurement.seconds * _num_batches(launch, data)
         launch.estimate = {"seconds": seconds, "bytes": measurement.num_bytes()}
+
+
+def choose_computing(
+    launch: Launch, data: TrainingInputs, model: PreTrainedModel, checkpoint: str | None
+) -> ComputePlan:
+    """Chooses how the model computes by the estimated time, and prepares it for that; every process must call it.
+
+    A run that goes on from a checkpoint computes as it began.
+    """
+    args = launch.args
+    seconds: float | None = launch.estimate.get("seconds", 0.0)
+    if checkpoint:
+        seconds = math.inf if read_record(launch.output).get("computing", {}).get("compiled") else 0.0
+    elif args.full_determinism:
+        seconds = None
+    (seconds,) = broadcast_object_list([seconds])  # one clock decides for all processes
+    choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
+    plan = accelerate_training(model, args.device, choice, seconds, data.full_batch(args), launch.attention())
+    launch.computing = {"mixed_precision": args.mixed_precision, **dataclasses.asdict(plan)}
+    return plan
 
 
 def estimate_text(launch: Launch, data: TrainingInputs, checkpoint: str | None) -> str:

@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
+from imagelm.training.trainer import ImageTrainer
 from imagelm.utils.device import MIXED_PRECISION_VARIABLE
 from imagelm.utils.errors import StoppedError
 
@@ -33,7 +34,7 @@ class StopOnSignal(TrainerCallback):
     training were finished.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: ImageTrainer) -> None:
         self.trainer = trainer
         self.signal_number = 0
         self.stopping = False
@@ -52,8 +53,13 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Stops if any process was asked to; saves, unless the epoch ends here: then its own evaluation comes first."""
+        """Stops if any process was asked to; saves, unless the epoch ends here: then its own evaluation comes first.
+
+        Several processes ask each other only as often as the host waits for the device anyway.
+        """
         if args.world_size > 1:
+            if state.global_step % (1 + self.trainer.finite_steps.max_unchecked):
+                return
             mark = torch.tensor([self.signal_number], device=args.device)
             self.signal_number = int(self.trainer.accelerator.gather(mark).max())
         self.stopping = self.signal_number > 0

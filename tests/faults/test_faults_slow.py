@@ -105,11 +105,15 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_two_processes_stop_together_whichever_of_them_is_asked(prepared, tmp_path, number):
-    """The signal goes to one process alone; both save at the same step, and the run goes on bitwise."""
+@pytest.mark.parametrize(("number", "unchecked"), [(signal.SIGTERM, 0), (signal.SIGINT, 3)])
+def test_two_processes_stop_together_whichever_of_them_is_asked(prepared, tmp_path, number, unchecked):
+    """The signal goes to one process alone; both save at the same step, and the run goes on bitwise.
+
+    Updates that nobody waits for end in fours.
+    """
     words = ("--max_steps", 200, "--save_strategy", "steps", "--save_steps", 20, "--eval_strategy", "no")
     words = (*words, "--config_overrides", DROPOUT, "--per_device_train_batch_size", 4)
+    words = (*words, "--max_unchecked_steps", unchecked)
     environment = {"ACCELERATE_USE_CPU": "true"}
     outputs = tmp_path / "whole", tmp_path / "cut"
     process = start(prepared, outputs[0], *words, launcher=TWO, **environment)
@@ -124,6 +128,7 @@ def test_two_processes_stop_together_whichever_of_them_is_asked(prepared, tmp_pa
     assert process.returncode == 1  # the launcher's
     step = steps(outputs[1])[-1]
     assert f"stopped by {number.name} at step {step}" in err
+    assert step % (1 + unchecked) == 0
     checkpoint = outputs[1] / f"checkpoint-{step}"
     assert inspect_checkpoint(checkpoint).is_whole
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}

@@ -13,7 +13,7 @@ from imagelm.commands.train import make_model, parse_launch, run
 from imagelm.training.defaults import share_global_batch, sized_defaults
 from imagelm.training.inputs import load_inputs
 from imagelm.training.launch import OneDeviceArguments
-from imagelm.training.rehearsal import rehearse
+from imagelm.training.rehearsal import choose_computing, rehearse
 from imagelm.utils.errors import InputError, LeakError
 from tests.conftest import TINY, run_anew, train
 from tests.damage import edit_column, with_token
@@ -118,6 +118,27 @@ def test_a_tracker_writes_one_run_into_the_run_s_folder(prepared, tmp_path, trac
     one_run = {"tensorboard": "tensorboard/events.*", "trackio": "trackio/imagelm.db", "wandb": "wandb/offline-run-*"}
     assert len(list(folder.glob(one_run[tracker]))) == 1
     assert f"tracked by {tracker}, in {tmp_path}/mine/tracking" in done.stdout
+
+
+def test_a_resumed_run_computes_as_it_began_and_no_clock_decides_when_all_must_be_equal(prepared, tmp_path):
+    words = ["--dataset_dir", str(prepared), "--output_dir", str(tmp_path), *TINY]
+    launch = parse_launch(words)
+    data = load_inputs(launch)
+    data.stats["lengths"]["min"] = data.stats["lengths"]["max"]  # as if all rows had one length
+
+    def compiled(seconds: float, checkpoint: str | None = None) -> bool:
+        launch.estimate = {"seconds": seconds}
+        plan = choose_computing(launch, data, make_model(launch, data), checkpoint)
+        assert launch.computing["compiled"] == plan.compiled
+        return plan.compiled
+
+    assert compiled(1e4) and not compiled(1.0)
+    for began in (True, False):
+        (tmp_path / "run.json").write_text(json.dumps({"computing": {"compiled": began}}))
+        assert [compiled(seconds, "checkpoint-1") for seconds in (1.0, 1e4)] == [began, began]
+    launch.args.full_determinism = True
+    assert not compiled(1e4)
+    assert compiled(1.0, "checkpoint-1") is False
 
 
 @pytest.mark.slow
