@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 from datasets import Dataset, DatasetDict
 
 from imagelm.data.integrity import changes
@@ -123,21 +121,6 @@ def augmented(
 
     augmentation = parse_augmentation(recipe)
     return train if augmentation is None else AugmentedRows(train, codec, grammar, augmentation, seed)
-
-
-def check_disjoint(dataset: DatasetDict) -> None:
-    """Checks that no image is in two splits.
-
-    Raises:
-        InputError: One is; the folder wasn't written by `prepare`, or was changed since.
-    """
-    digests = {name: {xxhash.xxh3_128_digest(body.data) for body in image_bodies(dataset[name])} for name in dataset}
-    for first, second in combinations(digests, 2):
-        if both := len(digests[first] & digests[second]):
-            raise InputError(
-                f"{both} images are in both the {first} and the {second} split, so the figures would be too good; "
-                "write the dataset again with imagelm prepare"
-            )
 
 
 def image_bodies(dataset: Dataset) -> Iterator[np.ndarray]:

@@ -1,25 +1,22 @@
 """Perplexity, next-token accuracy, CLS-slot accuracy and related figures.
 
-One idea: logits are reduced on the device to a few sums a row (`RowReduction`), so that evaluation memory grows with
-rows, never with rows × length × vocabulary; every figure is then computed from these sums over the whole split. The
-figures themselves are `evaluate` modules in the sub-folders, which can be loaded one by one.
+One idea: logits are reduced on the device to a few sums a row (`RowReduction`), and these to sums over the whole split
+(`ComputeMetrics`), so that the memory of an evaluation doesn't grow with its rows, but for one byte each. The figures
+themselves are `evaluate` modules in the sub-folders, which can be loaded one by one.
 """
 
 from __future__ import annotations
 
-import evaluate
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import EvalPrediction
 
-from imagelm.metrics.cls_accuracy.cls_accuracy import ClsAccuracy
-from imagelm.metrics.cls_calibration_error.cls_calibration_error import ClsCalibrationError
-from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import ClsConfusionMatrix
-from imagelm.metrics.cls_macro_f1.cls_macro_f1 import ClsMacroF1
-from imagelm.metrics.next_token_accuracy.next_token_accuracy import NextTokenAccuracy
-from imagelm.metrics.perplexity.perplexity import Perplexity
+from imagelm.metrics.cls_calibration_error.cls_calibration_error import NUM_BINS, calibration_gaps
+from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import accuracy_per_class
+from imagelm.metrics.cls_macro_f1.cls_macro_f1 import macro_f1
+from imagelm.metrics.next_token_accuracy.next_token_accuracy import share_of
+from imagelm.metrics.perplexity.perplexity import perplexity_of
 from imagelm.tokens.grammar import Grammar
 
 IGNORE_INDEX = -100  # the label of positions that aren't scored, in torch and transformers
@@ -36,6 +33,7 @@ COLUMNS = (
     "confidence",  # probability of the prediction among the class tokens
 )
 
+SUMS = COLUMNS[:6]  # those that are only summed
 # The figures of `ComputeMetrics`, any of which may choose the best model, and whether more is better.
 GREATER_IS_BETTER = {
     "cls_accuracy": True,
@@ -117,35 +115,57 @@ class RowReduction:
 
 
 class ComputeMetrics:
-    """All figures of a split from the reduced rows; for Trainer's `compute_metrics`."""
+    """All figures of a split from its reduced rows, which are summed as they come; one byte of each is kept.
+
+    Attributes:
+        correct: Whether each row's class is right, in the order of the rows; bool, shape (rows,).
+        details: The figures of the last `compute` that aren't single numbers (confusion matrix, per-class accuracy).
+    """
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        # The figures of the last call that aren't single numbers (confusion matrix, per-class accuracy).
         self.details: dict[str, list] = {}
-        self.correct = np.zeros(0, bool)  # whether each row's class was right in the last call
-        modules = (Perplexity, NextTokenAccuracy, ClsAccuracy, ClsMacroF1, ClsCalibrationError)
-        self._scalars = evaluate.combine([module(keep_in_memory=True) for module in modules])
-        self._perplexity = Perplexity(keep_in_memory=True)
-        self._confusion = ClsConfusionMatrix(keep_in_memory=True)
+        self.clear()
 
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The figures, without Trainer's prefix."""
-        return self.from_rows(np.asarray(prediction.predictions))
+    def clear(self) -> None:
+        """Forgets all rows."""
+        self._sums = np.zeros(len(SUMS))
+        self._matrix = np.zeros((self.num_classes + 1, self.num_classes + 1), np.int64)  # the last one is no class, -1
+        self._gaps: np.ndarray = np.zeros(NUM_BINS)
+        self._correct: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray) -> None:
+        """Adds reduced rows, some or all; shape (rows, len(COLUMNS))."""
+        column = {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+        predictions, references = (column[name].astype(np.int64) for name in ("prediction", "reference"))
+        correct = predictions == references
+        self._sums += [column[name].sum(dtype=np.float64) for name in SUMS]
+        np.add.at(self._matrix, (references, predictions), 1)
+        self._gaps += calibration_gaps(correct, column["confidence"].astype(np.float64))
+        self._correct.append(correct)
+
+    @property
+    def correct(self) -> np.ndarray:
+        return np.concatenate(self._correct) if self._correct else np.zeros(0, bool)
+
+    def compute(self) -> dict[str, float]:
+        """The figures of all rows."""
+        sums, num_rows = dict(zip(SUMS, self._sums.tolist(), strict=True)), int(self._matrix.sum())
+        matrix = self._matrix[:-1, :-1]
+        self.details = {"cls_confusion_matrix": matrix.tolist(), "cls_per_class_accuracy": accuracy_per_class(matrix)}
+        return {
+            "perplexity": perplexity_of(sums["nll"], sums["num_tokens"]),
+            "next_token_accuracy": share_of(sums["num_correct"], sums["num_tokens"]),
+            "cls_accuracy": float(self._matrix.trace() / num_rows),
+            "cls_macro_f1": macro_f1(self._matrix),
+            "cls_calibration_error": float(np.abs(self._gaps).sum() / num_rows),
+            "image_perplexity": perplexity_of(sums["image_nll"], sums["num_image_tokens"]),
+            "cls_perplexity": perplexity_of(sums["slot_nll"], num_rows),
+            "loss": float(np.divide(sums["nll"], sums["num_tokens"])),
+        }
 
     def from_rows(self, rows: np.ndarray) -> dict[str, float]:
-        """The figures of reduced rows; shape (rows, len(COLUMNS))."""
-        column = {name: rows[:, i].astype(np.float64) for i, name in enumerate(COLUMNS)}
-        counts = {name: column[name].astype(np.int64) for name in ("num_tokens", "num_correct")}
-        classes = {f"{name}s": column[name].astype(np.int64) for name in ("prediction", "reference")}
-        self._scalars.add_batch(nll=column["nll"], confidences=column["confidence"], **counts, **classes)
-        metrics = self._scalars.compute()
-        for name, nll, count in (
-            ("image_perplexity", column["image_nll"], column["num_image_tokens"]),
-            ("cls_perplexity", column["slot_nll"], np.ones(len(rows))),
-        ):
-            metrics[name] = self._perplexity.compute(nll=nll, num_tokens=count.astype(np.int64))["perplexity"]
-        metrics["loss"] = float(column["nll"].sum() / column["num_tokens"].sum())
-        self.correct = classes["predictions"] == classes["references"]
-        self.details = self._confusion.compute(**classes, num_classes=self.num_classes)
-        return metrics
+        """The figures of these reduced rows alone; shape (rows, len(COLUMNS))."""
+        self.clear()
+        self.add(rows)
+        return self.compute()

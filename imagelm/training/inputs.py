@@ -15,17 +15,9 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from imagelm.data.augmentation import AugmentedRows
-from imagelm.data.load import (
-    PREPARE_AGAIN,
-    augmented,
-    check_disjoint,
-    image_bodies,
-    load_codec_of,
-    load_prepared,
-    load_stats,
-)
+from imagelm.data.disjoint import check_disjoint
+from imagelm.data.load import PREPARE_AGAIN, augmented, load_codec_of, load_prepared, load_stats
 from imagelm.data.stats import rows_in_words
-from imagelm.data.training_images import image_digests
 from imagelm.evaluation.baselines import MAX_FITTED, baseline_hits, fitted_record
 from imagelm.models.save import make_processor
 from imagelm.remote_code.processing_imagelm import ImageLMProcessor
@@ -95,11 +87,11 @@ def load_inputs(launch: Launch) -> TrainingInputs:
         train = augmented(dataset["train"], codec, grammar, launch.run.augment, seed)
         if launch.run.rows_on_device:
             train = _on_device(launch, dataset["train"], stats, tokenizer)
+        check_disjoint(dataset)
         checked = "no image in two splits"
     else:
         dataset, train = _open(launch, stats, grammar, seed)
         checked = f"the training rows are streamed in {len(train.lengths)} lanes and checked as they are read"
-    check_disjoint(dataset)
     processor = make_processor(tokenizer, codec, stats["class_names"]) if codec else None
     num_rows, batch = stats["num_rows"]["train"], args.per_device_train_batch_size
     if args.dataloader_drop_last and num_rows < batch * args.world_size:
@@ -125,8 +117,7 @@ def _open(launch: Launch, stats: dict[str, Any], grammar: Grammar, seed: int) ->
     held_out, lanes, source = open_streams(
         options.dataset_dir, launch.folder, options.streaming or None, stats, grammar, update.num_rows
     )
-    digests = np.concatenate([image_digests(image_bodies(rows)) for rows in held_out.values()])
-    check, filler = RowCheck(grammar, np.unique(digests)), np.asarray(held_out["test"][0]["input_ids"])
+    check, filler = RowCheck(grammar, check_disjoint(held_out)), np.asarray(held_out["test"][0]["input_ids"])
     train = StreamedRows(lanes, update, seed, options.shuffle_buffer, check, filler, source)
     if (empty := 1 - train.num_rows / len(train)) > EMPTY_PLACES_TOLD and args.process_index == 0:
         logger.warning(

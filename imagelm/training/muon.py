@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from imagelm.training.arguments import RunArguments
 from imagelm.utils.device import has_fast_bfloat16
 
 # Coefficients and steps of the quintic Newton-Schulz iteration, Nesterov momentum and the scale by a matrix's sides:
@@ -149,3 +151,15 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def muon_options(args: TrainingArguments, run: RunArguments) -> tuple[Any, dict[str, Any]]:
+    """Trainer's `optimizer_cls_and_kwargs`; the class comes from a function, since this optimizer takes the model."""
+    options = {
+        "lr": args.learning_rate,
+        "muon_lr": run.muon_learning_rate,
+        "weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+    return lambda: MuonWithAdamW, options

@@ -21,6 +21,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 
+from imagelm.data.disjoint import are_among
 from imagelm.data.training_images import image_digests
 from imagelm.metrics import IGNORE_INDEX
 from imagelm.tokens.grammar import BODY, Grammar
@@ -65,7 +66,7 @@ class RowCheck:
     """What every row is checked for as it is read: the grammar, and that no split that is evaluated has its image.
 
     Attributes:
-        held_out: `image_digests` of the rows that are evaluated, sorted.
+        held_out: `image_digests` of the rows that are evaluated, sorted, as `check_disjoint` gives them.
     """
 
     grammar: Grammar
@@ -87,10 +88,7 @@ class RowCheck:
         if not (good & ~has_old_tail).all():
             raise InputError(f"a row isn't in the grammar: {flat[offsets[np.argmin(good)] :][:8].tolist()} …")
         rows = np.split(flat, offsets[1:-1])
-        digests = image_digests(row[BODY] for row in rows)
-        places = np.searchsorted(self.held_out, digests)  # np.isin would sort them all for each block
-        both = int((self.held_out[np.minimum(places, len(self.held_out) - 1)] == digests).sum())
-        if both:
+        if both := int(are_among(image_digests(row[BODY] for row in rows), self.held_out).sum()):
             raise InputError(f"{both} of {len(rows)} rows show images that are also in a split that is evaluated")
         return rows
 

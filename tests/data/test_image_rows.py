@@ -19,7 +19,8 @@ from PIL import Image
 from sklearn.cluster import KMeans
 
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.load import check_disjoint, load_prepared, load_stats
+from imagelm.data.disjoint import check_disjoint
+from imagelm.data.load import load_prepared, load_stats
 from imagelm.data.prepare import prepare
 from imagelm.data.sources import local
 from imagelm.data.sources import open as opening

@@ -13,7 +13,8 @@ from sklearn.model_selection import train_test_split
 from transformers import AutoTokenizer
 
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.load import check_disjoint, load_prepared
+from imagelm.data.disjoint import check_disjoint
+from imagelm.data.load import load_prepared
 from imagelm.data.prepare import prepare
 from imagelm.data.rows import DIGEST_DTYPE, NO_SPLIT
 from imagelm.data.splits import TEST, assign_splits

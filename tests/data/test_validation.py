@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from imagelm.data.arguments import PrepareArguments
-from imagelm.data.load import check_disjoint, load_prepared
+from imagelm.data.disjoint import check_disjoint
+from imagelm.data.load import load_prepared
 from imagelm.data.rows import DIGEST_DTYPE
 from imagelm.data.splits import TRAIN, VALIDATION, cut_validation
 from imagelm.data.stats import warnings

@@ -173,6 +173,23 @@ def test_the_confusion_matrix_counts_true_rows_and_predicted_columns(model, prep
     assert compute.details["cls_per_class_accuracy"] == [0.5, 1.0, None]
 
 
+@torch.no_grad()
+def test_rows_that_are_added_in_parts_give_the_figures_of_all_and_keep_their_order():
+    rng, compute = np.random.default_rng(5), ComputeMetrics(4)
+    table = rng.random((50, len(COLUMNS))).astype(np.float32)
+    table[:, 1:3], table[:, 4] = rng.integers(1, 20, (50, 2)), 3
+    table[:, 6:8] = rng.integers(0, 4, (50, 2))
+    whole = compute.from_rows(table)
+    matrix, correct = compute.details["cls_confusion_matrix"], compute.correct
+    compute.clear()
+    for part in np.split(table, [1, 20, 33]):
+        compute.add(part)
+    assert compute.compute() == pytest.approx(whole, rel=1e-12)
+    assert compute.details["cls_confusion_matrix"] == matrix
+    assert compute.correct.tolist() == correct.tolist() == (table[:, 6] == table[:, 7]).tolist()
+    assert whole["cls_macro_f1"] == pytest.approx(f1_score(table[:, 7], table[:, 6], average="macro"), rel=1e-12)
+
+
 def test_the_interval_is_wilsons():
     # Worked out from (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964.
     low, high = accuracy_interval(0.9, 100)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
@@ -136,12 +137,25 @@ def test_eval_loss_is_weighted_by_tokens_not_by_batches(tmp_path, tokenizer, dat
     assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(tokens), rel=1e-5)
 
 
-def test_evaluation_gathers_a_few_numbers_a_row_and_never_logits(tmp_path, tokenizer, data):
+def test_evaluation_keeps_neither_logits_nor_labels_but_one_byte_a_row(tmp_path, tokenizer, data):
     trainer = make_trainer(tmp_path, tokenizer, data)
-    seen = []
-    trainer.compute_metrics = lambda prediction: seen.append(prediction) or {}
-    trainer.evaluate()
-    assert [part.shape for part in (seen[0].predictions, seen[0].label_ids)] == [(18, 9), (18, 1)]
+    found = trainer.predict(rows_only(data["test"]))
+    assert found.predictions is None and found.label_ids is None
+    assert trainer.metrics.correct.nbytes == len(data["test"]) == 18
+    assert found.metrics["test_cls_accuracy"] == trainer.metrics.correct.mean()
+
+
+def test_rows_are_shuffled_in_the_order_of_the_library(tmp_path, tokenizer, data):
+    loader = make_trainer(tmp_path, tokenizer, data, seed=7).get_train_dataloader()
+    sampler = loader.get_sampler()
+    theirs = SeedableRandomSampler(data["train"], data_seed=sampler.initial_seed)
+    for epoch in (0, 1, 5):
+        for one in (sampler, theirs):
+            one.set_epoch(epoch)
+        order = list(sampler)
+        assert order == list(theirs) and sorted(order) == list(range(len(data["train"])))
+        assert sampler.epoch == theirs.epoch == epoch + 1
+    assert loader.batch_sampler.sampler is sampler
 
 
 def test_resuming_gives_bitwise_the_weights_of_an_uninterrupted_run(prepared, tmp_path):

@@ -135,8 +135,9 @@ def _explained(
 
 
 def _all_figures(columns: np.ndarray) -> dict[str, float]:
-    references = columns[:, COLUMN["reference"]]
-    return ComputeMetrics(int(references.max()) + 1).from_rows(columns) if (references >= 0).any() else {}
+    if (columns[:, COLUMN["reference"]] < 0).all():
+        return {}
+    return ComputeMetrics(int(columns[:, CLASSES].max()) + 1).from_rows(columns)
 
 
 def _sentence(same: list[Candidate], figures: list[Reported]) -> str:

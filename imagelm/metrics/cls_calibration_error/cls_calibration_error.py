@@ -24,6 +24,13 @@ Examples:
 NUM_BINS = 15
 
 
+def calibration_gaps(correct: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Sum of accuracy - confidence over the rows of each bin; shape (NUM_BINS,)."""
+    # Bins are open below and closed above, as in the paper.
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
+
+
 class ClsCalibrationError(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         classes = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
@@ -32,8 +39,5 @@ class ClsCalibrationError(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int], confidences: list[float]) -> dict[str, float]:
         correct = np.array(predictions) == np.array(references)
-        confidence = np.array(confidences)
-        # Bins are open below and closed above, as in the paper.
-        bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-        gaps = np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
+        gaps = calibration_gaps(correct, np.array(confidences))
         return {"cls_calibration_error": float(np.abs(gaps).sum() / len(correct))}

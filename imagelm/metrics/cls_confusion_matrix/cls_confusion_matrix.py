@@ -20,6 +20,11 @@ Examples:
 """
 
 
+def accuracy_per_class(matrix: np.ndarray) -> list[float | None]:
+    """The share of each class's rows that are predicted right; None for a class without rows."""
+    return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
+
+
 class ClsConfusionMatrix(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
@@ -27,5 +32,4 @@ class ClsConfusionMatrix(evaluate.Metric):
 
     def _compute(self, predictions: list[int], references: list[int], num_classes: int) -> dict[str, list]:
         matrix = confusion_matrix(references, predictions, labels=np.arange(num_classes))
-        per_class = [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
-        return {"cls_confusion_matrix": matrix.tolist(), "cls_per_class_accuracy": per_class}
+        return {"cls_confusion_matrix": matrix.tolist(), "cls_per_class_accuracy": accuracy_per_class(matrix)}

@@ -17,11 +17,15 @@ Examples:
 """
 
 
+def share_of(num_correct: float, num_tokens: float) -> float:
+    """The accuracy over all rows together."""
+    return float(num_correct / num_tokens) if num_tokens else float("nan")
+
+
 class NextTokenAccuracy(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"num_correct": datasets.Value("int64"), "num_tokens": datasets.Value("int64")})
         return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, num_correct: list[int], num_tokens: list[int]) -> dict[str, float]:
-        total = np.sum(num_tokens)
-        return {"next_token_accuracy": float(np.sum(num_correct) / total) if total else float("nan")}
+        return {"next_token_accuracy": share_of(np.sum(num_correct), np.sum(num_tokens))}

@@ -18,11 +18,15 @@ Examples:
 """
 
 
+def perplexity_of(nll: float, num_tokens: float) -> float:
+    """The perplexity of all rows together."""
+    return float(np.exp(nll / num_tokens)) if num_tokens else float("nan")
+
+
 class Perplexity(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"nll": datasets.Value("float64"), "num_tokens": datasets.Value("int64")})
         return evaluate.MetricInfo(description=__doc__, citation="", inputs_description=INPUTS, features=features)
 
     def _compute(self, nll: list[float], num_tokens: list[int]) -> dict[str, float]:
-        total = np.sum(num_tokens)
-        return {"perplexity": float(np.exp(np.sum(nll) / total)) if total else float("nan")}
+        return {"perplexity": perplexity_of(np.sum(nll), np.sum(num_tokens))}

@@ -1,0 +1,58 @@
+"""The check that no image is in two splits.
+
+One idea: the images of the splits that are evaluated are few, and 8 bytes of each are kept, sorted; the training rows,
+which may be many, or a stream, pass by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations, islice
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from imagelm.data.load import PREPARE_AGAIN, image_bodies
+from imagelm.data.training_images import image_digests
+from imagelm.utils.errors import InputError
+
+BLOCK_ROWS = 10_000
+
+
+def check_disjoint(dataset: DatasetDict) -> np.ndarray:
+    """Checks that no image is in two splits, by 64-bit digests of their tokens.
+
+    Of 10⁷ training and 10⁶ other rows, two different images have the same digest with a chance of 5·10⁻⁷.
+
+    Returns:
+        The digests of all images but the training split's, sorted; int64, shape (images,).
+
+    Raises:
+        InputError: An image is in two splits; the folder wasn't written by `prepare`, or was changed since.
+    """
+    held_out = {name: np.unique(np.concatenate([*_blocks(dataset[name])])) for name in dataset if name != "train"}
+    for first, second in combinations(dataset, 2):
+        parts = _blocks(dataset["train"]) if "train" in (first, second) else [held_out[first]]
+        others = [held_out[name] for name in (first, second) if name in held_out][-1]
+        if both := len(set().union(*(part[are_among(part, others)].tolist() for part in parts))):
+            raise InputError(
+                f"{both} images are in both the {first} and the {second} split, so the figures would be too good; "
+                f"{PREPARE_AGAIN}"
+            )
+    return np.unique(np.concatenate(list(held_out.values())))
+
+
+def are_among(digests: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which digests are among the known ones, which are sorted and at least one; bool, the shape of `digests`.
+
+    `np.isin` would sort all of them for each block.
+    """
+    places = np.searchsorted(known, digests)
+    return known[np.minimum(places, len(known) - 1)] == digests
+
+
+def _blocks(rows: Dataset) -> Iterator[np.ndarray]:
+    """`image_digests` of the rows, some at a time."""
+    bodies = image_bodies(rows)
+    while len(digests := image_digests(islice(bodies, BLOCK_ROWS))):
+        yield digests
