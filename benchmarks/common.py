@@ -143,17 +143,17 @@ def save(name: str, results: dict, output: Path | None = None) -> None:
     print(json.dumps(record, indent=2))
 
 
-def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0) -> Path:
-    """Raw JSONL of random rows with the reference vocabulary (500 entries, 10 classes), and its `vocab.json`."""
+def random_rows(folder: Path, num_rows: int, length: int, seed: int = 0, num_codes: int = 500) -> Path:
+    """Raw JSONL of random rows of 10 classes, and their `vocab.json`; the reference vocabulary has 500 codes."""
     from imagelm.tokens.grammar import NUM_FRAME_TOKENS, Grammar
     from imagelm.tokens.vocabulary import make_vocabulary
 
     folder.mkdir(parents=True, exist_ok=True)
-    grammar, rng = Grammar(make_vocabulary(500, 10)), np.random.default_rng(seed)
+    grammar, rng = Grammar(make_vocabulary(num_codes, 10)), np.random.default_rng(seed)
     (folder / "vocab.json").write_text(json.dumps(grammar.vocabulary))
     with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
         for start in range(0, num_rows, 10_000):
-            entries = rng.integers(0, 500, (min(10_000, num_rows - start), length - NUM_FRAME_TOKENS))
+            entries = rng.integers(0, num_codes, (min(10_000, num_rows - start), length - NUM_FRAME_TOKENS))
             bodies, labels = grammar.code_ids[entries].reshape(-1), np.arange(len(entries)) % 10
             lengths = np.full(len(entries), entries.shape[1])
             for tokens, label in zip(grammar.sentences(bodies, lengths, labels), labels.tolist(), strict=True):

@@ -1,31 +1,41 @@
 #!/usr/bin/env python
-"""Streams rows as two processes of `imagelm train --streaming` do, stopped and started again in the middle, twice.
+"""Rows that are prepared in shards and streamed through training in two processes, which is stopped twice.
 
     python -m benchmarks.stream_rows --num_rows 1000000
 
-No model is trained: the rows are read, checked and shuffled, and those seen are compared with those that there are.
+datatrove prepares the shards (examples/prepare_shards.py), whose merge is compared with what one process writes. Then
+a tiny model trains on Parquet shards of the rows for one epoch; SIGTERM ends it after one and two thirds of them, and
+the same command goes on. Each row is noted as it enters the model; those noted are compared with the prepared rows.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections import Counter
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
+from datasets import Dataset
 
-from benchmarks.common import parser, save
-from imagelm.tokens.grammar import NUM_FRAME_TOKENS, Grammar
-from imagelm.tokens.vocabulary import make_vocabulary
-from imagelm.training.shard_files import count_rows, deal, find_shards, open_shards
-from imagelm.training.streaming import Lane, RowCheck, StreamedRows, Update
+from benchmarks.common import ROOT, environment, parser, random_rows, run, save
+from benchmarks.noted_train import NOTE, digest
+from imagelm.data.load import load_prepared
+from imagelm.utils.artifacts import MANIFEST_FILE, STATS_FILE
+from imagelm.utils.atomic_io import read_json
 
-UPDATE, HELD_OUT, BUFFER = Update(batch=64, steps=1, num_processes=2), 100_000, 65_536
+LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "--mixed_precision", "no")
+PROCESSES = 2
+# Small enough that reading, checking and noting the rows is a good part of the work.
+NUM_CODES = 16
+MODEL = "num_hidden_layers=1,num_attention_heads=1,hidden_size=16,n_inner=16,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
+TELL_THE_COMMAND = {STATS_FILE, "README.md", MANIFEST_FILE}
+STOPPED = r"stopped by SIGTERM at step (\d+): checkpoint-\1 is saved"
 
 
 def main() -> None:
@@ -33,67 +43,113 @@ def main() -> None:
     made.add_argument("--num_rows", type=int, default=1_000_000)
     made.add_argument("--length", type=int, default=201, help="tokens a row")
     made.add_argument("--num_shards", type=int, default=8)
+    made.add_argument("--batch_size", type=int, default=512, help="rows of a process per update")
+    made.add_argument(
+        "--held_out", type=float, default=0.001, help="share of the test rows, and of the validation rows"
+    )
     arguments = made.parse_args()
-    grammar = Grammar(make_vocabulary(500, 10))
     with tempfile.TemporaryDirectory() as folder:
-        expected = write_shards(Path(folder), grammar, arguments)
-        files = find_shards(folder, "train")
-        counts = count_rows(files, folder)
-        shares = deal(counts, UPDATE.num_rows)
-        check = RowCheck(grammar, np.unique(np.random.default_rng(1).integers(-(2**63), 2**63, HELD_OUT)))
-
-        def start() -> StreamedRows:
-            lanes = [Lane(open_shards([files[i] for i in share]), sum(counts[i] for i in share)) for share in shares]
-            return StreamedRows(lanes, UPDATE, 1, BUFFER, check, np.zeros(1, np.int64), folder)
-
-        num_updates = start().num_updates
-        stops = [0, num_updates // 3, 2 * num_updates // 3, num_updates]
-        seen: Counter[int] = Counter()
-        launches = [
-            read(start(), process, first, last, seen)
-            for first, last in pairwise(stops)
-            for process in range(UPDATE.num_processes)
-        ]
-    assert seen == expected, "rows are missing or repeated"
-    found = {name: getattr(arguments, name) for name in ("num_rows", "length", "num_shards")}
-    save("stream_rows", found | {"lanes": len(shares), "launches": launches}, arguments.output)
+        home = Path(folder)
+        found = prepare(home, arguments)
+        train = load_prepared(home / "data")["train"]
+        write_shards(train, home / "shards", arguments.num_shards)
+        launches = list(train_and_stop(home, str(home / "shards/*"), train, arguments.batch_size))
+        steps = read_notes(home / "notes")["step"]
+    numbers = {name: getattr(arguments, name) for name in ("num_rows", "length", "num_shards", "batch_size")}
+    found |= {"training_rows": len(train), "updates": int(steps.max()) + 1, "launches": launches}
+    save("stream_rows", numbers | found, arguments.output)
 
 
-def write_shards(folder: Path, grammar: Grammar, arguments) -> Counter[int]:
-    """Random rows as Parquet shards; the digests of all rows."""
-    rng, found = np.random.default_rng(0), Counter[int]()
-    count, body = arguments.num_rows // arguments.num_shards, arguments.length - NUM_FRAME_TOKENS
-    for shard in range(arguments.num_shards):
-        labels = rng.integers(0, 10, count)
-        bodies = grammar.code_ids[rng.integers(0, 500, count * body)]
-        ids, offsets = grammar.compose(bodies, np.full(count, body), labels)
-        ids = ids.astype(np.uint16)
-        rows = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(ids))
-        table = pa.table({"input_ids": rows, "label": pa.array(labels)})
-        pq.write_table(table, folder / f"train-{shard:05d}.parquet", row_group_size=10_000)
-        found.update(map(digest, ids.reshape(count, -1)))
-    return found
+def prepare(home: Path, arguments) -> dict[str, float]:
+    """Writes `home/data` in shards by the engine, and `home/one` in one process; the seconds of both.
+
+    Raises:
+        AssertionError: They differ in more than the command that made them.
+    """
+    rows = random_rows(home / "raw", arguments.num_rows, arguments.length, num_codes=NUM_CODES)
+    words = ["--data_files", str(rows), "--vocab_file", str(home / "raw/vocab.json")]
+    words += ["--test_size", str(arguments.held_out), "--validation_size", str(arguments.held_out)]
+    engine = ["-m", "examples.prepare_shards", "--shards", str(arguments.num_shards), "--workers", str(PROCESSES)]
+    engine += ["--work", str(home / "work"), "--output_dir", str(home / "data"), "--", *words]
+    several = run([sys.executable, *engine], 1, cores=PROCESSES)
+    one = run([sys.executable, "-m", "imagelm", "prepare", *words, "--output_dir", str(home / "one")], 1)
+    contents = [
+        {str(file.relative_to(home / name)): file for file in (home / name).rglob("*") if file.is_file()}
+        for name in ("one", "data")
+    ]
+    assert contents[0].keys() == contents[1].keys()
+    for name in contents[0].keys() - TELL_THE_COMMAND:
+        assert subprocess.run(["cmp", *(str(files[name]) for files in contents)]).returncode == 0, name
+    digests = [read_json(files[STATS_FILE])["fingerprint"] for files in contents]
+    assert digests[0] == digests[1]
+    return {"seconds_in_shards": round(several["wall_seconds"], 1), "seconds_in_one": round(one["wall_seconds"], 1)}
 
 
-def read(rows: StreamedRows, process: int, first: int, last: int, seen: Counter[int]) -> dict[str, float]:
-    """Reads the batches of a process from one update to another, as Trainer does; counts the rows."""
-    started, found = time.perf_counter(), 0.0
-    for update in range(first, last):
-        place = update * UPDATE.num_rows + process * UPDATE.batch
-        batch = rows.__getitems__(list(range(place, place + UPDATE.batch)))
-        found = found or time.perf_counter() - started
-        seen.update(digest(row["input_ids"]) for row in batch if "labels" not in row)
-    seconds = time.perf_counter() - started - found
-    return {
-        "process": process,
-        "first_update": first,
-        "seconds_to_first_batch": round(found, 2),
-        "rows_per_second": round((last - first) * UPDATE.batch / seconds),
-    }
+def write_shards(train: Dataset, folder: Path, num_shards: int) -> None:
+    folder.mkdir()
+    for index in range(num_shards):
+        train.shard(num_shards, index, contiguous=True).to_parquet(folder / f"{index}.parquet")
 
 
-def digest(row: np.ndarray) -> int:
-    return xxhash.xxh3_64_intdigest(row.tobytes())
+def train_and_stop(home: Path, pattern: str, train: Dataset, batch_size: int, *words: str) -> Iterator[dict]:
+    """Trains on all rows once, ended by SIGTERM after one and two thirds of them; the figures of each launch.
+
+    Args:
+        home: Holds `data`, prepared; gets the output in `out` and the notes.
+        pattern: Of the shards.
+        train: The rows in them.
+        batch_size: Rows of a process per update.
+        words: More options of the training.
+
+    Raises:
+        AssertionError: A row was trained on twice or never, or a launch didn't end as it should.
+    """
+    notes, stops = home / "notes", [len(train) // 3, 2 * len(train) // 3, None]
+    given = ["--dataset_dir", str(home / "data"), "--streaming", pattern, "--output_dir", str(home / "out")]
+    given += ["--config_overrides", MODEL, "--num_train_epochs", "1", "--bf16", "false", "--num_threads", "1"]
+    given += ["--per_device_train_batch_size", str(batch_size), "--disable_tqdm", "true", *words]
+    several = ("--multi_gpu", "--num_processes", str(PROCESSES), "--main_process_port", "0")
+    command = [sys.executable, *LAUNCH, *several, "benchmarks/noted_train.py", str(notes), *given]
+    noted = read_notes(notes)
+    for stop in stops:
+        started, before = time.perf_counter(), len(noted)
+        stopped_at = launch(command, home, notes, stop)
+        seconds, noted = time.perf_counter() - started, read_notes(notes)
+        processes = [json.loads(file.read_text().splitlines()[-1]) for file in sorted(home.glob("notes.*.json"))]
+        completed = {process["last_step"] for process in processes} | ({stopped_at} if stop else set())
+        assert completed == {int(noted["step"].max()) + 1}, "rows of an update that wasn't completed were trained on"
+        rate = round((len(noted) - before) / max(process["seconds"] for process in processes))
+        yield {
+            "rows": len(noted) - before,
+            "seconds": round(seconds, 1),
+            "rows_per_second": rate,
+            "processes": processes,
+        }
+    expected = np.array([digest(ids) for rows in train.with_format("numpy").iter(1000) for ids in rows["input_ids"]])
+    assert np.array_equal(np.sort(noted["row"]), np.sort(expected)), "rows are missing or repeated"
+
+
+def launch(command: list[str], home: Path, notes: Path, stop: int | None) -> int:
+    """Runs the command, and ends it by SIGTERM when so many rows are noted; the step at which it says so."""
+    with open(home / "log", "w+") as log:
+        own = environment(1) | {"ACCELERATE_USE_CPU": "true"}
+        process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
+        while process.poll() is None and (stop is None or len(read_notes(notes)) < stop):
+            time.sleep(0.05)
+        if stop is not None:
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+        log.seek(0)
+        output = log.read()
+    found = re.search(STOPPED, output)
+    assert bool(code) == bool(found) == (stop is not None), output
+    return int(found[1]) if found else 0
+
+
+def read_notes(notes: Path) -> np.ndarray:
+    """The notes of all processes, of type `NOTE`."""
+    files = [file for i in range(PROCESSES) if (file := notes.with_name(f"{notes.name}.{i}")).exists()]
+    return np.concatenate([np.empty(0, NOTE), *(np.fromfile(file, NOTE) for file in files)])
 
 
 if __name__ == "__main__":
