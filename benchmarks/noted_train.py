@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains as `imagelm train` does, and notes each row as it enters the model.
 
-    accelerate launch benchmarks/noted_train.py NOTES --dataset_dir … (all options of `imagelm train`)
+    accelerate launch -m benchmarks.noted_train NOTES --dataset_dir … (all options of `imagelm train`)
 
 NOTES.0, NOTES.1, … get an entry of type `NOTE` for each row that the process trains on; NOTES.0.json, … a line for
 each launch. Repeated rows that fill the last batch aren't scored and aren't noted.

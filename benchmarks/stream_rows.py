@@ -109,7 +109,7 @@ def train_and_stop(home: Path, pattern: str, train: Dataset, batch_size: int, *w
     given += ["--config_overrides", MODEL, "--num_train_epochs", "1", "--bf16", "false", "--num_threads", "1"]
     given += ["--per_device_train_batch_size", str(batch_size), "--disable_tqdm", "true", *words]
     several = ("--multi_gpu", "--num_processes", str(PROCESSES), "--main_process_port", "0")
-    command = [sys.executable, *LAUNCH, *several, "benchmarks/noted_train.py", str(notes), *given]
+    command = [sys.executable, *LAUNCH, *several, "-m", "benchmarks.noted_train", str(notes), *given]
     noted = read_notes(notes)
     for stop in stops:
         started, before = time.perf_counter(), len(noted)

@@ -12,8 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.common import random_rows
+from benchmarks.noted_train import digest
+from benchmarks.stream_rows import read_notes, train_and_stop
+from benchmarks.stream_rows import write_shards as write_equal_shards
 from imagelm.commands.train import parse_launch
+from imagelm.data.arguments import PrepareArguments
 from imagelm.data.load import load_prepared, load_stats
+from imagelm.data.prepare import prepare
 from imagelm.tokens.tokenizer import load_grammar
 from imagelm.training.inputs import load_inputs
 from imagelm.training.shard_files import deal, open_streams
@@ -186,12 +192,14 @@ def test_data_in_a_store_are_streamed_from_there(prepared, tmp_path):
         parse_launch([*words, "--dataset_dir", "memory://bucket/nothing"])
 
 
+def digests(rows) -> Counter:
+    return Counter(digest(np.asarray(row)) for row in rows["input_ids"])
+
+
 def noted(notes: Path, first: int, last: int) -> Counter:
     """The rows of the steps from `first` to before `last`, of all processes."""
-    lines = [
-        json.loads(line) for file in notes.parent.glob(f"{notes.name}.*") for line in file.read_text().splitlines()
-    ]
-    return Counter(tuple(row) for step, row in lines if first <= step < last)
+    found = read_notes(notes)
+    return Counter(found["row"][(first <= found["step"]) & (found["step"] < last)].tolist())
 
 
 @pytest.mark.slow
@@ -204,14 +212,28 @@ def test_two_processes_stopped_twice_and_then_one_see_every_row_exactly_once(pre
     for steps, processes in ((3, 2), (6, 2), (8, 2), (16, 1)):
         several = ("--multi_gpu", "--num_processes", processes, "--main_process_port", 0) if processes > 1 else ()
         done = run_command(
-            *(*LAUNCH, "--mixed_precision", "no", *several, "-m", "tests.training.noting", notes, *words),
+            *(*LAUNCH, "--mixed_precision", "no", *several, "-m", "benchmarks.noted_train", notes, *words),
             *("--per_device_train_batch_size", 10 // processes, "--max_steps", steps, "--change_processes"),
             ACCELERATE_USE_CPU="true",
         )
         assert done.returncode == 0, done.stderr
-    expected = Counter(map(tuple, load_prepared(prepared)["train"]["input_ids"]))
+    expected = digests(load_prepared(prepared)["train"])
     assert noted(notes, 0, 8) == noted(notes, 8, 16) == expected
     assert noted(notes, 0, 3) != noted(notes, 8, 11)  # another order in the second epoch
+
+
+@pytest.mark.slow
+def test_a_streamed_run_of_two_processes_that_sigterm_stops_twice_trains_on_every_row_once(tmp_path):
+    """The benchmark of a million rows, with 10,000; it compares the rows, and the steps that are told and done."""
+    rows, data = random_rows(tmp_path / "raw", 10_000, 53, num_codes=16), tmp_path / "data"
+    words = {"data_files": [str(rows)], "vocab_file": str(rows.parent / "vocab.json"), "output_dir": str(data)}
+    prepare(PrepareArguments(**words, test_size=0.01), command="test")
+    train = load_prepared(data)["train"]
+    write_equal_shards(train, tmp_path / "shards", NUM_SHARDS)
+    launches = list(train_and_stop(tmp_path, str(tmp_path / "shards/*"), train, 32))
+    assert sum(launch["rows"] for launch in launches) == len(train)
+    ends = [(run["first_step"], run["last_step"]) for launch in launches for run in launch["processes"]]
+    assert ends[0::2] == ends[1::2] and 0 == ends[0][0] < ends[0][1] == ends[2][0] < ends[2][1] == ends[4][0]
 
 
 @pytest.mark.slow
