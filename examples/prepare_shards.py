@@ -4,17 +4,34 @@
     python -m examples.prepare_shards --shards 8 --workers 2 --work shards --output_dir data -- \
         --data_files rows.jsonl --vocab_file vocab.json
 
-A shard that a signal kills is started again. If a machine fails, the same command goes on with what is missing.
+A shard that a signal kills is started again. If a worker or a machine fails, the same command goes on with what is
+missing.
 """
 
 import argparse
+import ctypes
 import importlib
+import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import dill
+from multiprocess import active_children, parent_process
+
+from imagelm.utils.errors import InputError, run_script
+from imagelm.utils.output_folder import locked
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 TRIES = 3
+SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+PATIENCE = 30.0  # seconds that a pool's end may take
+AGAIN = "the same command goes on with what is missing"
 
 
 @dataclass
@@ -25,14 +42,55 @@ class Prepare:
     output: str
     is_shard: bool = True
 
+    def folder(self, rank: int) -> str:
+        return f"{self.output}/{rank}" if self.is_shard else self.output
+
     def __call__(self, data: object, rank: int = 0, world_size: int = 1) -> None:
-        words = [sys.executable, "-m", "imagelm", "prepare", *self.words, "--overwrite", "--output_dir"]
-        words.append(f"{self.output}/{rank}" if self.is_shard else self.output)
+        end_with_engine()
+        words = [sys.executable, "-m", "imagelm", "prepare", *self.words, "--overwrite"]
+        words += ["--output_dir", self.folder(rank)]
         words += ["--num_shards", str(world_size), "--shard_index", str(rank)] if self.is_shard else []
         for _ in range(TRIES):
-            if (done := subprocess.run(words)).returncode >= 0:  # not killed
+            if (done := subprocess.run(words, preexec_fn=end_with_parent)).returncode >= 0:  # not killed
                 break
         done.check_returncode()
+
+
+def end_with_parent() -> None:
+    """Lets the kernel end this process when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
+
+
+def end_with_engine() -> None:
+    """Ends this process, if it is a worker, when the engine is gone; the worker's parent is a server that forks it."""
+    if engine := parent_process():
+        threading.Thread(target=lambda: (engine.join(), os._exit(1)), daemon=True).start()
+
+
+os.register_at_fork(after_in_child=end_with_parent)  # also what the engine forks for itself
+
+
+@contextmanager
+def lost_workers_named() -> Iterator[None]:
+    """Ends the program if a worker of datatrove's pool is gone: the pool would wait for its shard without end."""
+    done = threading.Event()
+
+    def watch() -> None:
+        workers = set()
+        while not done.wait(1):
+            workers |= set(active_children())
+            if any(worker.exitcode is not None for worker in workers) and not done.wait(PATIENCE):
+                for worker in active_children():
+                    worker.terminate()  # and with it its shard
+                print(f"error: a worker was killed, perhaps for want of memory; {AGAIN}", file=sys.stderr, flush=True)
+                os._exit(1)  # an orderly end would wait for what the worker held
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def main() -> None:
@@ -50,13 +108,31 @@ def main() -> None:
     if "--images" in given.words:
         tasks = [Prepare(given.words, read), Prepare(["--merge_shards", read], plan, False)]
         tasks.append(Prepare(["--plan", plan], rows))
-    executor, last = getattr(importlib.import_module("datatrove.executor"), EXECUTORS[given.executor]), None
+    executor = getattr(importlib.import_module("datatrove.executor"), EXECUTORS[given.executor])
     options = dict(zip(("partition", "time"), given.slurm, strict=True)) if given.executor == "slurm" else {}
+    stages = []
     for i, task in enumerate([*tasks, Prepare(["--merge_shards", rows], given.output_dir, False)]):
         options |= {"tasks": given.shards if task.is_shard else 1, "logging_dir": f"{given.work}/logs/{i}"}
-        last = executor([task], workers=given.workers, depends=last, **options)
-    last.run()
+        for rank in range(options["tasks"]):
+            if not Path(task.folder(rank)).exists():  # it was removed since it was done
+                Path(options["logging_dir"], "completions", f"{rank:05d}").unlink(missing_ok=True)
+        stages.append(executor([task], workers=given.workers, depends=stages[-1] if stages else None, **options))
+    if given.executor != "local":
+        dill.settings["recurse"] = True  # the cluster gets this module's functions with the tasks
+        return stages[-1].run()  # which starts the others
+    (logs := Path(given.work, "logs")).mkdir(parents=True, exist_ok=True)
+    with locked(logs) as ours:
+        if not ours:
+            raise InputError(f"--work {given.work}: another engine is using this folder; wait for it, or stop it")
+        for stage in stages:
+            try:
+                with lost_workers_named():
+                    stage.run()
+            except subprocess.CalledProcessError as error:
+                advice = f"{AGAIN}; if the input or a shard changed since, remove {given.work} first"
+                print(f"error: imagelm prepare failed, see its message above; {advice}", file=sys.stderr)
+                sys.exit(max(error.returncode, 1))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
