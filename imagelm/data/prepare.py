@@ -7,6 +7,7 @@ shared out, and the merge goes on where one machine would.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 from datasets.config import DATASETDICT_JSON_FILENAME
 
@@ -72,38 +74,44 @@ def _read_all(
         source = _open_source(arguments, staging, problems)
         return folders, source, read_rows(arguments, source, *folders)
     plan = None
-    if arguments.images is not None:
-        from imagelm.data.image_rows import plan_scanned_images  # late, as below
+    with _processes(arguments, folders) as in_processes:
+        if arguments.images is not None:
+            from imagelm.data.image_rows import plan_scanned_images  # late, as below
 
-        _in_processes(_scan_share, arguments, folders, None)
-        _add_problems(folders, problems)
-        problems.stop_if(arguments.on_bad_rows)
-        (home / "plan").mkdir()
-        plan = SavedPlan(home / "plan", plan_scanned_images(arguments, folders, home / "plan", problems), "")
-    counts = _in_processes(_read_share, arguments, folders, plan)
+            in_processes(_scan_share, None)
+            _add_problems(folders, problems)
+            problems.stop_if(arguments.on_bad_rows)
+            (home / "plan").mkdir()
+            plan = SavedPlan(home / "plan", plan_scanned_images(arguments, folders, home / "plan", problems), "")
+        counts = in_processes(_read_share, plan)
     if plan is None:
         _add_problems(folders, problems)
     return folders, _open_source(arguments, staging, problems, plan), sum_counts(counts)
 
 
-def _in_processes(
-    work: Callable[..., dict], arguments: PrepareArguments, folders: list[Path], plan: SavedPlan | None
-) -> list[dict]:
-    """Does the work for each share of the input in a process of its own, with its folder."""
+@contextmanager
+def _processes(arguments: PrepareArguments, folders: list[Path]) -> Iterator[Callable[..., list[dict]]]:
+    """Yields what does some work for each share of the input in a process of its own, with its folder."""
     count = len(folders)
     shares = [  # which go on at a bad row, so that the first ones of all are named
         replace(arguments, num_proc=1, num_shards=count, shard_index=i, on_bad_rows="skip") for i in range(count)
     ]
     others = active_children()
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _end_with_parent) as pool:
         try:
-            return list(pool.map(work, shares, folders, repeat(plan)))
+            yield lambda work, plan: list(pool.map(work, shares, folders, repeat(plan)))
         except BrokenProcessPool as error:
             raise ChildProcessError("a process of --num_proc was killed, perhaps for its memory; give fewer") from error
         except BaseException:
             for process in set(active_children()).difference(others):
                 process.terminate()  # or they would go on to the end of their shares
             raise
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, as by SIGKILL: it would wait for more work forever."""
+    if parent := parent_process():
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _scan_share(arguments: PrepareArguments, folder: Path, _: None) -> dict:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from imagelm.data.load import load_prepared
@@ -69,3 +70,17 @@ def test_a_hundred_random_interleavings_lose_nothing_of_the_users(tmp_path, gram
         else:
             assert last.returncode == 2 and "wasn't written by this program" in output, output
     assert set(codes) == {0, 2, -9} and min(codes.count(code) for code in (0, 2, -9)) >= 10, codes
+
+
+def test_processes_of_a_killed_command_end_with_it(tmp_path, grammar):
+    rows = write_jsonl(tmp_path / "rows.jsonl", random_rows(60, seed=0))
+    (tmp_path / "vocab.json").write_text(json.dumps(grammar.vocabulary))
+    words = ["--data_files", rows, "--vocab_file", tmp_path / "vocab.json", "--output_dir", tmp_path / "out"]
+    command = [sys.executable, "prepare_dataset.py", *map(str, words), "--num_proc", "2"]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    children = psutil.Process(running.pid).children
+    while not (workers := [child for child in children() if "spawn_main" in " ".join(child.cmdline())]):
+        time.sleep(0.05)
+    running.kill()
+    running.wait()
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
