@@ -198,8 +198,11 @@ def _fetch(file: str, parts: Path) -> str:
 
 
 def _glob(pattern: str) -> list[str]:
-    store, path = url_to_fs(pattern)
-    found = sorted(store.unstrip_protocol(name) if is_url(pattern) else name for name in store.glob(path))
+    try:
+        store, path = url_to_fs(pattern)
+        found = sorted(store.unstrip_protocol(name) if is_url(pattern) else name for name in store.glob(path))
+    except Exception as error:  # each store raises its own
+        raise InputError(f"{pattern} can't be read: {first_line(error)}") from error
     return [name for name in found if _suffix(name) in BUILDERS]
 
 
