@@ -9,6 +9,7 @@ each launch. Repeated rows that fill the last batch aren't scored and aren't not
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import sys
@@ -27,9 +28,11 @@ def digest(ids: np.ndarray) -> int:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
-        sys.exit(print(__doc__))
-    notes = sys.argv.pop(1)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notes", metavar="NOTES", help="files to write, without .0, .1, …")
+    parser.add_argument("words", nargs=argparse.REMAINDER, help="options of imagelm train")
+    arguments = parser.parse_args()
+    notes, sys.argv[1:] = arguments.notes, arguments.words
     import imagelm.training.trainer as module
     from imagelm.commands import train
     from imagelm.utils.errors import run_script
