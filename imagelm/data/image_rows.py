@@ -165,12 +165,12 @@ class ImageRows:
         draw_codec(self.codec, pixels, restored, folder)
         return measure_reconstruction(pixels, restored)
 
-    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
+    def describe(self, table: RowTable, sides: np.ndarray, folder: Path) -> dict:
         """What images and codec add to `stats.json`; draws the codebook and reconstructed test images."""
         notes, num_encoded = list(self.plan.notes), table.num_rows
         stays = np.zeros(len(self.sides), dtype=bool)
         for span, rows in table.chunks():
-            stays[rows["lines"][kept[span]]] = True
+            stays[rows["lines"][sides[span] != DROPPED]] = True
         different = len(np.unique(self.plan.digests[self.sides != DROPPED]))
         if (alike := different - int(stays.sum())) > 0:
             notes.append(

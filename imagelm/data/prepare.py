@@ -224,7 +224,7 @@ def _write_dataset(
     digests = write_splits(staging, folders, table, sides, with_images=arguments.keep_images)
     stats = describe(arguments.record(), command, table, problems, duplicates, sides, split_notes, digests)
     write_tokenizer(source.grammar, stats["max_length"], staging / TOKENIZER_FOLDER)
-    stats |= source.describe(table, sides >= 0, staging)
+    stats |= source.describe(table, sides, staging)
     write_json(staging / STATS_FILE, stats)
     write_text(staging / "README.md", dataset_card(stats))
     return stats

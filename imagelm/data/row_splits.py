@@ -1,7 +1,7 @@
 """Which rows stay, and on which side of the split each one is.
 
-One idea: a few bytes per row (digest, label, side) are on the disk, and a part of them is sorted at a time; the memory
-holds a few flags of each row. So an input of any size is split, exactly as `imagelm.data.splits` splits images.
+One idea: a few bytes per row (digest, label, side, flags) are on the disk, and a part of them is in memory at a time.
+So an input of any size is split, exactly as `imagelm.data.splits` splits images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from imagelm.data.arguments import PrepareArguments
 from imagelm.data.rows import SPLITS, RowTable
 from imagelm.data.splits import (
     DROPPED,
-    TEST,
     TRAIN,
     VALIDATION,
     check_both,
@@ -23,6 +22,7 @@ from imagelm.data.splits import (
     draw_test,
     draw_validation,
     hash_sides,
+    num_on,
     unique_digests,
 )
 from imagelm.utils.errors import InputError
@@ -34,7 +34,7 @@ class Duplicates:
     """Which rows repeat an image.
 
     Attributes:
-        keep: Rows that stay, one for each different image; bool, shape (rows,).
+        keep: Rows that stay, one for each different image; bool, shape (rows,), in a file.
         num_conflicts: Rows whose image stays under another label.
         conflicts: The first of these, each with the row that stays.
     """
@@ -51,8 +51,8 @@ def find_duplicates(table: RowTable) -> Duplicates:
     test set keeps its rows, and none of them is seen in training. The variants of a dropped image are dropped with it;
     otherwise they would stay, perhaps under a wrong label.
     """
-    keep, repeats = (np.zeros(table.num_rows, dtype=bool) for _ in range(2))
-    is_original = _find_originals(table)
+    keep, is_original = table.column(bool), _find_originals(table)
+    repeats = None if is_original is None else table.column(bool)
     conflicts: list[tuple[int, int]] = []
     num_conflicts = 0
     for numbers, rows in table.partitions("digests"):
@@ -62,12 +62,14 @@ def find_duplicates(table: RowTable) -> Duplicates:
         twin[order] = order[first][inverse]
         stays = twin == np.arange(len(order))
         keep[numbers] = stays
-        repeats[numbers] = ~stays & is_original[numbers] & is_original[numbers[twin]]
+        if is_original is not None and repeats is not None:
+            repeats[numbers] = ~stays & is_original[numbers] & is_original[numbers[twin]]
         conflicting = np.flatnonzero(rows["labels"] != rows["labels"][twin])
         num_conflicts += len(conflicting)
         listed = conflicting[:NUM_LISTED]
         conflicts += zip(numbers[listed].tolist(), numbers[twin[listed]].tolist(), strict=True)
-    _drop_variants(keep, repeats, table)
+    if repeats is not None:
+        _drop_variants(keep, repeats, table)
     return Duplicates(keep, num_conflicts, sorted(conflicts)[:NUM_LISTED])
 
 
@@ -75,26 +77,22 @@ def split_rows(table: RowTable, duplicates: Duplicates, options: PrepareArgument
     """The side of each row that stays, as `assign_splits` and `cut_validation` give it, and `DROPPED` for duplicates.
 
     Returns:
-        Index into `SPLITS`, or `DROPPED`; int8, shape (rows,); and what the validation split lacks, in words.
+        Index into `SPLITS`, or `DROPPED`, in a file; int8, shape (rows,); and what the validation split lacks, in
+        words.
     """
     source, keep, notes = table.source, duplicates.keep, [*table.source.split_notes]
     if source.split_by == "field":
         notes += _check_field(table, keep)
-    leads = _find_leads(table, keep)
-    labels, hints = _read_leads(table, leads, options)
-    if source.split_by == "stratified":
-        of_group = draw_test(labels, options.test_size, options.seed, source.class_names)
-    else:
-        of_group = hints if source.split_by == "field" else np.where(hints == TEST, TEST, TRAIN)
-    of_group = of_group.astype(np.int8)
-    check_both(of_group, int(keep.sum()), source.split_by)
-    if source.validation_size and not (of_group == VALIDATION).any():
-        train = of_group == TRAIN
-        drawn, found = draw_validation(labels[train], hints[train] == VALIDATION, source.class_names, options)
-        of_group[train] = np.where(drawn, VALIDATION, TRAIN)
-        notes += found
-    sides = np.full(table.num_rows, DROPPED, dtype=np.int8)
-    sides[leads] = of_group
+    sides, labels = _read_leads(table, _find_leads(table, keep))
+    if source.split_by == "hash":
+        _set_hashed(sides, table, options.test_size, 0.0)
+    elif source.split_by == "stratified":
+        draw_test(sides, labels, options.test_size, options.seed, source.class_names)
+    check_both(sides, int(np.count_nonzero(keep)), source.split_by)
+    if source.validation_size and not num_on(sides, VALIDATION):
+        if source.split_by == "hash":
+            _set_hashed(sides, table, options.test_size, options.validation_size)
+        notes += draw_validation(sides, labels, source.class_names, options)
     if table.has_sources:
         for numbers, first, group in _kept_groups(table, keep):
             sides[numbers] = sides[numbers[first]][group]
@@ -106,7 +104,7 @@ def _drop_variants(keep: np.ndarray, repeats: np.ndarray, table: RowTable) -> No
 
     An image that only equals a variant of another one keeps its own variants.
     """
-    if table.has_sources and repeats.any():
+    if repeats.any():
         for numbers, first, source in _named_groups(table):
             keep[numbers] &= ~repeats[numbers[first]][source]
 
@@ -139,26 +137,33 @@ def _check_field(table: RowTable, keep: np.ndarray) -> list[str]:
 
 def _find_leads(table: RowTable, keep: np.ndarray) -> np.ndarray:
     """The first row that stays of each group; bool, shape (rows,)."""
-    leads = keep.copy()
-    if table.has_sources:
-        for numbers, first, _ in _kept_groups(table, keep):
-            leads[numbers] = False
-            leads[numbers[first]] = True
+    if not table.has_sources:
+        return keep
+    leads = table.column(bool)
+    for numbers, first, _ in _kept_groups(table, keep):
+        leads[numbers[first]] = True
     return leads
 
 
-def _read_leads(table: RowTable, leads: np.ndarray, options: PrepareArguments) -> tuple[np.ndarray, np.ndarray]:
-    """Of each group the class, and the side that its digest or the field gives; shape (groups,)."""
-    labels, hints = [], []
+def _read_leads(table: RowTable, leads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The side of each group's first row, that of the field or `TRAIN` (of other rows `DROPPED`), and each row's class.
+
+    Both of shape (rows,), in files.
+    """
+    sides = table.column(np.int8)
+    labels = table.column(np.min_scalar_type(table.source.grammar.num_classes))
     for span, rows in table.chunks():
-        own = rows[leads[span]]
-        labels.append(own["labels"].astype(np.min_scalar_type(table.source.grammar.num_classes)))
-        is_field = table.source.split_by == "field"
-        sides = (
-            own["file_splits"] if is_field else hash_sides(own["groups"], options.test_size, options.validation_size)
-        )
-        hints.append(sides.copy())
-    return np.concatenate(labels), np.concatenate(hints)
+        side = rows["file_splits"] if table.source.split_by == "field" else TRAIN
+        sides[span] = np.where(leads[span], side, DROPPED)
+        labels[span] = rows["labels"]
+    return sides, labels
+
+
+def _set_hashed(sides: np.ndarray, table: RowTable, test_size: float, validation_size: float) -> None:
+    """Sets the sides of `hash_sides`, in place, where rows aren't `DROPPED`."""
+    for span, rows in table.chunks():
+        hashed = hash_sides(rows["groups"], test_size, validation_size)
+        sides[span] = np.where(sides[span] == DROPPED, DROPPED, hashed)
 
 
 def _kept_groups(table: RowTable, keep: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -168,14 +173,16 @@ def _kept_groups(table: RowTable, keep: np.ndarray) -> Iterator[tuple[np.ndarray
         yield numbers[stays], *unique_digests(rows["groups"][stays])
 
 
-def _find_originals(table: RowTable) -> np.ndarray:
-    """Rows that are no variant of another row; bool, shape (rows,).
+def _find_originals(table: RowTable) -> np.ndarray | None:
+    """Rows that are no variant of another row; bool, shape (rows,). None for all, if no row names its source.
 
     A source's first row is the image itself, the others are its variants.
     """
-    is_original = np.ones(table.num_rows, dtype=bool)
-    if table.has_sources:
-        for numbers, first, _ in _named_groups(table):
-            is_original[numbers] = False
-            is_original[numbers[first]] = True
+    if not table.has_sources:
+        return None
+    is_original = table.column(bool)
+    for span, rows in table.chunks():
+        is_original[span] = rows["groups"] == rows["digests"]
+    for numbers, first, _ in _named_groups(table):
+        is_original[numbers[first]] = True
     return is_original

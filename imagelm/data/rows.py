@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import BinaryIO, Protocol
 
 import numpy as np
 import orjson
 import xxhash
+from numpy.typing import DTypeLike
 
 from imagelm.tokens.grammar import Grammar
 from imagelm.utils.errors import InputError
@@ -39,6 +40,7 @@ ROW_DTYPE = np.dtype(
 )
 NUMBERED_DTYPE = np.dtype([("number", "<i8"), ("row", ROW_DTYPE)])
 CHUNK_ROWS, PART_ROWS = 1 << 16, 1 << 17  # read at once; sorted at once, which takes about 130 bytes a row
+MAX_PART_BITS = 9  # of open files; from 7e7 rows on parts are larger
 
 
 class RowSource(Protocol):
@@ -72,10 +74,10 @@ class RowSource(Protocol):
     def place(self, file: str, line: int) -> str:
         """Where a row is, for messages."""
 
-    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
+    def describe(self, table: RowTable, sides: np.ndarray, folder: Path) -> dict:
         """What this source adds to `stats.json`; draws the images of its codec, if it has any, into a folder.
 
-        `kept` says which rows of the table stay; bool, shape (rows,).
+        `sides` is the result of `split_rows`.
         """
 
 
@@ -236,7 +238,7 @@ class RowTable:
         if self.num_rows <= PART_ROWS:
             yield np.arange(self.num_rows), np.concatenate([rows for _, rows in self.chunks()])
             return
-        bits = (-(-self.num_rows // PART_ROWS) - 1).bit_length()
+        bits = min(MAX_PART_BITS, (-(-self.num_rows // PART_ROWS) - 1).bit_length())
         with TemporaryDirectory(dir=self.spill) as folder, ExitStack() as opened:
             files = [opened.enter_context(open(Path(folder, str(i)), "w+b")) for i in range(1 << bits)]
             for span, rows in self.chunks():
@@ -251,6 +253,15 @@ class RowTable:
                 file.seek(0)
                 numbered = np.fromfile(file, NUMBERED_DTYPE)
                 yield numbered["number"], numbered["row"]
+
+    def column(self, dtype: DTypeLike) -> np.ndarray:
+        """Zeros, one for each row, in a file whose pages the system writes and reads again as memory gets short."""
+        size = self.num_rows * np.dtype(dtype).itemsize
+        with TemporaryFile(dir=self.spill) as file:
+            for start in range(0, size, CHUNK_ROWS):  # so that a full disk is noticed here
+                file.write(bytes(min(CHUNK_ROWS, size - start)))
+            file.flush()
+            return np.asarray(np.memmap(file, dtype, "r+", shape=(self.num_rows,)))
 
     def row(self, number: int) -> np.void:
         """What is kept of one row."""

@@ -1,10 +1,13 @@
 """Which side of the split each image is on.
 
-One idea: pure functions on digest, label and side. No image, and no source image, is ever in two splits. The test
-images are drawn as if there were no validation split, whose images are then taken out of the training images.
+One idea: functions on digest, label and side. No image, and no source image, is ever in two splits. The test images are
+drawn as if there were no validation split, whose images are then taken out of the training images. Draws change the
+sides in place, some at a time, as there may be so many that they are in a file.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from imagelm.utils.text import join_first, number_of, printable
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 DROPPED = -1
-COUNTED = 1 << 20  # labels at once
+BLOCK = 1 << 18  # sides at once
 
 
 def split_in_words(split_by: str, seed: int) -> str:
@@ -25,7 +28,12 @@ def split_in_words(split_by: str, seed: int) -> str:
 
 def present_splits(sides: np.ndarray) -> dict[str, int]:
     """The splits that have rows, in order, with their index into `SPLITS`."""
-    return {name: side for side, name in enumerate(SPLITS) if (sides == side).any()}
+    return {name: side for side, name in enumerate(SPLITS) if num_on(sides, side)}
+
+
+def num_on(sides: np.ndarray, side: int) -> int:
+    """How many are on a side."""
+    return sum(np.count_nonzero(sides[span] == side) for span in _spans(sides))
 
 
 def drop_repeated(sides: np.ndarray, digests: np.ndarray) -> list[str]:
@@ -81,7 +89,9 @@ def assign_splits(
     elif split_by == "hash":
         sides = hash_sides(groups, test_size)
     else:
-        sides = draw_test(labels[first], test_size, seed, class_names)[group_of_row]
+        of_group = np.full(len(first), TRAIN, dtype=np.int8)
+        draw_test(of_group, labels[first], test_size, seed, class_names)
+        sides = of_group[group_of_row]
     check_both(sides, len(sides), split_by)
     return sides.astype(np.int8)
 
@@ -105,37 +115,48 @@ def cut_validation(
         return sides, []
     train = np.flatnonzero(sides == TRAIN)
     first, group_of_row = _number_groups(groups[train])
-    hashed = hash_sides(groups[train][first], options.test_size, options.validation_size) == VALIDATION
-    drawn, notes = draw_validation(labels[train][first], hashed, class_names, options)
+    of_group = np.full(len(first), TRAIN, dtype=np.int8)
+    if options.split_by == "hash":
+        hashed = hash_sides(groups[train][first], options.test_size, options.validation_size)
+        of_group[hashed == VALIDATION] = VALIDATION
+    notes = draw_validation(of_group, labels[train][first], class_names, options)
     sides = sides.copy()
-    sides[train[drawn[group_of_row]]] = VALIDATION
+    sides[train] = of_group[group_of_row]
     return sides, notes
 
 
 def draw_validation(
-    labels: np.ndarray, hashed: np.ndarray, class_names: list[str], options: PrepareArguments
-) -> tuple[np.ndarray, list[str]]:
-    """Which training groups go to the validation split, none if there are too few; and what is missing, in words.
+    sides: np.ndarray, labels: np.ndarray, class_names: list[str], options: PrepareArguments
+) -> list[str]:
+    """Moves a share of the training groups to the validation split, in place, none if there are too few.
 
-    `labels` is the class of each group, and `hashed` what `--split_by hash` gives to the split; shape (groups,).
+    Args:
+        sides: The side of each group; with `--split_by hash`, those of the validation split are there already.
+        labels: The class of each group.
+        class_names, options: As for `cut_validation`.
+
+    Returns:
+        What is missing, in words.
     """
-    share, present = options.validation_size, np.unique(labels)
-    if options.split_by == "hash":
-        drawn, needed = hashed, 1
-    else:
-        drawn, needed = _draw(labels, int(np.ceil(share * len(labels))), options.seed), len(present)
-        for label in present:
-            if drawn[members := labels == label].all():
-                drawn[np.argmax(members)] = False
-    if drawn.sum() < needed or drawn.all():
-        return np.zeros(len(labels), dtype=bool), [
-            f"no validation split: {len(labels)} training images of {number_of(len(present), 'class')} are "
+    share, is_hashed = options.validation_size, options.split_by == "hash"
+    present = _count(sides, labels, TRAIN) + _count(sides, labels, VALIDATION)
+    num_groups, num_classes = int(present.sum()), int((present > 0).sum())
+    if not is_hashed:
+        _draw(sides, labels, VALIDATION, int(np.ceil(share * num_groups)), options.seed)
+        for label in np.flatnonzero((present > 0) & (present == _count(sides, labels, VALIDATION))):
+            _put_first_back(sides, labels, label)
+    drawn = _count(sides, labels, VALIDATION)
+    if drawn.sum() < (1 if is_hashed else num_classes) or drawn.sum() == num_groups:
+        for span in _spans(sides):
+            sides[span][sides[span] == VALIDATION] = TRAIN
+        return [
+            f"no validation split: {num_groups} training images of {number_of(num_classes, 'class')} are "
             f"too few for a share of {share:g}, so training chooses best_model on the test rows; give more images, or "
             "a larger --validation_size"
         ]
-    lacking = [printable(class_names[label]) for label in np.setdiff1d(present, labels[drawn])]
+    lacking = [printable(class_names[label]) for label in np.flatnonzero((present > 0) & (drawn == 0))]
     few = f"too few training images for a share of {share:g} in the validation split, which has none of these classes"
-    return drawn, [f"{few}: {join_first(lacking)}"] if lacking else []
+    return [f"{few}: {join_first(lacking)}"] if lacking else []
 
 
 def hash_sides(groups: np.ndarray, test_size: float, validation_size: float = 0.0) -> np.ndarray:
@@ -151,7 +172,7 @@ def hash_sides(groups: np.ndarray, test_size: float, validation_size: float = 0.
 def check_both(sides: np.ndarray, num_rows: int, split_by: str) -> None:
     """Raises an InputError if the training or the test split is empty."""
     for side in (TRAIN, TEST):
-        if not (sides == side).any():
+        if not num_on(sides, side):
             what = f"the {SPLITS[side]} split is empty"
             raise InputError(f"{what} ({num_rows} rows, --split_by {split_by}); give more rows")
 
@@ -178,48 +199,73 @@ def _number_groups(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(first), rank[group_of_row]
 
 
-def draw_test(labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> np.ndarray:
-    """The side of each group: `TEST` for a share of each class, else `TRAIN`; `labels` is the class of each group.
+def draw_test(sides: np.ndarray, labels: np.ndarray, test_size: float, seed: int, class_names: list[str]) -> None:
+    """Moves a share of the training groups of each class to the test split, in place.
+
+    Args:
+        sides: The side of each group; those that are neither training nor validation groups stay out.
+        labels: The class of each group.
+        test_size, seed, class_names: As for `assign_splits`.
 
     Raises:
         InputError: A class is too small.
     """
-    counts = _count(labels)
-    present = np.flatnonzero(counts)
+    counts = _count(sides, labels, TRAIN)
+    present, num_groups = np.flatnonzero(counts), int(counts.sum())
     smallest = present[np.argmin(counts[present])]
     if counts[smallest] < 2:
         raise InputError(
             f"class {printable(class_names[smallest])} has 1 image, and a stratified split needs 2 of each class; "
             "add images of it, drop the class, or use --split_by hash"
         )
-    num_test = int(np.ceil(test_size * len(labels)))
-    if min(num_test, len(labels) - num_test) < len(present):
+    num_test = int(np.ceil(test_size * num_groups))
+    if min(num_test, num_groups - num_test) < len(present):
         raise InputError(
-            f"{len(labels)} images at --test_size {test_size} give {num_test} test rows and "
-            f"{len(labels) - num_test} training rows, fewer than the {len(present)} classes; "
+            f"{num_groups} images at --test_size {test_size} give {num_test} test rows and "
+            f"{num_groups - num_test} training rows, fewer than the {len(present)} classes; "
             "add images or change --test_size"
         )
-    return np.where(_draw(labels, num_test, seed), TEST, TRAIN)
+    _draw(sides, labels, TEST, num_test, seed)
 
 
-def _draw(labels: np.ndarray, num_drawn: int, seed: int) -> np.ndarray:
-    """Draws at random within each class, each class its share; bool, the shape of `labels`."""
-    counts = _count(labels)
+def _draw(sides: np.ndarray, labels: np.ndarray, to: int, num_drawn: int, seed: int) -> None:
+    """Moves training groups to another side, drawn at random within each class, each class its share."""
+    counts = _count(sides, labels, TRAIN)
     present = np.flatnonzero(counts)
     generator = np.random.RandomState(seed)
-    num_left_of = _share_out(counts[present], len(labels) - num_drawn, generator)
+    num_left_of = _share_out(counts[present], int(counts.sum()) - num_drawn, generator)
     num_drawn_of = _share_out(counts[present] - num_left_of, num_drawn, generator)
-    drawn = np.zeros(len(labels), dtype=bool)
     for label, skipped, taken in zip(present, num_left_of, num_drawn_of, strict=True):
-        rows = np.flatnonzero(labels == label)
-        drawn[rows[generator.permutation(len(rows))[skipped : skipped + taken]]] = True
-    return drawn
+        # As `permutation`, which numbers with 8 bytes; the draws don't depend on the type.
+        order = np.arange(counts[label], dtype=np.min_scalar_type(counts[label]))
+        generator.shuffle(order)
+        is_drawn = np.zeros(len(order), dtype=bool)
+        is_drawn[order[skipped : skipped + taken]] = True
+        start = 0
+        for span in _spans(sides):
+            members = np.flatnonzero((labels[span] == label) & (sides[span] == TRAIN))
+            sides[span][members[is_drawn[start : start + len(members)]]] = to
+            start += len(members)
 
 
-def _count(labels: np.ndarray) -> np.ndarray:
-    """`np.bincount`, which makes a copy of eight bytes a value, in parts."""
-    parts, size = np.array_split(labels, -(-len(labels) // COUNTED)), int(labels.max()) + 1
-    return np.sum([np.bincount(part, minlength=size) for part in parts], axis=0)
+def _put_first_back(sides: np.ndarray, labels: np.ndarray, label: int) -> None:
+    """Makes the first validation group of a class a training group."""
+    for span in _spans(sides):
+        members = np.flatnonzero((labels[span] == label) & (sides[span] == VALIDATION))
+        if len(members):
+            sides[span][members[0]] = TRAIN
+            return
+
+
+def _count(sides: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
+    """How many groups of each class are on a side; int64, shape (classes,)."""
+    num_classes = 1 + max(int(labels[span].max()) for span in _spans(labels))
+    parts = (labels[span][sides[span] == side] for span in _spans(sides))
+    return np.sum([np.bincount(part, minlength=num_classes) for part in parts], axis=0)
+
+
+def _spans(values: np.ndarray) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, len(values), BLOCK))
 
 
 def _share_out(counts: np.ndarray, num_draws: int, generator: np.random.RandomState) -> np.ndarray:

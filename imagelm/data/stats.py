@@ -42,17 +42,18 @@ def describe(
     source, splits = table.source, present_splits(sides)
     grammar = source.grammar
     lengths, classes = _count_rows(table, sides)
+    num_rows = {name: int(classes[side].sum()) for name, side in splits.items()}
     digests = content_digests(grammar, source.class_names, split_digests)
     return {
         "command": command,
         "options": options,
         "fingerprint": fingerprint(digests),
         "digests": digests,
-        "num_rows": {name: int((sides == side).sum()) for name, side in splits.items()},
+        "num_rows": num_rows,
         "num_rows_read": len(sides) + problems.counts.total(),
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
         "repaired_tails": table.counts.repaired,
-        "duplicates_dropped": int((sides < 0).sum()),
+        "duplicates_dropped": len(sides) - sum(num_rows.values()),
         "label_conflicts": {
             "total": duplicates.num_conflicts,
             "first": [

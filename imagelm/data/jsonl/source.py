@@ -73,7 +73,7 @@ class JsonlRows:
                 )
             yield batch
 
-    def describe(self, table: RowTable, kept: np.ndarray, folder: Path) -> dict:
+    def describe(self, table: RowTable, sides: np.ndarray, folder: Path) -> dict:
         """The codec's description, if there is one."""
         if self.codec is None:
             return {}
