@@ -10,11 +10,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -36,6 +38,8 @@ def environment(threads: int) -> dict[str, str]:
 def run(words: list[str], threads: int, cwd: Path = ROOT, cores: int | None = None) -> dict[str, float]:
     """Runs a command; wall seconds, CPU seconds of it and its children, peak resident MiB of its largest process.
 
+    `peak_anonymous_mib` is that of the command's own process, looked at 20 times a second; 0 but on Linux.
+
     Raises:
         SystemExit: It failed; the message shows the end of its output.
     """
@@ -46,19 +50,36 @@ def run(words: list[str], threads: int, cwd: Path = ROOT, cores: int | None = No
     process = subprocess.Popen(
         measured, cwd=cwd, env=environment(threads), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    output, peak = _watch(process)
+    output, peak, anonymous = _watch(process)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         sys.exit(f"{shlex.join(words)}\nfailed with {process.returncode}:\n{output[-3000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"wall_seconds": wall, "cpu_seconds": cpu, "peak_resident_mib": peak, "output": output}
+    peaks = {"peak_resident_mib": peak, "peak_anonymous_mib": anonymous}
+    return {"wall_seconds": wall, "cpu_seconds": cpu, **peaks, "output": output}
 
 
-def _watch(process: subprocess.Popen) -> tuple[str, float]:
+def _watch(process: subprocess.Popen) -> tuple[str, float, float]:
+    peaks, ended = [0.0], threading.Event()
+    watcher = threading.Thread(target=_look_at_memory, args=(process.pid, peaks, ended))
+    watcher.start()
     output = process.stdout.read()
+    ended.set()
+    watcher.join()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return output, usage.ru_maxrss / 1024
+    return output, usage.ru_maxrss / 1024, max(peaks)
+
+
+def _look_at_memory(pid: int, peaks: list[float], ended: threading.Event) -> None:
+    """Adds a process's anonymous memory in MiB, again and again."""
+    while not ended.wait(0.05):
+        try:
+            found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        except OSError:
+            return
+        if found:
+            peaks[0] = max(peaks[0], int(found[1]) / 1024)
 
 
 def rounds(contestants: dict[str, Callable[[], dict]], num_rounds: int) -> dict[str, list[dict]]:

@@ -30,10 +30,9 @@ ACTIVATION_BYTES = (
 LOGIT_BYTES = 10  # per token and vocabulary entry: bf16 logits, and fp32 logits and their gradient
 GPUS = (1, 8, 64)
 IMAGES, IMAGE_ROW_BYTES, SHARD_BYTES = 10**10, 2 * LENGTH + 12, 500e6  # uint16 ids, a label and an offset
-TABLE_BYTES, FLAG_BYTES = (
-    53,
-    5,
-)  # of a row while it is prepared: on the disk, and in memory (flags and sides, a byte each)
+# Of a row while it is prepared: the table, its copy in parts, and side, class and flag, on the disk; and in memory
+# while its part is sorted, one of 512.
+TABLE_BYTES, SORTED_BYTES, NUM_PARTS = 53 + 61 + 3, 130, 512
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ def images_table() -> str:
     rows = {
         "rows on disk": f"{size / 1e12:.1f} TB ({IMAGE_ROW_BYTES} bytes each)",
         "shards of 500 MB": f"{size / SHARD_BYTES:,.0f}",
-        "disk of deduplication and split, 53 bytes a row": f"{IMAGES * TABLE_BYTES / 1e9:.0f} GB",
-        "memory of the merge, about 5 bytes a row": f"{IMAGES * FLAG_BYTES / 1e9:.0f} GB",
+        f"disk of deduplication and split, {TABLE_BYTES} bytes a row": f"{IMAGES * TABLE_BYTES / 1e9:,.0f} GB",
+        "memory of the merge, which sorts a 512th at once": f"{IMAGES / NUM_PARTS * SORTED_BYTES / 1e9:.1f} GB",
         "one epoch on 64 GPUs": ", ".join(f"{name}: {tokens / rate / 86_400:.1f} days" for name, rate in rates.items()),
         "reading, all GPUs together": ", ".join(
             f"{name}: {rate / LENGTH * IMAGE_ROW_BYTES / 1e6:.0f} MB/s" for name, rate in rates.items()

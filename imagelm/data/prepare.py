@@ -43,9 +43,10 @@ logger = logging.getLogger(__name__)
 def prepare(arguments: PrepareArguments, command: str) -> dict:
     """Writes the `DatasetDict`, the tokenizer, `stats.json` and the dataset card into `arguments.output_dir`.
 
-    Memory doesn't grow with the tokens of the input; deduplication and split take a few bytes a row. The statistics,
-    which hold the command line, are returned too, and a summary is logged. With `num_shards` a shard is written
-    instead, and its record returned; with `merge_shards` the rows are those of shards, or a plan is written.
+    Memory doesn't grow with the input, but for the draw of a stratified split; what deduplication and split need of
+    each row is on the disk. The statistics, which hold the command line, are returned too, and a summary is logged.
+    With `num_shards` a shard is written instead, and its record returned; with `merge_shards` the rows are those of
+    shards, or a plan is written.
 
     Raises:
         InputError: The input is wrong or the output folder is taken. Nothing is written then.

@@ -133,7 +133,6 @@ def draw_validation(
     Args:
         sides: The side of each group; with `--split_by hash`, those of the validation split are there already.
         labels: The class of each group.
-        class_names, options: As for `cut_validation`.
 
     Returns:
         What is missing, in words.
@@ -205,7 +204,6 @@ def draw_test(sides: np.ndarray, labels: np.ndarray, test_size: float, seed: int
     Args:
         sides: The side of each group; those that are neither training nor validation groups stay out.
         labels: The class of each group.
-        test_size, seed, class_names: As for `assign_splits`.
 
     Raises:
         InputError: A class is too small.

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from imagelm.data import rows
+from imagelm.data import rows, splits
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.jsonl import lines
 from imagelm.data.load import load_prepared
@@ -111,6 +111,7 @@ def test_rows_that_are_sorted_in_parts_on_the_disk_give_the_same(home, tmp_path,
     prepare(PrepareArguments(**options(home, output_dir=str(tmp_path / "whole"), **others)), command="test")
     monkeypatch.setattr(rows, "PART_ROWS", 16)
     monkeypatch.setattr(rows, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(splits, "BLOCK", 11)
     prepare(PrepareArguments(**options(home, output_dir=str(tmp_path / "parts"), **others)), command="test")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
