@@ -33,7 +33,7 @@ def present_splits(sides: np.ndarray) -> dict[str, int]:
 
 def num_on(sides: np.ndarray, side: int) -> int:
     """How many are on a side."""
-    return sum(np.count_nonzero(sides[span] == side) for span in _spans(sides))
+    return sum(int(np.count_nonzero(sides[span] == side)) for span in _spans(sides))
 
 
 def drop_repeated(sides: np.ndarray, digests: np.ndarray) -> list[str]:
@@ -142,7 +142,7 @@ def draw_validation(
     num_groups, num_classes = int(present.sum()), int((present > 0).sum())
     if not is_hashed:
         _draw(sides, labels, VALIDATION, int(np.ceil(share * num_groups)), options.seed)
-        for label in np.flatnonzero((present > 0) & (present == _count(sides, labels, VALIDATION))):
+        for label in np.flatnonzero((present > 0) & (present == _count(sides, labels, VALIDATION))).tolist():
             _put_first_back(sides, labels, label)
     drawn = _count(sides, labels, VALIDATION)
     if drawn.sum() < (1 if is_hashed else num_classes) or drawn.sum() == num_groups:
