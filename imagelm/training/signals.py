@@ -36,7 +36,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, trainer: ImageTrainer) -> None:
         self.trainer = trainer
-        self.signal_number = 0
+        self.received = self.signal_number = 0  # by this process; by any, as far as all know of it
         self.stopping = False
         self._caught_at = 0.0
         self._earlier: dict[signal.Signals, Any] = {}
@@ -60,8 +60,10 @@ class StopOnSignal(TrainerCallback):
         if args.world_size > 1:
             if state.global_step % (1 + self.trainer.finite_steps.max_unchecked):
                 return
-            mark = torch.tensor([self.signal_number], device=args.device)
+            mark = torch.tensor([self.received], device=args.device)  # what arrives from here on is for the next step
             self.signal_number = int(self.trainer.accelerator.gather(mark).max())
+        else:
+            self.signal_number = self.received
         self.stopping = self.signal_number > 0
         if self.stopping:
             control.should_training_stop = True
@@ -90,7 +92,7 @@ class StopOnSignal(TrainerCallback):
         if not first and time.monotonic() - self._caught_at > REPEAT_SECONDS and self.trainer.args.world_size == 1:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         if first:
-            self.signal_number, self._caught_at = number, time.monotonic()
+            self.received, self._caught_at = number, time.monotonic()
             if self.trainer.is_world_process_zero():
                 again = "; send the signal again to stop immediately" if self.trainer.args.world_size == 1 else ""
                 text = f"{signal.Signals(number).name}: saving a checkpoint after this step{again}\n"

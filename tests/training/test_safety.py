@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from imagelm.training.arguments import RunArguments
 from imagelm.training.checkpoint import STAGING_FOLDER
 from imagelm.training.manifest import inspect_checkpoint
 from imagelm.training.safety import LossSpikes, find_rows
+from imagelm.training.signals import StopOnSignal
 from imagelm.training.trainer import ImageTrainer, rows_only
 from imagelm.utils.errors import DivergedError
 from tests.conftest import train
@@ -207,3 +211,26 @@ def test_full_determinism_gives_bitwise_the_same_run_and_says_so_to_torch(tmp_pa
         assert not all(torch.equal(weight, other[name]) for name, weight in runs[0].items())
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_signal_that_arrives_while_processes_compare_their_marks_stops_the_next_step():
+    def gather(mark: torch.Tensor) -> torch.Tensor:
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return mark
+
+    sent: list[None] = []
+    args = SimpleNamespace(world_size=2, device="cpu")
+    accelerator, control = (
+        SimpleNamespace(gather=gather),
+        SimpleNamespace(should_training_stop=False, should_save=False),
+    )
+    steps = SimpleNamespace(max_unchecked=0)
+    trainer = SimpleNamespace(
+        args=args, accelerator=accelerator, finite_steps=steps, is_world_process_zero=lambda: False
+    )
+    with StopOnSignal(trainer) as stop:
+        stop.on_step_end(args, SimpleNamespace(epoch=0.5, global_step=5), control)
+        assert not control.should_training_stop  # the other process has seen no mark
+        stop.on_step_end(args, SimpleNamespace(epoch=0.6, global_step=6), control)
+    assert control.should_training_stop and control.should_save
