@@ -218,6 +218,8 @@ def _check_launch(args: TrainingArguments) -> list[str]:
         raise InputError(f"accelerate launch was asked for several processes, but started one; {remedy}")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and args.device.type == "cpu":
         return ["FSDP is not used: accelerate shards models on GPUs only, so each CPU process holds the whole model"]
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and args.distributed_state.distributed_type != "DEEPSPEED":
+        return ["DeepSpeed is not used: accelerate ignores it with CPU processes, each of which holds the whole model"]
     num_gpus = torch.cuda.device_count() if args.device.type == "cuda" else 0
     if args.world_size > 1 or num_gpus <= 1:
         return []
