@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -111,8 +112,13 @@ def _processes(arguments: PrepareArguments, folders: list[Path]) -> Iterator[Cal
 
 def _end_with_parent() -> None:
     """Ends this process when the one that started it is gone, as by SIGKILL: it would wait for more work forever."""
+
+    def end_after(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
     if parent := parent_process():
-        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        Thread(target=end_after, args=[parent], daemon=True).start()
 
 
 def _scan_share(arguments: PrepareArguments, folder: Path, _: None) -> dict:
