@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import signal
 import sys
 import time
 from typing import Any
@@ -29,18 +31,21 @@ def digest(ids: np.ndarray) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stop_at", type=int, help="rows of process 0 after which it sends SIGTERM to the launcher")
     parser.add_argument("notes", metavar="NOTES", help="files to write, without .0, .1, …")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="options of imagelm train")
     arguments = parser.parse_args()
     notes, sys.argv[1:] = arguments.notes, arguments.words
     import imagelm.training.trainer as module
     from imagelm.commands import train
+    from imagelm.training.signals import StopOnSignal
     from imagelm.utils.errors import run_script
 
     class NotingTrainer(module.ImageTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.launch: dict[str, Any] = {}
+            self.num_noted = 0
 
         def get_batch_samples(self, *args: Any) -> Any:
             started = time.perf_counter()
@@ -64,6 +69,12 @@ def main() -> None:
                 noted = np.array([(self.state.global_step, row) for row in rows], NOTE)
                 with open(f"{notes}.{self.args.process_index}", "ab") as file:
                     file.write(noted.tobytes())
+                before, self.num_noted = self.num_noted, self.num_noted + len(rows)
+                if self.args.process_index == 0 and before < (arguments.stop_at or 0) <= self.num_noted:
+                    os.kill(os.getppid(), signal.SIGTERM)
+                    (stop,) = (call for call in self.callback_handler.callbacks if isinstance(call, StopOnSignal))
+                    while not stop.signal_number:  # or a short run would end before the launcher has passed it on
+                        time.sleep(0.01)
             loss = super().training_step(model, inputs, num_items_in_batch)
             self.launch.setdefault("peak_mib_after_first_step", peak_mib())
             return loss

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -104,16 +103,16 @@ def train_and_stop(home: Path, pattern: str, train: Dataset, batch_size: int, *w
     Raises:
         AssertionError: A row was trained on twice or never, or a launch didn't end as it should.
     """
-    notes, stops = home / "notes", [len(train) // 3, 2 * len(train) // 3, None]
+    notes, third = home / "notes", len(train) // 3 // PROCESSES
     given = ["--dataset_dir", str(home / "data"), "--streaming", pattern, "--output_dir", str(home / "out")]
     given += ["--config_overrides", MODEL, "--num_train_epochs", "1", "--bf16", "false", "--num_threads", "1"]
     given += ["--per_device_train_batch_size", str(batch_size), "--disable_tqdm", "true", *words]
     several = ("--multi_gpu", "--num_processes", str(PROCESSES), "--main_process_port", "0")
-    command = [sys.executable, *LAUNCH, *several, "-m", "benchmarks.noted_train", str(notes), *given]
+    command = [sys.executable, *LAUNCH, *several, "-m", "benchmarks.noted_train"]
     noted = read_notes(notes)
-    for stop in stops:
+    for stop in (["--stop_at", str(third)], ["--stop_at", str(third)], []):
         started, before = time.perf_counter(), len(noted)
-        stopped_at = launch(command, home, notes, stop)
+        stopped_at = launch([*command, *stop, str(notes), *given], home)
         seconds, noted = time.perf_counter() - started, read_notes(notes)
         processes = [json.loads(file.read_text().splitlines()[-1]) for file in sorted(home.glob("notes.*.json"))]
         completed = {process["last_step"] for process in processes} | ({stopped_at} if stop else set())
@@ -129,20 +128,15 @@ def train_and_stop(home: Path, pattern: str, train: Dataset, batch_size: int, *w
     assert np.array_equal(np.sort(noted["row"]), np.sort(expected)), "rows are missing or repeated"
 
 
-def launch(command: list[str], home: Path, notes: Path, stop: int | None) -> int:
-    """Runs the command, and ends it by SIGTERM when so many rows are noted; the step at which it says so."""
+def launch(command: list[str], home: Path) -> int:
+    """Runs the command; the step at which it says that SIGTERM stopped it, 0 if it came to its end."""
     with open(home / "log", "w+") as log:
         own = environment(1) | {"ACCELERATE_USE_CPU": "true"}
-        process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
-        while process.poll() is None and (stop is None or len(read_notes(notes)) < stop):
-            time.sleep(0.05)
-        if stop is not None:
-            process.send_signal(signal.SIGTERM)
-        code = process.wait()
+        code = subprocess.run(command, cwd=ROOT, env=own, stdout=log, stderr=log).returncode
         log.seek(0)
         output = log.read()
     found = re.search(STOPPED, output)
-    assert bool(code) == bool(found) == (stop is not None), output
+    assert bool(code) == bool(found) == ("--stop_at" in command), output
     return int(found[1]) if found else 0
 
 
