@@ -73,7 +73,7 @@ def main() -> None:
                 if self.args.process_index == 0 and before < (arguments.stop_at or 0) <= self.num_noted:
                     os.kill(os.getppid(), signal.SIGTERM)
                     (stop,) = (call for call in self.callback_handler.callbacks if isinstance(call, StopOnSignal))
-                    while not stop.signal_number:  # or a short run would end before the launcher has passed it on
+                    while not stop.received:  # or a short run would end before the launcher has passed it on
                         time.sleep(0.01)
             loss = super().training_step(model, inputs, num_items_in_batch)
             self.launch.setdefault("peak_mib_after_first_step", peak_mib())
