@@ -174,6 +174,10 @@ def resolve_launch(
     if data.streaming is not None:
         _check_streaming(args, run)
     _check_device_options(data, run, args)
+    if run.optimizer == "muon" and _is_sharded(args):
+        raise InputError(
+            "--optimizer muon: remove it, or FSDP and DeepSpeed, which leave each process a part of a matrix"
+        )
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False  # a language model uses all in each step; looking costs time
     args.logging_nan_inf_filter = False  # such a step is never taken, and the filter would wait for the device
@@ -225,6 +229,12 @@ def _check_launch(args: TrainingArguments) -> list[str]:
         return []
     remedy = f"use all with accelerate launch --multi_gpu --num_processes {num_gpus}"
     return [f"{num_gpus} GPUs are visible, one is used; {remedy}"]
+
+
+def _is_sharded(args: TrainingArguments) -> bool:
+    """Whether processes share the weights or the optimizer's state, by FSDP or DeepSpeed."""
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return (fsdp and args.device.type != "cpu") or args.distributed_state.distributed_type == "DEEPSPEED"
 
 
 def _check_training_arguments(args: TrainingArguments) -> None:
