@@ -117,11 +117,13 @@ def test_a_graph_of_the_slot_alone_classifies_and_refuses_the_rest(digits: Path,
     found = class_probabilities(loaded, questions, 7)
     assert np.abs(found - torch.stack(expected).softmax(-1).detach().numpy()).max() < 1e-5
     generation = GenerationArguments(greedy=True)
+    page = shutil.copytree(folder, tmp_path / "page")
+    shutil.copytree(digits / "raw/codec", page, dirs_exist_ok=True)  # without one, a page is refused for that
     for ask in (
         lambda: complete_rows(loaded, [rows[0][:9]], generation, 1),
         lambda: log_likelihoods(loaded, [rows[0][1:-4]], 1),
         lambda: check_page_model(
-            PushArguments(model_dir=str(folder), repo_id="a/b", space_repo_id="a/c", space_sdk="static")
+            PushArguments(model_dir=str(page), repo_id="a/b", space_repo_id="a/c", space_sdk="static")
         ),
     ):
         with pytest.raises(InputError, match="classifies only"):
