@@ -34,7 +34,11 @@ def main() -> None:
                    (("one", one), ("several", several))}  # fmt: skip
         found[name] = {"medians": medians, "several_to_one_by_round": pairs}
     own = {"num_proc": arguments.num_proc, "rounds": arguments.rounds, "num_rows": arguments.num_rows}
-    save("prepare_processes", own | {"images": arguments.images and "/".join(Path(arguments.images).parts[-2:]), "commands": found}, arguments.output)
+    save(
+        "prepare_processes",
+        own | {"images": arguments.images and Path(arguments.images).name, "commands": found},
+        arguments.output,
+    )
 
 
 def contestants(home: Path, arguments) -> dict[str, Callable[[], dict]]:

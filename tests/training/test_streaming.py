@@ -224,7 +224,7 @@ def test_two_processes_stopped_twice_and_then_one_see_every_row_exactly_once(pre
 
 @pytest.mark.slow
 def test_a_streamed_run_of_two_processes_that_sigterm_stops_twice_trains_on_every_row_once(tmp_path):
-    """Runs the benchmark with 10,000 rows; it fails if a row is missing or repeated, or if a step isn't the one reported."""
+    """The benchmark with 10,000 rows; it fails if a row is missing or repeated, or if a reported step is wrong."""
     rows, data = random_rows(tmp_path / "raw", 10_000, 53, num_codes=16), tmp_path / "data"
     words = {"data_files": [str(rows)], "vocab_file": str(rows.parent / "vocab.json"), "output_dir": str(data)}
     prepare(PrepareArguments(**words, test_size=0.01), command="test")
