@@ -41,7 +41,7 @@ from imagelm.tokens.vocabulary import load_vocabulary
 from imagelm.utils.errors import InputError
 from tests.conftest import random_rows, run, run_anew, sentence, train, write_jsonl
 from tests.data.jsonl.test_parser import read
-from tests.data.sources.test_sources import png
+from tests.data.sources.common import png
 from tests.faults.common import mounted
 from tests.faults.test_faults import Payload
 from tests.images import smooth_images

@@ -16,15 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelm.data.arguments import PrepareArguments
 from imagelm.data.sources import archives
-from imagelm.data.sources.open import LabelledImages, open_images, open_labelled_images
+from imagelm.data.sources.open import open_images
 from imagelm.utils.errors import InputError
+from tests.data.sources.common import labelled
 from tests.images import cats_and_dogs, prepare_images, random_images, to_image
-
-
-def labelled(*names: object, **options: object) -> LabelledImages:
-    return open_labelled_images(PrepareArguments(images=list(map(str, names)), output_dir="none", **options))
 
 
 def png(grey: int) -> bytes:

@@ -16,14 +16,8 @@ from imagelm.data.sources.decode import BadImage
 from imagelm.data.sources.names import split_word, without_split_word
 from imagelm.data.sources.open import LabelledImages, open_images, open_labelled_images
 from imagelm.utils.errors import InputError
+from tests.data.sources.common import FEATURES, labelled
 from tests.images import cats_and_dogs, class_folder, random_images, to_image
-
-FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["owl", "ant"])})
-
-
-def labelled(*names: object, **options: object) -> LabelledImages:
-    """The images that `prepare` would read."""
-    return open_labelled_images(PrepareArguments(images=list(map(str, names)), output_dir="none", **options))
 
 
 def sizes(images: LabelledImages) -> list[int]:
