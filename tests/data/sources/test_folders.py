@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagelm.data.sources import local
 from imagelm.data.sources.decode import BadImage, natural_key
 from imagelm.data.sources.open import open_images
 from imagelm.utils.errors import InputError
@@ -190,3 +191,14 @@ def test_an_empty_name_is_refused_even_where_the_working_folder_could_be_meant(t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="empty name"):
         prepare_images(tmp_path / "out", "")
+
+
+def test_images_are_decoded_one_at_a_time_as_they_are_asked_for(tmp_path, monkeypatch):
+    cats_and_dogs(tmp_path / "in")
+    decoded = []
+    monkeypatch.setattr(local, "read_image", lambda file: decoded.append(file) or Image.open(file))
+    images = open_images([str(tmp_path / "in")]).load(0, 20)
+    assert len(images) == 20 and decoded == []
+    images[3]
+    assert [file.name for file in decoded] == ["3.png"]
+    assert [len(decoded) for _ in images[5:8]] == [2, 3, 4]

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelm.data.arguments import parse_size
 from imagelm.data.sources.decode import read_image, upright_size
 from imagelm.remote_code.codec_imagelm import flatten, read_pixels
-from imagelm.utils.errors import InputError
 from tests.images import random_images, to_image
 
 
@@ -142,15 +140,3 @@ def test_colour_becomes_grey_by_luma_and_grey_becomes_equal_channels():
     assert np.abs(found - pixels @ np.array([0.299, 0.587, 0.114])).max() <= 0.51
     grey = random_images(1, (6, 7))[0]
     assert (read_pixels(to_image(grey), (6, 7), 3, "resize", 0) == grey).all()
-
-
-def test_sizes_are_height_and_width():
-    assert (parse_size(None), parse_size("28"), parse_size("28x32"), parse_size("3×4")) == (
-        None,
-        (28, 28),
-        (28, 32),
-        (3, 4),
-    )
-    for text in ("0", "-3", "28x", "x", "1x2x3", "2.5", "abc"):
-        with pytest.raises(InputError, match="--image_size"):
-            parse_size(text)

@@ -168,3 +168,11 @@ def test_more_bad_images_than_are_shown_are_all_kept_in_the_file(tmp_path):
     kept = [json.loads(line)["file"] for line in (tmp_path / "out/bad_rows.jsonl").read_text().splitlines()]
     assert kept == [str(tmp_path / f"in/cat/bad{i}.png") for i in range(30)]
     assert len(np.concatenate([entries_in(rows, tmp_path / "out") for rows in data.values()])) == 8
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    cats_and_dogs(tmp_path / "in")
+    (tmp_path / "in/cat/zz.png").symlink_to(tmp_path / "nothing")
+    _, stats = prepare_images(tmp_path / "out", tmp_path / "in")
+    (place,) = stats["bad_rows"]["first"]
+    assert place.startswith(f"{tmp_path}/in/cat/zz.png: ") and "link" in place
