@@ -8,6 +8,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from imagelm.evaluation.interval import accuracy_interval
@@ -188,6 +189,13 @@ def test_rows_that_are_added_in_parts_give_the_figures_of_all_and_keep_their_ord
     assert compute.details["cls_confusion_matrix"] == matrix
     assert compute.correct.tolist() == correct.tolist() == (table[:, 6] == table[:, 7]).tolist()
     assert whole["cls_macro_f1"] == pytest.approx(f1_score(table[:, 7], table[:, 6], average="macro"), rel=1e-12)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 360, 10_000, 9_000_000])
+def test_the_interval_is_scipys(num_rows):
+    for hits in {0, 1, num_rows // 3, num_rows // 2, num_rows - 1, num_rows}:
+        expected = binomtest(hits, num_rows).proportion_ci(method="wilson")
+        assert accuracy_interval(hits / num_rows, num_rows) == pytest.approx([expected.low, expected.high], rel=1e-13)
 
 
 def test_the_interval_is_wilsons():
