@@ -2,7 +2,8 @@
 
 One idea: logits are reduced on the device to a few sums a row (`RowReduction`), and these to sums over the whole split
 (`ComputeMetrics`), so that the memory of an evaluation doesn't grow with its rows, but for one byte each. The figures
-themselves are `evaluate` modules in the sub-folders, which can be loaded one by one.
+themselves are `evaluate` modules in the sub-folders, which can be loaded one by one; training needs only the formulas
+beside them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imagelm.metrics.cls_calibration_error.cls_calibration_error import NUM_BINS, calibration_gaps
-from imagelm.metrics.cls_confusion_matrix.cls_confusion_matrix import accuracy_per_class
-from imagelm.metrics.cls_macro_f1.cls_macro_f1 import macro_f1
-from imagelm.metrics.next_token_accuracy.next_token_accuracy import share_of
-from imagelm.metrics.perplexity.perplexity import perplexity_of
+from imagelm.metrics.cls_calibration_error.figure import NUM_BINS, calibration_gaps
+from imagelm.metrics.cls_confusion_matrix.figure import accuracy_per_class
+from imagelm.metrics.cls_macro_f1.figure import macro_f1
+from imagelm.metrics.next_token_accuracy.figure import share_of
+from imagelm.metrics.perplexity.figure import perplexity_of
 from imagelm.tokens.grammar import Grammar
 
 IGNORE_INDEX = -100  # the label of positions that aren't scored, in torch and transformers

@@ -5,6 +5,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from .figure import calibration_gaps
+
 CITATION = """Guo, Pleiss, Sun and Weinberger: On Calibration of Modern Neural Networks. ICML 2017."""
 
 INPUTS = """
@@ -20,15 +22,6 @@ Examples:
     >>> round(result["cls_calibration_error"], 4)
     0.4
 """
-
-NUM_BINS = 15
-
-
-def calibration_gaps(correct: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Sum of accuracy - confidence over the rows of each bin; shape (NUM_BINS,)."""
-    # Bins are open below and closed above, as in the paper.
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    return np.bincount(bins, weights=correct - confidence, minlength=NUM_BINS)
 
 
 class ClsCalibrationError(evaluate.Metric):

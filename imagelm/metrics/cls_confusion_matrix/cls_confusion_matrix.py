@@ -5,6 +5,8 @@ import evaluate
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from .figure import accuracy_per_class
+
 INPUTS = """
 Args:
     predictions: Predicted class of each row, from 0.
@@ -18,11 +20,6 @@ Examples:
     >>> metric.compute(predictions=[0, 1, 1], references=[0, 0, 1], num_classes=2)
     {'cls_confusion_matrix': [[1, 1], [0, 1]], 'cls_per_class_accuracy': [0.5, 1.0]}
 """
-
-
-def accuracy_per_class(matrix: np.ndarray) -> list[float | None]:
-    """The share of each class's rows that are predicted right; None for a class without rows."""
-    return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
 
 
 class ClsConfusionMatrix(evaluate.Metric):

@@ -3,8 +3,9 @@
 
 import datasets
 import evaluate
-import numpy as np
 from sklearn.metrics import confusion_matrix
+
+from .figure import macro_f1
 
 INPUTS = """
 Args:
@@ -17,13 +18,6 @@ Examples:
     >>> round(metric.compute(predictions=[0, 0, 1, 1], references=[0, 0, 0, 1])["cls_macro_f1"], 4)
     0.7333
 """
-
-
-def macro_f1(matrix: np.ndarray) -> float:
-    """Of a confusion matrix: the mean of 2 x right / (rows of the class + predictions of it)."""
-    occurrences = matrix.sum(0) + matrix.sum(1)
-    occurs = occurrences > 0
-    return float(np.mean(2 * np.diagonal(matrix)[occurs] / occurrences[occurs]))
 
 
 class ClsMacroF1(evaluate.Metric):

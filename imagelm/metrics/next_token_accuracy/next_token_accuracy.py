@@ -4,6 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from .figure import share_of
+
 INPUTS = """
 Args:
     num_correct: Correctly predicted tokens of each row.
@@ -15,11 +17,6 @@ Examples:
     >>> metric.compute(num_correct=[1, 2], num_tokens=[2, 4])
     {'next_token_accuracy': 0.5}
 """
-
-
-def share_of(num_correct: float, num_tokens: float) -> float:
-    """The accuracy over all rows together."""
-    return float(num_correct / num_tokens) if num_tokens else float("nan")
 
 
 class NextTokenAccuracy(evaluate.Metric):

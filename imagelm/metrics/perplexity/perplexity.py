@@ -5,6 +5,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from .figure import perplexity_of
+
 INPUTS = """
 Args:
     nll: Summed negative log-likelihood of each row's scored tokens, in nats.
@@ -16,11 +18,6 @@ Examples:
     >>> round(metric.compute(nll=[1.0, 5.0], num_tokens=[1, 2])["perplexity"], 4)
     7.3891
 """
-
-
-def perplexity_of(nll: float, num_tokens: float) -> float:
-    """The perplexity of all rows together."""
-    return float(np.exp(nll / num_tokens)) if num_tokens else float("nan")
 
 
 class Perplexity(evaluate.Metric):
