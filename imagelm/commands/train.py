@@ -57,8 +57,6 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
 
 def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     """The story of a run; returns the figures of best_model."""
-    from imagelm.evaluation.interval import fitted_in_words
-    from imagelm.hub.callback import check_hub, publish_run, requested_push
     from imagelm.training.identity import run_identity
     from imagelm.training.inputs import load_inputs
     from imagelm.training.rehearsal import choose_computing, rehearse
@@ -71,7 +69,11 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     if launch.chosen:
         values = ", ".join(f"--{name} {value:g}" for name, value in launch.chosen.items())
         logger.info("chosen by the data's size, as they weren't given: %s", values)
-    push = requested_push(args)
+    push = None
+    if args.push_to_hub:  # loading what pushes takes half a second
+        from imagelm.hub.callback import check_hub, publish_run, requested_push
+
+        push = requested_push(args)
     data = load_inputs(launch)
     model = make_model(launch, data)
     rehearse(launch, data, model)  # what can't be built is refused before the output folder is touched
@@ -93,12 +95,8 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
         if push and is_main:  # whether a push can succeed is known before hours of training
             logger.info("%s", check_hub(push, args))
 
-        hits = data.baseline_hits() if is_main else {}
-        majority, bag = (hits["test"][name].mean() if is_main else 0 for name in ("majority", "bag_of_tokens"))
-        fitted = fitted_in_words(data.fitted_record())
-        logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f%s", majority, bag, fitted)
         history = train(launch, data, model, plan, record, resume, push)
-        results = evaluate(launch, data, hits, record)
+        results = evaluate(launch, data, baselines(data) if is_main else {}, record)
         if is_main:
             report(launch, data, history, record, results)
             if push:
@@ -228,6 +226,17 @@ def seen_by_base(launch: Launch, data: TrainingInputs, record: RunRecord) -> np.
         warning = "%d test rows show images that %s was trained on: figures on them say nothing about new images"
         logger.warning(warning, count, launch.transfer.name)
     return digests
+
+
+def baselines(data: TrainingInputs) -> dict[str, dict[str, np.ndarray]]:
+    """Which rows the baselines get right, by split: after the training, which needn't wait for them."""
+    from imagelm.evaluation.interval import fitted_in_words
+
+    hits = data.baseline_hits()
+    majority, bag = (hits["test"][name].mean() for name in ("majority", "bag_of_tokens"))
+    fitted = fitted_in_words(data.fitted_record())
+    logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f%s", majority, bag, fitted)
+    return hits
 
 
 def evaluate(

@@ -1,25 +1,25 @@
 """What a model must beat: the majority class, and a bag of tokens.
 
-One idea: both are fitted on the training rows and answer the other rows before the model is trained, so that every
-figure has something to be compared with, row by row. Their memory and time have a bound, whatever the number of rows.
+One idea: both are fitted on the training rows and answer the same rows as the model, so that every figure has something
+to be compared with, row by row. Their memory and time have a bound, whatever the number of rows. scikit-learn and
+scipy.sparse are imported where they are used, as training starts without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 from datasets import Dataset
 from numpy.typing import ArrayLike
-from sklearn.dummy import DummyClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
 
 from imagelm.evaluation.interval import FIRST, RANDOM, paired_comparison
 from imagelm.tokens.grammar import Grammar
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    from sklearn.pipeline import Pipeline
 
 MAX_FITTED = 100_000  # rows of the regression, which takes 2 KB each, and hours for a million
 BLOCK_ROWS = 10_000
@@ -101,6 +101,11 @@ def baseline_figures(hits: dict[str, np.ndarray], correct: np.ndarray) -> dict[s
 
 
 def _fit_regression(counts: scipy.sparse.csr_array, labels: np.ndarray) -> Pipeline:
+    from sklearn.dummy import DummyClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
     one_class = len(np.unique(labels)) < 2  # which a regression refuses
     model = DummyClassifier() if one_class else LogisticRegression(max_iter=1_000)
     return make_pipeline(MaxAbsScaler(), model).fit(counts, labels)
@@ -108,12 +113,16 @@ def _fit_regression(counts: scipy.sparse.csr_array, labels: np.ndarray) -> Pipel
 
 def bag_of_tokens(dataset: Dataset, grammar: Grammar) -> tuple[scipy.sparse.csr_array, np.ndarray]:
     """How often each codebook token occurs in each image (rows, codebook_size), and the labels (rows,)."""
+    import scipy.sparse
+
     blocks, labels = zip(*_bags(dataset, grammar), strict=True)
     return scipy.sparse.vstack(blocks, format="csr"), np.concatenate(labels)
 
 
 def _bags(dataset: Dataset, grammar: Grammar) -> Iterator[tuple[scipy.sparse.csr_array, np.ndarray]]:
     """`bag_of_tokens`, some rows at a time."""
+    import scipy.sparse
+
     for batch in dataset.with_format("arrow").iter(BLOCK_ROWS):
         rows = batch["input_ids"].combine_chunks()
         entries = grammar.entry_of_id[rows.flatten().to_numpy()]
