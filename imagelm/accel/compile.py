@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,14 @@ class ComputePlan:
     compiled: bool
     reason: str  # why the blocks are compiled, or why not
     keeps_memory: bool  # freed memory, from step to step
+    attention_ms: dict[str, float] = field(default_factory=dict)  # of a layer, by name, where it was measured
 
     def note(self) -> str:
         """One line for the log."""
         blocks = f"blocks {'compiled' if self.compiled else 'not compiled'} ({self.reason})"
-        return f"attention {self.attention}, activation {self.activation}; {blocks}"
+        times = ", ".join(f"{name} {milliseconds:.3g}" for name, milliseconds in self.attention_ms.items())
+        attention = f"{self.attention} (ms a layer: {times})" if times else self.attention
+        return f"attention {attention}, activation {self.activation}; {blocks}"
 
 
 def accelerate_training(

@@ -70,8 +70,8 @@ class RunArguments(OptionGroup):
     )
     attention: str = option(
         "how attention is computed; causal_product: in chunks of rows, for CPUs; causal_sdpa: sdpa that never reads a "
-        "mask, for GPUs; auto: causal_product on a CPU, causal_sdpa on a GPU with --cuda_graph or "
-        "--max_unchecked_steps, otherwise sdpa",
+        "mask, for GPUs; auto: on a CPU causal_product, or sdpa if a trial at the start of a long run finds it faster; "
+        "causal_sdpa on a GPU with --cuda_graph or --max_unchecked_steps, otherwise sdpa",
         "auto",
         choices=("auto", "eager", "sdpa", "causal_product", "causal_sdpa"),
     )

@@ -23,7 +23,9 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from imagelm.accel.attention import CAUSAL_PRODUCT, use_attention
 from imagelm.accel.compile import ComputePlan, accelerate_training
+from imagelm.accel.fastest import faster, time_attention
 from imagelm.training.arguments import CommonTrainingArguments
 from imagelm.training.checkpoint import CHECKPOINT_PATTERN
 from imagelm.training.inputs import TrainingInputs
@@ -35,6 +37,7 @@ from imagelm.utils.text import reason
 
 NUM_UPDATES = 2  # the first one also warms up caches and makes the optimizer's state
 SHORT_FLOPS = 1e11  # takes seconds everywhere
+WORTH_A_TRIAL = 120  # seconds of training; attention is a tenth to a sixth of them
 # Options that can't keep a run from starting, beside the common ones; the rest is named if it fails to start.
 HARMLESS = {entry.name for entry in dataclasses.fields(CommonTrainingArguments)} - {"lr_scheduler_type"}
 HARMLESS |= {"use_cpu", "do_eval", "disable_tqdm", "greater_is_better", "logging_nan_inf_filter", "project", "run_name"}
@@ -107,14 +110,25 @@ def choose_computing(
     A run that goes on from a checkpoint computes as it began.
     """
     args = launch.args
+    began = read_record(launch.output).get("computing", {}) if checkpoint else {}
     seconds: float | None = launch.estimate.get("seconds", 0.0)
     if checkpoint:
-        seconds = math.inf if read_record(launch.output).get("computing", {}).get("compiled") else 0.0
+        seconds = math.inf if began.get("compiled") else 0.0
     elif args.full_determinism:
         seconds = None
     (seconds,) = broadcast_object_list([seconds])  # one clock decides for all processes
     choice = "off" if args.torch_compile else launch.run.compile  # torch_compile compiles the whole model
     plan = accelerate_training(model, args.device, choice, seconds, data.full_batch(args), launch.attention())
+    # Compiled, the products are fused with what surrounds them, and were faster on each CPU measured.
+    if launch.run.attention == "auto" and plan.attention == CAUSAL_PRODUCT and not plan.compiled:
+        times = began.get("attention_ms", {})
+        if not checkpoint and (seconds or 0) >= WORTH_A_TRIAL:
+            length = round(data.stats["lengths"]["mean"])
+            dtype = torch.bfloat16 if args.bf16 else torch.float32
+            times = time_attention(model.config, (args.per_device_train_batch_size, length), dtype)
+        (plan.attention_ms,) = broadcast_object_list([times])
+        plan.attention = faster(plan.attention_ms)
+        use_attention(model, plan.attention)
     launch.computing = {"mixed_precision": args.mixed_precision, **dataclasses.asdict(plan)}
     return plan
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
 import pytest
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, TrainingArguments
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import imagelm.training.launch as launch_module
+from imagelm.accel.attention import register_attention
 from imagelm.commands.train import make_model, parse_launch, run
 from imagelm.training.defaults import share_global_batch, sized_defaults
 from imagelm.training.inputs import load_inputs
@@ -139,6 +143,44 @@ def test_a_resumed_run_computes_as_it_began_and_no_clock_decides_when_all_must_b
     launch.args.full_determinism = True
     assert not compiled(1e4)
     assert compiled(1.0, "checkpoint-1") is False
+
+
+def test_a_long_run_that_is_not_compiled_takes_the_attention_that_a_trial_found_faster(prepared, tmp_path, monkeypatch):
+    """Rows of several lengths; the run that goes on takes the same, whatever a trial would say now."""
+    used = []
+
+    def noted(way, name, *inputs, **more):
+        used.append(name)
+        return way(*inputs, **more)
+
+    register_attention()
+    for name in ("causal_product", "sdpa"):
+        way = functools.partial(noted, AttentionInterface()[name], name)
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, name, way)
+    launch = parse_launch(["--dataset_dir", str(prepared), "--output_dir", str(tmp_path), *TINY])
+    data = load_inputs(launch)
+
+    def computing(seconds: float, checkpoint: str | None = None) -> tuple[str, dict[str, float]]:
+        launch.estimate = {"seconds": seconds}
+        model = make_model(launch, data)
+        plan = choose_computing(launch, data, model, checkpoint)
+        used.clear()
+        model(input_ids=torch.zeros(2, 5, dtype=torch.long))
+        assert set(used) == {plan.attention} == {launch.computing["attention"]}
+        return plan.attention, plan.attention_ms
+
+    attention, times = computing(1e4)
+    assert set(times) == {"causal_product", "sdpa"}
+    assert (attention == "sdpa") == (times["sdpa"] < 0.9 * times["causal_product"])
+    assert computing(60) == ("causal_product", {})
+    for sdpa, expected in ((1.0, "sdpa"), (3.0, "causal_product")):
+        began = {"compiled": False, "attention_ms": {"causal_product": 2.0, "sdpa": sdpa}}
+        (tmp_path / "run.json").write_text(json.dumps({"computing": began}))
+        assert computing(1e4, "checkpoint-1") == (expected, began["attention_ms"])
+    launch.args.full_determinism = True
+    assert computing(1e4) == ("causal_product", {})
+    launch.run.attention = "sdpa"
+    assert computing(1e4) == ("sdpa", {})
 
 
 @pytest.mark.slow
