@@ -10,7 +10,6 @@ from huggingface_hub import HfApi
 
 from testing.local_hub import ALICE, ALICE_READS, LocalHub
 from tests.conftest import TINY, run
-from tests.local_hub.conftest import online  # noqa: F401 (a fixture)
 
 MODEL = "alice/rows-model"
 
@@ -57,10 +56,7 @@ def test_missing_write_access_is_reported_before_training(module_hub: LocalHub, 
 
 
 def test_a_foreign_repository_is_reported_before_training(
-    module_hub: LocalHub,
-    online: None,  # noqa: F811
-    prepared: Path,
-    tmp_path: Path,
+    module_hub: LocalHub, online: None, prepared: Path, tmp_path: Path
 ):
     api = HfApi(endpoint=module_hub.endpoint, token=ALICE.secret)
     api.create_repo("alice/theirs")

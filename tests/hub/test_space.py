@@ -26,7 +26,7 @@ from imagelm.hub.stage_space import SDK_VERSION, stage_space
 from testing.local_hub import LocalHub
 from tests.browser import draw, new_page
 from tests.conftest import CLASSES, run
-from tests.hub.test_push import DEMO, MODEL, ROWS, online_environment, push_words
+from tests.hub.common import DEMO, MODEL, ROWS, online_environment, push_words
 from tests.separate import environment, install
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def test_without_trust_the_processor_is_the_tokenizer(folder):
     assert isinstance(AutoProcessor.from_pretrained(folder), PreTrainedTokenizerBase)
 
 
-@pytest.mark.slow  # a process of its own; tests/hub/test_push.py runs the card's snippet from a cold cache
+@pytest.mark.slow  # a process of its own; tests/hub/test_published.py runs the card's snippet from a cold cache
 def test_without_trust_a_folder_with_a_codec_gives_its_tokenizer_and_asks_nothing(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "model")
     for code in (tmp_path / "model").glob("*.py"):
