@@ -17,8 +17,7 @@ import pytest
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.training.manifest import inspect_checkpoint
 from tests.conftest import run, train, write_jsonl
-from tests.faults.common import DROPOUT, same_weights, start, steps, wait_for
-from tests.faults.test_faults import plan_of
+from tests.faults.common import DROPOUT, plan_of, same_weights, start, steps, wait_for
 from tests.training.test_processes import LAUNCH
 
 pytestmark = pytest.mark.slow
