@@ -12,6 +12,7 @@ from __future__ import annotations
 from imagelm.commands.parser import Command, fill
 from imagelm.inference.arguments import GROUPS, InferenceArguments, ModeArguments
 from imagelm.utils.errors import run_script
+from imagelm.utils.imports import imports_kept
 
 COMMAND = Command("infer", __doc__, (ModeArguments, *GROUPS))
 
@@ -20,10 +21,11 @@ def main() -> None:
     values = COMMAND.parse()
     arguments = InferenceArguments(values["mode"], *(fill(group, values) for group in GROUPS))
     # Imported late, so that --help answers at once.
-    from imagelm.commands.logs import log_to_terminal
-    from imagelm.inference.loading import load_for_inference
-    from imagelm.inference.results import write_results
-    from imagelm.inference.tasks import run_task
+    with imports_kept():
+        from imagelm.commands.logs import log_to_terminal
+        from imagelm.inference.loading import load_for_inference
+        from imagelm.inference.results import write_results
+        from imagelm.inference.tasks import run_task
 
     log_to_terminal()
     loaded = load_for_inference(arguments.model)

@@ -16,6 +16,7 @@ from imagelm.commands.parser import Command, fill
 from imagelm.inference.arguments import LoadArguments
 from imagelm.serving.arguments import API_KEY, ServeArguments
 from imagelm.utils.errors import InputError, run_script
+from imagelm.utils.imports import imports_kept
 
 COMMAND = Command("serve", __doc__, (LoadArguments, ServeArguments))
 LIBRARIES = ("prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn")
@@ -29,10 +30,11 @@ def main() -> None:
     if (api_key := os.environ.pop(API_KEY, None)) is not None and len(api_key) < 16:
         raise InputError(f"{API_KEY} has {len(api_key)} characters; choose a key of at least 16, or unset the variable")
     # Imported late, so that --help answers at once.
-    from imagelm.inference.loading import load_for_inference
-    from imagelm.serving.app import make_app
-    from imagelm.serving.server import bind, log_json_lines, serve
-    from imagelm.utils.quiet import quiet_transformers
+    with imports_kept():
+        from imagelm.inference.loading import load_for_inference
+        from imagelm.serving.app import make_app
+        from imagelm.serving.server import bind, log_json_lines, serve
+        from imagelm.utils.quiet import quiet_transformers
 
     log_json_lines()
     listener = bind(options)  # before the model is loaded, which takes longer

@@ -20,6 +20,7 @@ from imagelm.models.arguments import ModelArguments
 from imagelm.training.arguments import CommonTrainingArguments, DataArguments, HelpArguments, RunArguments
 from imagelm.utils.artifacts import BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER, RESULTS_FILE, TRACKING_FOLDER
 from imagelm.utils.errors import InputError, run_script
+from imagelm.utils.imports import imports_kept
 from imagelm.utils.quiet import quiet_transformers
 from imagelm.utils.text import number_of, reason
 
@@ -40,7 +41,9 @@ COMMAND = Command("train", __doc__, GROUPS)
 
 def main() -> None:
     started = time.perf_counter()
-    launch = parse_launch(sys.argv[1:] or ["--help"])
+    with imports_kept():
+        launch = parse_launch(sys.argv[1:] or ["--help"])
+        import imagelm.training.rehearsal  # noqa: F401, which imports what else training needs
     log_to_terminal()
     run(launch, started)
 
