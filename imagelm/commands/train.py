@@ -176,7 +176,6 @@ def train(
 ) -> list[dict[str, float]]:
     """Trains, and saves final_model, and best_model whenever the model improves; returns Trainer's log history."""
     from imagelm.data.training_images import training_images
-    from imagelm.hub.callback import PushWhileTraining
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.rehearsal import estimate_text
@@ -197,6 +196,8 @@ def train(
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
     if push and launch.args.hub_strategy == "every_save":
+        from imagelm.hub.callback import PushWhileTraining
+
         trainer.add_callback(PushWhileTraining(trainer, push))
     threads = number_of(launch.num_threads, "thread")
     precision = trainer.accelerator.mixed_precision
