@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from imagelm.evaluation.report import write_plots
+from imagelm.evaluation.plots import write_plots
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.card import CardFacts, model_card
 from imagelm.hub.checks import file_problems

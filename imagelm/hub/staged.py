@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagelm.codecs.reconstruction import CODEBOOK_IMAGE, RECONSTRUCTION_IMAGE
-from imagelm.evaluation.report import PLOTS
+from imagelm.evaluation.plots import PLOTS
 from imagelm.inference.loading import LoadedModel
 from imagelm.models.decision import DECISION_CONFIG, DECISION_TEMPLATE
 from imagelm.models.save import CODE_FILES, HANDLER_FILE

@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from imagelm.evaluation.leakage import prove_no_leak
-from imagelm.evaluation.report import write_plots
+from imagelm.evaluation.plots import write_plots
 from imagelm.models.build import fix_loss_scale, load_model
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of

@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import get_data_path
 from matplotlib.font_manager import fontManager
 
-from imagelm.evaluation.report import write_plots
+from imagelm.evaluation.plots import write_plots
 from imagelm.utils.fonts import default_font, drawable_names, font_files
 from imagelm.utils.image_grid import image_grid
 
