@@ -7,14 +7,11 @@ Nothing heavy is imported, so that `--help` answers at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from imagelm.data.image_options import check_features, check_image_root, check_not_in_images, parse_size
 from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option, options_of
 from imagelm.utils.errors import InputError
 
-TABLE_SUFFIXES = (".parquet", ".arrow")
-LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")  # of files that name images and their classes
-PIXEL_FEATURES = ("x", "y", "t", "R", "G", "B", "A", "Gx", "Gy")
 # Metadata: the input that an option goes with, and whether an existing codec decides it.
 IMAGES, ROWS, CODEC = {"input": "images"}, {"input": "data_files"}, {"input": "images", "in_codec": True}
 PLACE = {"no_effect": True}  # says where and by whom the data are prepared, and has no effect on them
@@ -276,11 +273,7 @@ class PrepareArguments(OptionGroup):
             raise InputError(f"{flag} and --centroids contradict each other: the file decides it; remove one of them")
 
     def _check_codebook(self) -> None:
-        names = self.features.split(",")
-        if wrong := [name for name in names if name not in PIXEL_FEATURES]:
-            raise InputError(f"--features: {wrong[0]!r} is unknown; choose from {','.join(PIXEL_FEATURES)}")
-        if len(set(names)) < len(names):
-            raise InputError(f"--features {self.features} names a feature twice; name each once")
+        check_features(self.features)
         if self.centroids and self.codebook != "unified":
             raise InputError("--centroids needs --codebook unified")
         if bool(self.augment) != bool(self.variants):
@@ -296,35 +289,4 @@ class PrepareArguments(OptionGroup):
             value = getattr(self, name)
             for source in [value] if isinstance(value, str) else value or []:
                 check_outside(self.output_dir, f"--{name}", source)
-        for folder in [*(self.images or []), *(self.test_images or [])]:
-            inside = Path(self.output_dir).resolve().is_relative_to(Path(folder).resolve())
-            if folder and Path(folder).is_dir() and inside:
-                raise InputError(
-                    f"--output_dir {self.output_dir} is inside the image folder {folder}, and would be read as a class "
-                    "next time; choose another folder"
-                )
-
-
-def is_table(name: str | Path) -> bool:
-    """Whether a name is that of a Parquet or Arrow file."""
-    return Path(name).suffix.lower() in TABLE_SUFFIXES
-
-
-def check_image_root(folder: str | None, images: list[str]) -> None:
-    """Refuses an `--image_root` that is no folder, or that has no effect because no image comes from a table."""
-    if folder is None:
-        return
-    if not folder or not Path(folder).is_dir():
-        raise InputError(f"--image_root {folder}: no such folder; name the folder that the paths start from")
-    if images and not any(is_table(name) or Path(name).suffix.lower() in LIST_SUFFIXES for name in images):
-        raise InputError(f"--image_root {folder} has no effect, as no table and no list is named; remove it")
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """`"28"` or `"28x32"` (height x width)."""
-    if text is None:
-        return None
-    sides = str(text).lower().replace("×", "x").split("x")
-    if len(sides) not in (1, 2) or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"--image_size {text}: give pixels, such as 32, or height and width, such as 32x48")
-    return int(sides[0]), int(sides[-1])
+        check_not_in_images(self.output_dir, [*(self.images or []), *(self.test_images or [])])

@@ -13,7 +13,8 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from imagelm.data.arguments import PrepareArguments, parse_size
+from imagelm.data.arguments import PrepareArguments
+from imagelm.data.image_options import parse_size
 from imagelm.data.rows import DIGEST_DTYPE, ProblemLog
 from imagelm.data.sources.decode import DROPPED_BITS, NUM_FRAMES, BadImage
 from imagelm.data.sources.open import LabelledImages

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagelm.data.arguments import check_image_root
+from imagelm.data.image_options import check_image_root
 from imagelm.utils.command_line import MAX_SEED, Option, OptionGroup, option
 from imagelm.utils.errors import InputError
 

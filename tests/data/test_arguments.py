@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from imagelm.data.arguments import PrepareArguments, parse_size
+from imagelm.data.arguments import PrepareArguments
+from imagelm.data.image_options import parse_size
 from imagelm.utils.errors import InputError
 
 

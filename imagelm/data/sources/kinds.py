@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from imagelm.data.arguments import LIST_SUFFIXES, TABLE_SUFFIXES
+from imagelm.data.image_options import LIST_SUFFIXES, TABLE_SUFFIXES
 from imagelm.utils.text import printable
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz")  # and .tar.gz, …

@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub import metadata_load
 
-from imagelm.data.arguments import LIST_SUFFIXES, TABLE_SUFFIXES, is_table
+from imagelm.data.image_options import LIST_SUFFIXES, TABLE_SUFFIXES, is_table
 from imagelm.data.sources.archives import Unpacked, is_webdataset, unpack
 from imagelm.data.sources.arrays import array_names, split_arrays
 from imagelm.data.sources.decode import natural_key

@@ -18,7 +18,7 @@ from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENA
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
-from imagelm.data.arguments import LIST_SUFFIXES, is_table
+from imagelm.data.image_options import LIST_SUFFIXES, is_table
 from imagelm.data.sources.archives import cache_folder, check_webdataset
 from imagelm.data.sources.kinds import DATA_SUFFIXES, NOT_READ
 from imagelm.utils.errors import InputError

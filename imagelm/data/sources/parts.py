@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from imagelm.data.arguments import LIST_SUFFIXES, is_table
+from imagelm.data.image_options import LIST_SUFFIXES, is_table
 from imagelm.data.sources.archives import ArchiveSource, is_webdataset, unpack
 from imagelm.data.sources.arrays import ArraySource, is_npy, neighbours
 from imagelm.data.sources.decode import ImageSource
