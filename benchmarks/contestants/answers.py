@@ -51,8 +51,9 @@ if given.who == "stock":
                 found.append(model(ids).logits[:, -1, classes].argmax(-1).cpu().numpy())
         return np.concatenate(found)
 else:
-    from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+    from imagelm.inference.arguments import LoadArguments
     from imagelm.inference.generation import generate_images
+    from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
     from imagelm.inference.loading import load_for_inference
     from imagelm.inference.scoring import class_probabilities
 

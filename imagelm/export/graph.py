@@ -29,9 +29,10 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from imagelm.export.arguments import ExportArguments
 from imagelm.export.slot import SlotLogits, slot_inputs
-from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.exported import ExportedSlot, load_export, require_library
 from imagelm.inference.generation import generate_images
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel, load_for_inference, model_folder
 from imagelm.models.save import weights_sha256
 from imagelm.utils.artifacts import EXPORT_FILE, GRAPH_FILES

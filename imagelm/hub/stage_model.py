@@ -32,9 +32,10 @@ from imagelm.hub.staged import (
     WHOLE_WEIGHTS,
     Staged,
 )
-from imagelm.inference.arguments import ClassArguments, GenerationArguments, LoadArguments
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.exported import classifies_only, export_problem
 from imagelm.inference.generation import generate_images
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel, load_for_inference
 from imagelm.inference.results import generated_grid
 from imagelm.models.decision import save_decision

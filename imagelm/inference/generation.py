@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, set_seed
 
-from imagelm.inference.arguments import ClassArguments, GenerationArguments
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities
 from imagelm.tokens.grammar import NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, BadRow, Grammar, Role, Row

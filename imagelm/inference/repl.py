@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, check_samples, modes_of
+from imagelm.inference.arguments import InferenceArguments, InputArguments, check_output_file, modes_of
+from imagelm.inference.generation_arguments import check_samples
 from imagelm.inference.inputs import require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import table

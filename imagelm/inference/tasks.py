@@ -14,8 +14,9 @@ import numpy as np
 from imagelm.data.training_images import image_digests
 from imagelm.evaluation.interval import accuracy_interval
 from imagelm.evaluation.similarity import ROUGE_TYPES, rouge, similarity, token_accuracy
-from imagelm.inference.arguments import KEEP_PERCENT, ClassArguments, GenerationArguments, InferenceArguments
+from imagelm.inference.arguments import InferenceArguments
 from imagelm.inference.generation import GeneratedRow, complete_rows, generate_images, kept_tokens, longest_row
+from imagelm.inference.generation_arguments import KEEP_PERCENT, ClassArguments, GenerationArguments
 from imagelm.inference.inputs import InputRows, read_inputs, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import TaskResult, completion_grid, generated_grid

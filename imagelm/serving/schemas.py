@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, create_model
 from typing_extensions import TypedDict
 
-from imagelm.inference.arguments import AnswerArguments, ClassArguments, GenerationArguments
+from imagelm.inference.arguments import AnswerArguments
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.utils.command_line import MAX_SEED, options_of
 
 MAX_TOKEN = 64  # characters

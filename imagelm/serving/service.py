@@ -20,8 +20,8 @@ from PIL import Image
 
 from imagelm.data.sources.decode import BadImage, read_image
 from imagelm.inference import tasks
-from imagelm.inference.arguments import ClassArguments, GenerationArguments, check_samples
 from imagelm.inference.generation import longest_row
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments, check_samples
 from imagelm.inference.inputs import InputRows, check_rows, encode_pixels, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import decode_bodies

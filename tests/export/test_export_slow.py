@@ -15,8 +15,9 @@ from imagelm.data.load import load_prepared
 from imagelm.hub.arguments import PushArguments
 from imagelm.hub.stage_model import stage_model
 from imagelm.hub.stage_page import check_page_model
-from imagelm.inference.arguments import GenerationArguments, LoadArguments
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.generation import complete_rows
+from imagelm.inference.generation_arguments import GenerationArguments
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.scoring import class_probabilities, log_likelihoods
 from imagelm.models.arguments import ModelArguments

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 
 from imagelm.codecs.kmeans import fit_patch_codec, fit_unified_codec
-from imagelm.inference.arguments import GenerationArguments, LoadArguments
+from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.generation import complete_rows
+from imagelm.inference.generation_arguments import GenerationArguments
 from imagelm.inference.loading import load_for_inference
 from imagelm.inference.scoring import class_probabilities
 from imagelm.remote_code.codec_imagelm import Codec, PatchCodec

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from imagelm.evaluation.similarity import bleu, rouge, similarity, token_accuracy
-from imagelm.inference.arguments import ClassArguments, GenerationArguments
 from imagelm.inference.generation import GrammarMask, complete_rows, generate_images, kept_tokens
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
 from imagelm.models.arguments import ModelArguments

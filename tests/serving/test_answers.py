@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from transformers import pipeline
 
-from imagelm.inference.arguments import ClassArguments, GenerationArguments
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.inputs import InputRows
 from imagelm.inference.tasks import classify, complete, generate
 from imagelm.models.decision import save_decision

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from imagelm.inference.arguments import AnswerArguments, ClassArguments, GenerationArguments
+from imagelm.inference.arguments import AnswerArguments
+from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.utils.command_line import options_of
 
 # 422: what the description can't say, such as which tokens make a row, and which bytes an image.
