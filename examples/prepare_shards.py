@@ -25,7 +25,7 @@ import dill
 from multiprocess import active_children, parent_process
 
 from imagelm.utils.errors import InputError, run_script
-from imagelm.utils.output_folder import locked
+from imagelm.utils.folder_lock import locked
 
 EXECUTORS = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
 TRIES = 3

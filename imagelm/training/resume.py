@@ -33,8 +33,9 @@ from imagelm.utils.artifacts import (
     STATS_FILE,
 )
 from imagelm.utils.errors import InputError, StorageError, describe
+from imagelm.utils.folder_lock import locked
 from imagelm.utils.manifest import damage
-from imagelm.utils.output_folder import locked, remove_folder, remove_leftovers
+from imagelm.utils.output_folder import remove_folder, remove_leftovers
 
 OUR_FOLDERS = (BEST_FOLDER, FINAL_FOLDER, REPORT_FOLDER)
 # What a run leaves in these folders, for those without a valid manifest: versions before 0.2 wrote none.

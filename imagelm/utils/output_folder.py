@@ -7,16 +7,13 @@ into the new folder.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import glob
 import logging
 import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,12 +21,13 @@ from pathlib import Path
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.atomic_io import sync
 from imagelm.utils.errors import InputError
+from imagelm.utils.folder_lock import is_held, locked
 from imagelm.utils.manifest import is_changed, read_manifest, write_manifest
+from imagelm.utils.renames import exchange, move
 from imagelm.utils.text import list_first
 
 logger = logging.getLogger(__name__)
 
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # of Linux's renameat2
 TEXTS = (".md",)  # files for people, who may edit them: kept where they differ from what was written
 # The names that `atomic_folder` and `atomic_file` write to, and that a killed process may leave behind.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old)-([a-z0-9_]{8}|\d+|save|resume)")
@@ -133,11 +131,11 @@ def place_folder(staging: Path, path: Path, check: Callable[[Path], None] = lamb
         with locked(path) as ours:  # after the exchange it has the name of a leftover, which others must not touch
             if not ours:
                 raise InputError(f"{path}: another process is using this folder; wait for it, or stop it") from None
-            _exchange(staging, path)
+            exchange(staging, path)
             try:
                 check(staging)  # what was there until this moment
             except InputError:
-                _exchange(staging, path)
+                exchange(staging, path)
                 raise
             _empty_into(staging, path)
     sync(path.parent)
@@ -202,87 +200,19 @@ def remove_leftovers(folder: Path, names: re.Pattern[str]) -> bool:
     return living
 
 
-_held: dict[int, tuple[int, int]] = {}  # descriptors of locked folders → device and inode
-
-
-def _release_in_child() -> None:
-    while _held:
-        os.close(_held.popitem()[0])
-
-
-os.register_at_fork(after_in_child=_release_in_child)  # a worker that outlives a killed parent must not hold its locks
-
-
-@contextmanager
-def locked(folder: Path, patience: float = 0) -> Iterator[bool]:
-    """Locks a folder until the end of the block, against other processes and other blocks of this one.
-
-    Args:
-        folder: The folder.
-        patience: How long to wait for the lock, in seconds.
-
-    Yields:
-        Whether it could be locked; also true on a file system without locks.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    status = os.fstat(descriptor)
-    deadline = time.monotonic() + patience
-    try:
-        while (free := _try_lock(descriptor)) is False and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if free:
-            _held[descriptor] = status.st_dev, status.st_ino
-        yield free
-    finally:
-        if not free:
-            os.close(descriptor)
-        elif _held.pop(descriptor, None):  # not in a forked child, which has closed it
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once, even if a child was forked this very moment
-            os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
 @contextmanager
 def _new_staging(path: Path) -> Iterator[Path]:
     """A locked hidden folder beside `path`; refuses if another process has one for the same path."""
     with ExitStack() as stack:
-        status = path.parent.stat()
         with ExitStack() as turn:
             # One process at a time looks for others. A run that holds the lock of its whole folder needs no turn.
-            if (status.st_dev, status.st_ino) not in _held.values():
+            if not is_held(path.parent):
                 turn.enter_context(locked(path.parent, patience=2))
             if remove_leftovers(path.parent, re.compile(re.escape(path.name))):
                 raise InputError(f"{path}: another process is writing this folder; wait for it, or stop it")
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
             stack.enter_context(locked(staging))
         yield staging
-
-
-def _exchange(staging: Path, path: Path) -> None:
-    """Exchanges two folders."""
-    if _renameat2(staging, path, RENAME_EXCHANGE):
-        return
-    # In steps where the system has no exchange; a kill in between is repaired by `remove_leftovers`.
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent)) / path.name
-    os.rename(path, aside)
-    try:
-        os.rename(staging, path)
-    except BaseException:
-        os.rename(aside, path)
-        aside.parent.rmdir()
-        raise
-    os.rename(aside, staging)
-    aside.parent.rmdir()
 
 
 def _empty_into(old: Path, new: Path) -> None:
@@ -307,7 +237,7 @@ def _empty_into(old: Path, new: Path) -> None:
                 os.unlink(entry.path)
             elif name != MANIFEST_FILE:
                 target = _free_name(name, new, old) if name in texts else name
-                if _move(Path(entry.path), new / target):
+                if move(Path(entry.path), new / target):
                     kept.append(target)
         if place:
             with suppress(OSError):  # it holds what couldn't be moved
@@ -346,33 +276,6 @@ def _say_kept(folder: Path, kept: list[str]) -> None:
     if kept:
         lines = [f"kept in {folder}, because this program didn't write it:", *list_first(sorted(kept))]
         logger.info("%s", "\n".join(lines))
-
-
-def _move(source: Path, target: Path) -> bool:
-    """Moves a file or folder, unless something is at the target."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not _renameat2(source, target, RENAME_NOREPLACE):
-            if os.path.lexists(target):
-                return False
-            os.rename(source, target)
-    except OSError:
-        return False
-    return True
-
-
-def _renameat2(source: Path, target: Path, flag: int) -> bool:
-    """Linux's renameat2; False if the system or the file system doesn't have it."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    here = ctypes.c_int(-100)  # AT_FDCWD: names are relative to the working folder
-    if renameat2(here, os.fsencode(source), here, os.fsencode(target), ctypes.c_uint(flag)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(target))
 
 
 def _set_permissions(folder: Path) -> None:

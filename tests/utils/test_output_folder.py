@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from imagelm.utils import output_folder
+from imagelm.utils import renames
 from imagelm.utils.artifacts import MANIFEST_FILE
 from imagelm.utils.errors import InputError
+from imagelm.utils.folder_lock import locked
 from imagelm.utils.manifest import damaged_files, read_manifest
-from imagelm.utils.output_folder import (
-    atomic_folder,
-    check_outside,
-    check_replaceable,
-    locked,
-    remove_folder,
-    remove_leftovers,
-)
+from imagelm.utils.output_folder import atomic_folder, check_outside, check_replaceable, remove_folder, remove_leftovers
 from tests.conftest import ROOT
 
 MARKER = "marker.txt"
@@ -67,7 +61,7 @@ def contents(folder: Path) -> dict[str, str]:
 def exchange(request, monkeypatch):
     """Linux's exchange of two paths, and the way of the other systems."""
     if not request.param:
-        monkeypatch.setattr(output_folder.ctypes, "CDLL", lambda *args, **kwargs: object())
+        monkeypatch.setattr(renames.ctypes, "CDLL", lambda *args, **kwargs: object())
 
 
 def test_a_folder_is_written_with_a_manifest_of_its_files(tmp_path):
@@ -228,7 +222,7 @@ def test_only_one_process_writes_a_folder(tmp_path):
 
 def test_a_worker_that_outlives_its_killed_parent_does_not_keep_the_lock(tmp_path):
     code = (
-        "import os, signal, sys, time; from pathlib import Path; from imagelm.utils.output_folder import locked\n"
+        "import os, signal, sys, time; from pathlib import Path; from imagelm.utils.folder_lock import locked\n"
         "with locked(Path(sys.argv[1])) as ours:\n"
         "    assert ours\n"
         "    child = os.fork()\n"
