@@ -31,7 +31,8 @@ import torch
 from sklearn.cluster import KMeans
 
 from imagelm.data.sources.open import open_images
-from imagelm.remote_code.codec_imagelm import PatchCodec, cut_patches, load_codec
+from imagelm.remote_code.codec_imagelm import PatchCodec, load_codec
+from imagelm.remote_code.vectors_imagelm import cut_patches
 from imagelm.training.run_record import hardware
 from imagelm.utils.atomic_io import write_json
 from imagelm.utils.errors import run_script

@@ -16,7 +16,8 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 
-from imagelm.remote_code.codec_imagelm import FEATURES, PatchCodec, UnifiedCodec, cut_patches, nearest, unified_features
+from imagelm.remote_code.codec_imagelm import PatchCodec, UnifiedCodec
+from imagelm.remote_code.vectors_imagelm import FEATURES, cut_patches, nearest, unified_features
 from imagelm.utils.atomic_io import read_input
 from imagelm.utils.errors import InputError
 

@@ -16,7 +16,8 @@ from transformers import get_cosine_schedule_with_warmup
 from vector_quantize_pytorch import VectorQuantize
 
 from imagelm.codecs.kmeans import check_codebook_size
-from imagelm.remote_code.codec_imagelm import Autoencoder, LearnedCodec, cut_patches, to_signal
+from imagelm.remote_code.codec_imagelm import LearnedCodec
+from imagelm.remote_code.vectors_imagelm import Autoencoder, cut_patches, to_signal
 from imagelm.utils.device import has_fast_bfloat16
 from imagelm.utils.errors import DivergedError, InputError
 

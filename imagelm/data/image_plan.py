@@ -32,7 +32,8 @@ from imagelm.data.splits import (
     present_splits,
     split_in_words,
 )
-from imagelm.remote_code.codec_imagelm import MAX_VALUE, Codec, read_pixels
+from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.remote_code.pixels_imagelm import MAX_VALUE, read_pixels
 from imagelm.utils.artifacts import CODEC_FOLDER
 from imagelm.utils.device import choose_device
 from imagelm.utils.errors import InputError

@@ -19,7 +19,8 @@ from imagelm.data.rows import DIGEST_DTYPE, ProblemLog
 from imagelm.data.sources.decode import DROPPED_BITS, NUM_FRAMES, BadImage
 from imagelm.data.sources.open import LabelledImages
 from imagelm.data.splits import TRAIN
-from imagelm.remote_code.codec_imagelm import MAX_VALUE, Codec, flatten, peak, range_problem
+from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.remote_code.pixels_imagelm import MAX_VALUE, flatten, peak, range_problem
 from imagelm.utils.errors import InputError
 
 MAX_TOKENS = 1 << 16

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from imagelm.hub.privacy import find_private
 from imagelm.hub.staged import CARD_FILE, WEIGHTS_INDEX, Staged
 from imagelm.inference.loading import LoadedModel
-from imagelm.remote_code.codec_imagelm import image_formats
+from imagelm.remote_code.pixels_imagelm import image_formats
 from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProcessor
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import NUM_LISTED, first_line, list_first

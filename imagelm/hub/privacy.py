@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from imagelm.hub.secret_forms import secrets_in
-from imagelm.remote_code.codec_imagelm import image_formats
+from imagelm.remote_code.pixels_imagelm import image_formats
 
 # Folders at the root of a file system that hold people's files, on this machine or where a model may have been trained.
 # Not every word after a slash: texts are full of these.

@@ -25,7 +25,8 @@ from imagelm.data.sources.decode import NUM_FRAMES, BadImage, upright_size
 from imagelm.data.sources.open import ImageSource, batches, open_images
 from imagelm.inference.arguments import InputArguments
 from imagelm.inference.loading import LoadedModel
-from imagelm.remote_code.codec_imagelm import Codec, peak, range_problem
+from imagelm.remote_code.codec_imagelm import Codec
+from imagelm.remote_code.pixels_imagelm import peak, range_problem
 from imagelm.tokens.grammar import BODY, HEAD, NUM_FRAME_TOKENS, NUM_QUESTION_TOKENS, NUM_TAIL_TOKENS, BadRow, Row
 from imagelm.tokens.tokenizer import load_grammar
 from imagelm.tokens.vocabulary import EOS, IMG

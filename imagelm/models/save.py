@@ -20,7 +20,7 @@ from imagelm.remote_code.processing_imagelm import PROCESSOR_CONFIG, ImageLMProc
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.utils.atomic_io import read_json, write_json
 
-CODE_FILES = ("codec_imagelm.py", "processing_imagelm.py")
+CODE_FILES = tuple(f"{name}_imagelm.py" for name in ("codec", "pixels", "processing", "vectors"))
 HANDLER_FILE = "handler.py"  # which Inference Endpoints look for
 PIPELINE_TASK = "image-classification"
 PIPELINE = {"impl": "processing_imagelm.ImageLMPipeline", "pt": ["AutoModelForCausalLM"], "type": "image"}

@@ -28,7 +28,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-from .codec_imagelm import Codec, image_formats, image_from_array, load_codec, peak, range_problem
+from .codec_imagelm import Codec, load_codec
+from .pixels_imagelm import image_formats, image_from_array, peak, range_problem
+from .vectors_imagelm import nearest  # noqa: F401 (of a local folder, transformers 4 copies only what is named here)
 
 URL_TIMEOUT = 60.0  # seconds
 SHORTEST_IMAGE = 48  # characters of base64: a GIF of one pixel

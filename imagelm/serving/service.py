@@ -25,7 +25,7 @@ from imagelm.inference.generation_arguments import ClassArguments, GenerationArg
 from imagelm.inference.inputs import InputRows, check_rows, encode_pixels, require_codec
 from imagelm.inference.loading import LoadedModel
 from imagelm.inference.results import decode_bodies
-from imagelm.remote_code.codec_imagelm import image_formats
+from imagelm.remote_code.pixels_imagelm import image_formats
 from imagelm.serving.batching import Job
 from imagelm.serving.schemas import Classify, Complete, Generate, ImageInput, Score, SystemOne, TokenInput
 from imagelm.tokens.grammar import BadRow, Row

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from imagelm.remote_code.codec_imagelm import UnifiedCodec, nearest_patches
+from imagelm.remote_code.codec_imagelm import UnifiedCodec
+from imagelm.remote_code.vectors_imagelm import nearest_patches
 from tests.codecs.common import different_entries, fitted, nearest_by_hand, patch_codec, patches_by_hand
 from tests.images import random_images, smooth_images
 

@@ -22,7 +22,8 @@ from PIL import Image
 from imagelm.commands.parser import expand_config
 from imagelm.data.sources.decode import BadImage, read_image
 from imagelm.data.sources.open import open_images
-from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS, flatten, load_codec
+from imagelm.remote_code.codec_imagelm import CODEC_CONFIG, CODEC_WEIGHTS, load_codec
+from imagelm.remote_code.pixels_imagelm import flatten
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import load_vocabulary, make_vocabulary
 from imagelm.utils.errors import InputError

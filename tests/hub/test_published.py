@@ -216,6 +216,8 @@ def test_only_listed_files_are_uploaded(published: Published):
         "codec.safetensors",
         "processor_config.json",
         "codec_imagelm.py",
+        "pixels_imagelm.py",
+        "vectors_imagelm.py",
         "handler.py",
         "processing_imagelm.py",
     }

@@ -17,7 +17,8 @@ from imagelm.hub.checks import check_staged
 from imagelm.hub.stage_model import check_model_folder, stage_model
 from imagelm.hub.stage_page import check_page_model, stage_page
 from imagelm.hub.stage_space import stage_space
-from imagelm.remote_code.codec_imagelm import Autoencoder, LearnedCodec, UnifiedCodec
+from imagelm.remote_code.codec_imagelm import LearnedCodec, UnifiedCodec
+from imagelm.remote_code.vectors_imagelm import Autoencoder
 from imagelm.utils.errors import InputError
 from testing.local_hub import ALICE
 from tests.hub.common import MODEL, stage

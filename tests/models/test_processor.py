@@ -212,7 +212,7 @@ def test_classes_have_their_names_in_config_report_and_results(home, folder):
 @pytest.mark.parametrize("name", ["best_model", "final_model"])
 def test_a_models_folder_holds_codec_processor_and_the_published_code(home, name):
     folder = home / "out" / name
-    for file in ("codec_imagelm.py", "processing_imagelm.py"):
+    for file in ("codec_imagelm.py", "pixels_imagelm.py", "processing_imagelm.py", "vectors_imagelm.py"):
         assert (folder / file).read_bytes() == (ROOT / "imagelm/remote_code" / file).read_bytes()
     for file in ("codec.json", "codec.safetensors"):
         assert (folder / file).read_bytes() == (home / "data/codec" / file).read_bytes()

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from imagelm.data.sources.kinds import NUM_FIRST_BYTES, kind_of_bytes, register_plugins
+from imagelm.remote_code.pixels_imagelm import image_formats, image_from_array
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import normalized, printable
 
@@ -138,8 +139,6 @@ class ImageSource(ABC):
 
 def read_image(file: Path | io.BytesIO) -> Image.Image | BadImage:
     """Decodes an image file; of an animated one the first frame."""
-    from imagelm.remote_code.codec_imagelm import image_formats  # late: rows of tokens don't need torch
-
     register_plugins()
     start = b""
     try:
@@ -178,8 +177,6 @@ def channels_last(images: np.ndarray) -> np.ndarray:
 
 def image_of_array(pixels: np.ndarray) -> Image.Image | BadImage:
     """An image of pixels, as `image_from_array` reads them."""
-    from imagelm.remote_code.codec_imagelm import image_from_array  # late, as above
-
     try:
         return image_from_array(np.ascontiguousarray(pixels))
     except ValueError as error:

@@ -1,4 +1,4 @@
-// Images ↔ codebook entries, as codec_imagelm.py computes them: the same pixels become the same tokens.
+// Images ↔ codebook entries, as codec_imagelm.py and the files beside it compute them: the same pixels become the same tokens.
 // One idea: a codec is codec.json and codec.safetensors of the model; pixels are one Uint8Array, row by row, channels last.
 
 const LUMA = [0.299, 0.587, 0.114]; // ITU-R BT.601

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagelm.data.sources.decode import read_image, upright_size
-from imagelm.remote_code.codec_imagelm import flatten, read_pixels
+from imagelm.remote_code.pixels_imagelm import flatten, read_pixels
 from tests.images import random_images, to_image
 
 
