@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from datasets import Dataset
 
 from imagelm.tokens.grammar import BROKEN_TAIL_TEXT, Grammar
 from imagelm.utils.text import first_line, printable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BATCH_ROWS = 1_000
 NEEDED_COLUMNS = ("input_ids", "label")

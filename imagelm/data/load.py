@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 
 from imagelm.data.integrity import changes
 from imagelm.data.rows import SPLITS
@@ -22,6 +21,8 @@ from imagelm.utils.manifest import damage
 from imagelm.utils.text import first_line
 
 if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
     from imagelm.data.augmentation import AugmentedRows
     from imagelm.remote_code.codec_imagelm import Codec
 
@@ -44,6 +45,8 @@ def load_prepared(folder: str | Path, splits: Collection[str] | None = None, wit
     Raises:
         InputError: The folder isn't a prepared dataset, is damaged, or was changed since.
     """
+    from datasets import DatasetDict
+
     folder = Path(folder)
     if not (folder / STATS_FILE).is_file():
         raise InputError(

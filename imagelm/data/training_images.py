@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
-from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from imagelm.data.load import image_bodies
 from imagelm.utils.artifacts import TRAINING_IMAGES_FILE
 from imagelm.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MAX_IMAGES = 1_000_000  # of 8 bytes; larger data leave no file
 KEY = "digests"

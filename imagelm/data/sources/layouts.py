@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import datasets
 from huggingface_hub import metadata_load
 
 from imagelm.data.image_options import LIST_SUFFIXES, TABLE_SUFFIXES, is_table
@@ -99,8 +98,10 @@ def find_splits(names: Sequence[str], query: Query) -> dict[str, Part]:
 
 
 def _of_dataset(name: str, query: Query) -> dict[str, Part]:
+    from datasets import DatasetDict
+
     found = load_dataset(name, query.config_name, query.revision)
-    return {split: Part([name], split) for split in found} if isinstance(found, datasets.DatasetDict) else {}
+    return {split: Part([name], split) for split in found} if isinstance(found, DatasetDict) else {}
 
 
 def _of_names(paths: list[Path]) -> dict[str, Part]:
@@ -169,7 +170,9 @@ def _of_readme(path: Path, query: Query) -> dict[str, Part]:
         for text in _texts(configs):
             if "://" in text or Path(text).is_absolute() or ".." in Path(text).parts:
                 raise InputError(f"--images {path}: its README.md names {text!r} outside the folder; nothing was read")
-        found = datasets.load_dataset_builder(str(path), query.config_name).config.data_files or {}
+        from datasets import load_dataset_builder
+
+        found = load_dataset_builder(str(path), query.config_name).config.data_files or {}
     files = {str(split): list(map(Path, parts)) for split, parts in found.items()}
     if not all(is_table(file) or is_archive(file) for parts in files.values() for file in parts):
         return {}  # such as images, which are read by their folders

@@ -1,6 +1,7 @@
 """`datasets`' own loaders, behind one door: which one reads what, and errors in our words.
 
-One idea: a dataset from elsewhere may name no file outside its folder, and nothing is loaded that wasn't named.
+One idea: a dataset from elsewhere may name no file outside its folder, and nothing is loaded that wasn't named. The
+library is imported where it loads something: with pandas it takes half a second, and plain images don't need it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
-from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
-from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 
 from imagelm.data.image_options import LIST_SUFFIXES, is_table
@@ -24,8 +23,11 @@ from imagelm.data.sources.kinds import DATA_SUFFIXES, NOT_READ
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import first_line
 
+if TYPE_CHECKING:
+    import datasets
+
 NO_HUB_IDS = {*DATA_SUFFIXES, *NOT_READ}  # suffixes of files
-STATE_FILES = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)  # of `save_to_disk`
+STATE_FILES = ("state.json", "dataset_dict.json")  # of `save_to_disk`
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -48,6 +50,8 @@ def load_saved_dataset(folder: Path, option: str) -> datasets.Dataset | datasets
     Raises:
         InputError: They name another file, or can't be read.
     """
+    import datasets
+
     for state in [file for name in STATE_FILES for file in (folder / name, *folder.glob(f"*/{name}"))]:
         if not state.is_file():
             continue
@@ -79,6 +83,8 @@ def load_dataset(
     Raises:
         InputError: There is none.
     """
+    import datasets
+
     with load_errors(name):
         path, suffix = Path(name), Path(name).suffix.lower()
         files = {"data_files": glob.escape(name), "split": "train", "cache_dir": cache_folder(name)}
@@ -111,6 +117,8 @@ def load_errors(name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the library raises its own, pyarrow's, OSError, ConnectionError, ValueError, …
+        from datasets.exceptions import DatasetGenerationError
+
         is_wrapped = isinstance(error, DatasetGenerationError) and error.__cause__
         reason = first_line(error.__cause__ if is_wrapped else error)
         if "Config name is missing" in str(error):

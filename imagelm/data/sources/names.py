@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from datasets.data_files import SPLIT_KEYWORDS
-
 from imagelm.utils.errors import InputError
 from imagelm.utils.text import printable
 
@@ -20,7 +18,12 @@ LABEL_NAMES = (
     *("label", "labels", "fine_label", "fine_labels", "y", "target", "targets", "class", "classes", "class_name"),
     *("category", "cls", "json.label", "json.class", "json.cls"),  # the last ones in WebDataset archives
 )
-SPLIT_KINDS = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
+# The words of `datasets.data_files.SPLIT_KEYWORDS`, which a folder of images is read without.
+SPLIT_KINDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 # A word inside a name stands between the characters that the Hub takes for separators: `mnist_train-00000-of-00002`.
 _SPLIT_WORD = re.compile(rf"(?<![^-._ 0-9])(?:{'|'.join(SPLIT_KINDS)})(?![^-._ 0-9])")
 

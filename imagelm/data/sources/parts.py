@@ -13,7 +13,6 @@ from imagelm.data.image_options import LIST_SUFFIXES, is_table
 from imagelm.data.sources.archives import ArchiveSource, is_webdataset, unpack
 from imagelm.data.sources.arrays import ArraySource, is_npy, neighbours
 from imagelm.data.sources.decode import ImageSource
-from imagelm.data.sources.hf import DatasetSource
 from imagelm.data.sources.joined import JoinedSource, check_class_names
 from imagelm.data.sources.kinds import is_archive, is_image_name, not_read
 from imagelm.data.sources.layouts import WHOLE, Part, Query, find_splits
@@ -131,15 +130,21 @@ def _open(name: str, split: str | None, query: Query) -> ImageSource:
             return ArchiveSource(unpacked, open_part(inside, replace(query, nested=True)))
     is_list = path.is_file() and (is_archive(path) or path.suffix.lower() in LIST_SUFFIXES)
     if is_list or is_table(path) or is_saved_dataset(path) or metadata_file(path):
-        return DatasetSource(name, *columns, split, query.image_root)
+        return _dataset_source(name, *columns, split, query.image_root)
     if path.is_file() and (other := not_read(path)):
         raise InputError(f"--images {name} is {other}")
     if path.exists():
         _check_no_columns(name, query)
         return FolderSource(path, split) if path.is_dir() else FileSource([path], path.parent)
     if may_be_hub_id(name):
-        return DatasetSource(name, *columns, split, None, query.config_name, query.revision)
+        return _dataset_source(name, *columns, split, None, query.config_name, query.revision)
     raise InputError(f"--images {name}: no such file or folder")
+
+
+def _dataset_source(name: str, *options: str | None) -> ImageSource:
+    from imagelm.data.sources.hf import DatasetSource  # late: plain images need no `datasets`
+
+    return DatasetSource(name, *options)
 
 
 def _check_no_columns(name: str, query: Query) -> None:

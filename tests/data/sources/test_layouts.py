@@ -9,15 +9,23 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
+from datasets.data_files import SPLIT_KEYWORDS
 from PIL import Image
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.sources.decode import BadImage
-from imagelm.data.sources.names import split_word, without_split_word
+from imagelm.data.sources.loading import STATE_FILES
+from imagelm.data.sources.names import SPLIT_KINDS, split_word, without_split_word
 from imagelm.data.sources.open import LabelledImages, open_images, open_labelled_images
 from imagelm.utils.errors import InputError
 from tests.data.sources.common import FEATURES, labelled
 from tests.images import cats_and_dogs, class_folder, random_images, to_image
+
+
+def test_the_words_for_splits_and_the_files_of_saved_datasets_are_those_of_the_library():
+    assert {word: split for split, words in SPLIT_KEYWORDS.items() for word in words} == SPLIT_KINDS
+    assert STATE_FILES == (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)
 
 
 def sizes(images: LabelledImages) -> list[int]:
