@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # everything heavy is imported where it is used, so that --he
     from imagelm.training.launch import Launch
     from imagelm.training.resume import ResumePlan
     from imagelm.training.run_record import RunRecord
+    from imagelm.training.trainer import ImageTrainer
 
 GROUPS = (DataArguments, ModelArguments, RunArguments, CommonTrainingArguments, HelpArguments)
 COMMAND = Command("train", __doc__, GROUPS)
@@ -60,23 +61,19 @@ def run(launch: Launch, started: float | None = None) -> dict[str, Any]:
 
 def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     """The story of a run; returns the figures of best_model."""
+    from imagelm.commands.train_results import baselines, evaluate, report
     from imagelm.training.identity import run_identity
     from imagelm.training.inputs import load_inputs
     from imagelm.training.rehearsal import choose_computing, rehearse
     from imagelm.training.resume import plan_resume_together
     from imagelm.training.run_record import RunRecord
     from imagelm.training.streaming import StreamedRows
-    from imagelm.utils.atomic_io import read_json
 
-    args, is_main, output = launch.args, launch.args.process_index == 0, launch.output
+    is_main = launch.args.process_index == 0
     if launch.chosen:
         values = ", ".join(f"--{name} {value:g}" for name, value in launch.chosen.items())
         logger.info("chosen by the data's size, as they weren't given: %s", values)
-    push = None
-    if args.push_to_hub:  # loading what pushes takes half a second
-        from imagelm.hub.callback import check_hub, publish_run, requested_push
-
-        push = requested_push(args)
+    push = asked_push(launch)
     data = load_inputs(launch)
     model = make_model(launch, data)
     rehearse(launch, data, model)  # what can't be built is refused before the output folder is touched
@@ -86,24 +83,18 @@ def train_and_report(launch: Launch, started: float) -> dict[str, Any]:
     identity = run_identity(launch, data.stats, data.grammar.vocabulary, model.config, order)
     with plan_resume_together(launch, identity) as resume:
         if resume.finished:
-            where = f"{output} is already complete; see {output / REPORT_FOLDER}"
-            logger.info("the run in %s. To train again, add --overwrite", where)
-            if push and is_main:
-                publish_run(push)
-            return read_json(output / BEST_FOLDER / RESULTS_FILE)
+            return finished_results(launch, push)
         plan = choose_computing(launch, data, model, resume.checkpoint)
-        start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {output}"
+        start = f"resuming from {resume.checkpoint}" if resume.checkpoint else f"starting a new run in {launch.output}"
         logger.info("%s", "\n".join([*resume.notes, start]))
         record = RunRecord(launch, identity, data.stats, started, is_new=resume.checkpoint is None)
-        if push and is_main:  # whether a push can succeed is known before hours of training
-            logger.info("%s", check_hub(push, args))
+        check_push(launch, push)
 
         history = train(launch, data, model, plan, record, resume, push)
         results = evaluate(launch, data, baselines(data) if is_main else {}, record)
         if is_main:
             report(launch, data, history, record, results)
-            if push:
-                publish_run(push)
+        publish(launch, push)
         return results[BEST_FOLDER]
 
 
@@ -175,24 +166,14 @@ def train(
     push: PushArguments | None,
 ) -> list[dict[str, float]]:
     """Trains, and saves final_model, and best_model whenever the model improves; returns Trainer's log history."""
-    from imagelm.data.training_images import training_images
     from imagelm.training.callbacks import KeepBest
     from imagelm.training.checkpoint import PartialResume
     from imagelm.training.rehearsal import estimate_text
     from imagelm.training.signals import StopOnSignal
-    from imagelm.training.trainer import ImageTrainer
 
-    output, identity, rows = launch.output, record.content["identity"], data.dataset[data.eval_split]
-    own = (data.processor, identity, data.eval_split)
-    trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, rows, *own)
-    trainer.graph_batch = data.full_batch(launch.args) if launch.run.cuda_graph else None
+    output, trainer = launch.output, make_trainer(launch, data, model, record)
     patience = launch.run.early_stopping_patience
     keep_best = KeepBest(trainer, trainer.save_folder, output / BEST_FOLDER, patience, data.eval_split)
-    if launch.args.process_index == 0:
-        base = seen_by_base(launch, data, record)
-        streamed = launch.data.streaming is not None  # and never read as a whole
-        trainer.training_images = None if streamed else training_images(data.dataset["train"], base)
-    record.spikes = trainer.finite_steps.spikes.found
     for callback in (keep_best, record, PartialResume(resume.checkpoint, resume.missing)):
         trainer.add_callback(callback)
     if push and launch.args.hub_strategy == "every_save":
@@ -204,8 +185,6 @@ def train(
     dtype = "fp32" if precision == "no" else precision
     logger.info("%s", "\n".join([*launch.notes, f"computing in {dtype} with {threads}, {plan.note()}"]))
     logger.info("%s", estimate_text(launch, data, resume.checkpoint))
-    if launch.args.report_to and launch.args.process_index == 0:
-        (output / TRACKING_FOLDER).mkdir(exist_ok=True)  # Weights & Biases asks for a folder that exists
     with record, StopOnSignal(trainer) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=resume.checkpoint)
@@ -216,6 +195,25 @@ def train(
     if keep_best.best is None:
         trainer.save_folder(output / BEST_FOLDER, final)
     return trainer.state.log_history
+
+
+def make_trainer(launch: Launch, data: TrainingInputs, model: PreTrainedModel, record: RunRecord) -> ImageTrainer:
+    """The trainer, with what it saves beside the model; trackers get their folder."""
+    from imagelm.data.training_images import training_images
+    from imagelm.training.trainer import ImageTrainer
+
+    rows, identity = data.dataset[data.eval_split], record.content["identity"]
+    own = (data.processor, identity, data.eval_split)
+    trainer = ImageTrainer(model, launch.args, launch.run, data.tokenizer, data.train, rows, *own)
+    trainer.graph_batch = data.full_batch(launch.args) if launch.run.cuda_graph else None
+    if launch.args.process_index == 0:
+        base = seen_by_base(launch, data, record)
+        streamed = launch.data.streaming is not None  # and never read as a whole
+        trainer.training_images = None if streamed else training_images(data.dataset["train"], base)
+        if launch.args.report_to:
+            (launch.output / TRACKING_FOLDER).mkdir(exist_ok=True)  # Weights & Biases asks for a folder that exists
+    record.spikes = trainer.finite_steps.spikes.found
+    return trainer
 
 
 def seen_by_base(launch: Launch, data: TrainingInputs, record: RunRecord) -> np.ndarray | None:
@@ -232,62 +230,39 @@ def seen_by_base(launch: Launch, data: TrainingInputs, record: RunRecord) -> np.
     return digests
 
 
-def baselines(data: TrainingInputs) -> dict[str, dict[str, np.ndarray]]:
-    """Which rows the baselines get right, by split: after the training, which needn't wait for them."""
-    from imagelm.evaluation.interval import fitted_in_words
+def asked_push(launch: Launch) -> PushArguments | None:
+    """What `--push_to_hub` asks for; what pushes takes half a second to load, so nothing is loaded without it."""
+    if not launch.args.push_to_hub:
+        return None
+    from imagelm.hub.callback import requested_push
 
-    hits = data.baseline_hits()
-    majority, bag = (hits["test"][name].mean() for name in ("majority", "bag_of_tokens"))
-    fitted = fitted_in_words(data.fitted_record())
-    logger.info("baselines on the test rows: majority class %.4f, bag of tokens %.4f%s", majority, bag, fitted)
-    return hits
+    return requested_push(launch.args)
 
 
-def evaluate(
-    launch: Launch, data: TrainingInputs, hits: dict[str, dict[str, np.ndarray]], record: RunRecord
-) -> dict[str, dict[str, Any]]:
-    """Measures the saved models beside the baselines' hits; the results by folder name.
+def check_push(launch: Launch, push: PushArguments | None) -> None:
+    """Whether a push can succeed is known before hours of training."""
+    if push and launch.args.process_index == 0:
+        from imagelm.hub.callback import check_hub
 
-    best_model is measured on the test rows, once, and on the rows that chose it; final_model only on the latter.
-    """
-    from imagelm.training.callbacks import read_selection
-    from imagelm.training.evaluate import evaluate_folder
-    from imagelm.utils.manifest import add_json
-
-    def measure(folder: Path, split: str) -> dict[str, Any]:
-        rows = data.dataset[split]
-        return evaluate_folder(folder, launch.args, launch.run, data.tokenizer, rows, hits.get(split), split)
-
-    results, selections = {}, {}
-    for name in (BEST_FOLDER, FINAL_FOLDER):
-        folder = launch.output / name
-        selections[name] = read_selection(folder) or {}
-        found = measure(folder, data.eval_split)
-        if name == BEST_FOLDER and data.eval_split != "test":
-            found = measure(folder, "test") | {data.eval_split: found}
-        results[name] = found | {"step": selections[name]["step"], "class_names": data.stats["class_names"]}
-        results[name] |= data.fitted_record()
-        if launch.args.process_index == 0:
-            add_json(folder, {RESULTS_FILE: results[name]})
-    record.measured(results[BEST_FOLDER], selections[BEST_FOLDER])
-    return results
+        logger.info("%s", check_hub(push, launch.args))
 
 
-def report(launch: Launch, data: TrainingInputs, history: list, record: RunRecord, results: dict[str, Any]) -> None:
-    """Writes the report, and the records of the run into the models' folders."""
-    from imagelm.evaluation.interval import baseline_warning
-    from imagelm.evaluation.report import summary, trained_length, write_report
-    from imagelm.training.run_record import write_records
+def publish(launch: Launch, push: PushArguments | None) -> None:
+    """Pushes a finished run, if that was asked for."""
+    if push and launch.args.process_index == 0:
+        from imagelm.hub.callback import publish_run
 
-    output, run = launch.output, record.update(ended="finished")
-    write_report(output / REPORT_FOLDER, results[BEST_FOLDER], results[FINAL_FOLDER], history, run, data.stats)
-    for name in results:
-        write_records(output / name, run, data.stats, history)
-    logger.info("\n%s", summary(results[BEST_FOLDER], run, output / REPORT_FOLDER))
-    if run["trained"]["stopped"]:
-        logger.info("trained %s", trained_length(run))
-    if warning := baseline_warning(results[BEST_FOLDER]):
-        logger.warning("%s; more epochs, a higher learning rate or more data may help", warning)
+        publish_run(push)
+
+
+def finished_results(launch: Launch, push: PushArguments | None) -> dict[str, Any]:
+    """The figures of best_model of a run that is complete already."""
+    from imagelm.utils.atomic_io import read_json
+
+    where = f"{launch.output} is already complete; see {launch.output / REPORT_FOLDER}"
+    logger.info("the run in %s. To train again, add --overwrite", where)
+    publish(launch, push)
+    return read_json(launch.output / BEST_FOLDER / RESULTS_FILE)
 
 
 if __name__ == "__main__":
