@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dill
 from multiprocess import active_children, parent_process
@@ -93,7 +94,7 @@ def lost_workers_named() -> Iterator[None]:
         done.set()
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--executor", choices=EXECUTORS, default="local")
     parser.add_argument("--slurm", nargs=2, metavar=("PARTITION", "TIME"), default=("cpu", "4:00:00"))
@@ -102,36 +103,56 @@ def main() -> None:
     parser.add_argument("--work", required=True, help="folder for shards and logs, which all machines share")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("words", nargs="+", help="options of imagelm prepare")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def tasks_of(given: argparse.Namespace) -> list[Prepare]:
+    """The steps of the preparation, in their order."""
     rows, read, plan = (f"{given.work}/{name}" for name in ("rows", "read", "plan"))
     tasks = [Prepare(given.words, rows)]
     if "--images" in given.words:
         tasks = [Prepare(given.words, read), Prepare(["--merge_shards", read], plan, False)]
         tasks.append(Prepare(["--plan", plan], rows))
+    return [*tasks, Prepare(["--merge_shards", rows], given.output_dir, False)]
+
+
+def stages_of(given: argparse.Namespace) -> list[Any]:
+    """A datatrove executor for each task, which waits for the one before."""
     executor = getattr(importlib.import_module("datatrove.executor"), EXECUTORS[given.executor])
     options = dict(zip(("partition", "time"), given.slurm, strict=True)) if given.executor == "slurm" else {}
-    stages = []
-    for i, task in enumerate([*tasks, Prepare(["--merge_shards", rows], given.output_dir, False)]):
+    stages: list[Any] = []
+    for i, task in enumerate(tasks_of(given)):
         options |= {"tasks": given.shards if task.is_shard else 1, "logging_dir": f"{given.work}/logs/{i}"}
         for rank in range(options["tasks"]):
             if not Path(task.folder(rank)).exists():  # it was removed since it was done
                 Path(options["logging_dir"], "completions", f"{rank:05d}").unlink(missing_ok=True)
         stages.append(executor([task], workers=given.workers, depends=stages[-1] if stages else None, **options))
-    if given.executor != "local":
-        dill.settings["recurse"] = True  # the cluster gets this module's functions with the tasks
-        return stages[-1].run()  # which starts the others
-    (logs := Path(given.work, "logs")).mkdir(parents=True, exist_ok=True)
+    return stages
+
+
+def run_here(stages: list[Any], work: str) -> None:
+    """Runs the stages on this machine, one after the other."""
+    (logs := Path(work, "logs")).mkdir(parents=True, exist_ok=True)
     with locked(logs) as ours:
         if not ours:
-            raise InputError(f"--work {given.work}: another engine is using this folder; wait for it, or stop it")
+            raise InputError(f"--work {work}: another engine is using this folder; wait for it, or stop it")
         for stage in stages:
             try:
                 with lost_workers_named():
                     stage.run()
             except subprocess.CalledProcessError as error:
-                advice = f"{AGAIN}; if the input or a shard changed since, remove {given.work} first"
+                advice = f"{AGAIN}; if the input or a shard changed since, remove {work} first"
                 print(f"error: imagelm prepare failed, see its message above; {advice}", file=sys.stderr)
                 sys.exit(max(error.returncode, 1))
+
+
+def main() -> None:
+    given = parse()
+    stages = stages_of(given)
+    if given.executor == "local":
+        return run_here(stages, given.work)
+    dill.settings["recurse"] = True  # the cluster gets this module's functions with the tasks
+    return stages[-1].run()  # which starts the others
 
 
 if __name__ == "__main__":
