@@ -6,6 +6,7 @@ import io
 
 import datasets
 import numpy as np
+from PIL import Image
 
 from imagelm.data.arguments import PrepareArguments
 from imagelm.data.sources.open import LabelledImages, batches, open_labelled_images
@@ -43,3 +44,10 @@ def check_source(source, images: np.ndarray, names: list[str], labels: list[int]
     found = pixels_of(source)
     assert len(source) == len(found) == len(images)
     assert all((one.reshape(other.shape) == other).all() for one, other in zip(found, images, strict=True))
+
+
+def sizes(images: LabelledImages) -> list[int]:
+    """The number of images of each source; every one of them can be read."""
+    for source in images.sources:
+        assert all(isinstance(image, Image.Image) for image in source.load(0, len(source)))
+    return list(map(len, images.sources))

@@ -1,4 +1,4 @@
-"""NPZ files: which of their arrays are read, in bounded memory, and what is refused."""
+"""NPZ and NPY files: which of their arrays are read, in bounded memory, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagelm.data.sources.open import batches, open_images
+from imagelm.data.arguments import PrepareArguments
+from imagelm.data.sources.open import batches, open_images, open_labelled_images
 from imagelm.utils.errors import InputError
-from tests.data.sources.common import check_source, labelled
+from tests.data.sources.common import check_source, labelled, sizes
 from tests.images import prepare_images, random_images
 
 
@@ -139,3 +140,76 @@ def test_a_pickled_object_is_never_loaded(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         open_images([str(tmp_path / "x.npz")])
     assert not (tmp_path / "sprung").exists()
+
+
+# NPY files
+
+
+def arrays() -> dict[str, np.ndarray]:
+    images, labels = random_images(12), np.arange(12)[:, None] % 3
+    parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
+    return {f"{s}_{n}": a[part] for s, part in parts.items() for n, a in (("images", images), ("labels", labels))}
+
+
+def test_npy_files_in_a_folder_are_read_as_the_arrays_of_an_archive(tmp_path):
+    for name, values in arrays().items():
+        np.save(tmp_path / f"{name}.npy", values)
+    (tmp_path / "test_labels.npy").rename(tmp_path / "test_labels.NPY")
+    for names in ([tmp_path], [f"{tmp_path}/*.[nN]*"]):
+        images = labelled(*names)
+        assert sizes(images) == [6, 3, 3] and images.splits == ("train", "validation", "test")
+        assert images.labels.tolist() == [0, 1, 2] * 4
+    note = f"{tmp_path}: the images are in test_images, the labels in test_labels"
+    for source in (
+        open_images([f"{tmp_path}/test_images.npy"]),
+        open_images([str(tmp_path)], split="test"),
+        open_images([f"{tmp_path}/test_images.npy", f"{tmp_path}/test_labels.NPY"]),
+    ):
+        assert source.labels.tolist() == [0, 1, 2] and source.columns == [note]
+        assert (np.asarray(source.load(1, 2)[0]) == arrays()["test_images"][1, ..., 0]).all()
+
+
+@pytest.mark.parametrize(("images", "labels"), [("x", "y"), ("images", "labels"), ("X", "Y")])
+def test_a_pair_of_npy_files_is_read_from_its_folder_or_the_images(tmp_path, images, labels):
+    np.save(tmp_path / f"{images}.npy", random_images(4, channels=3))
+    np.save(tmp_path / f"{labels}.npy", ["b", "a", "b", "a"])
+    for name in (tmp_path, tmp_path / f"{images}.npy"):
+        source = open_images([str(name)])
+        assert (source.class_names, source.labels.tolist()) == (["a", "b"], [1, 0, 1, 0])
+    (tmp_path / f"{labels}.npy").unlink()
+    assert open_images([str(tmp_path)]).labels is None
+
+
+def test_an_array_without_labels_is_named_with_the_remedy(tmp_path):
+    np.save(tmp_path / "pictures.npy", random_images(4))
+    arguments = PrepareArguments(images=[f"{tmp_path}/pictures.npy"], output_dir="out")
+    with pytest.raises(
+        InputError, match=r"pictures\.npy: an array of images without their labels; save these as y\.npy"
+    ):
+        open_labelled_images(arguments)
+
+
+def test_an_npy_file_that_is_none_is_refused_and_no_pickle_is_opened(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"anything")
+    with pytest.raises(InputError, match=r"x\.npy can't be read: .*magic string"):
+        open_images([str(tmp_path / "x.npy")])
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
+    with pytest.raises(InputError, match=r"x\.npy can't be read: .*Python objects"):
+        open_images([str(tmp_path / "x.npy")])
+
+
+def test_npz_files_of_the_splits_and_splits_in_an_npz_file(tmp_path):
+    both = arrays()
+    np.savez(tmp_path / "all.npz", **both)
+    assert open_images([str(tmp_path / "all.npz")], split="validation").labels.tolist() == [0, 1, 2]
+    for split in ("train", "val"):
+        one_hot = np.eye(3, dtype=int)[both[f"{split}_labels"][:, 0]]
+        torch_like = np.moveaxis(both[f"{split}_images"], -1, 1)
+        np.savez(tmp_path / f"in_{split}.npz", image=torch_like, label=one_hot)
+    images = labelled(tmp_path / "in_train.npz", tmp_path / "in_val.npz")
+    assert sizes(images) == [6, 3] and images.labels.tolist() == [0, 1, 2] * 3
+    assert (np.asarray(images.sources[1].load(0, 1)[0]) == both["val_images"][0, ..., 0]).all()
+    both["test_labels"] = np.full(3, -1)
+    np.savez(tmp_path / "all.npz", **both)
+    images = labelled(tmp_path / "all.npz")
+    assert sizes(images) == [6, 3] and images.notes[0].endswith("not used: test (it has no labels)")

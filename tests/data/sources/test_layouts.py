@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME
 from datasets.data_files import SPLIT_KEYWORDS
-from PIL import Image
 
-from imagelm.data.arguments import PrepareArguments
-from imagelm.data.sources.decode import BadImage
 from imagelm.data.sources.loading import STATE_FILES
 from imagelm.data.sources.names import SPLIT_KINDS, split_word, without_split_word
-from imagelm.data.sources.open import LabelledImages, open_images, open_labelled_images
+from imagelm.data.sources.open import open_images
 from imagelm.utils.errors import InputError
-from tests.data.sources.common import FEATURES, labelled
+from tests.data.sources.common import FEATURES, labelled, sizes
 from tests.images import cats_and_dogs, class_folder, random_images, to_image
 
 
 def test_the_words_for_splits_and_the_files_of_saved_datasets_are_those_of_the_library():
     assert {word: split for split, words in SPLIT_KEYWORDS.items() for word in words} == SPLIT_KINDS
     assert STATE_FILES == (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)
-
-
-def sizes(images: LabelledImages) -> list[int]:
-    """The number of images of each source; every one of them can be read."""
-    for source in images.sources:
-        assert all(isinstance(image, Image.Image) for image in source.load(0, len(source)))
-    return list(map(len, images.sources))
 
 
 def parquet(file: Path, count: int, hidden: bool = False) -> Path:
@@ -237,156 +225,3 @@ def test_options_of_the_hub_are_refused_elsewhere(tmp_path, option):
     for name in ("in", "in/cat/0.png"):
         with pytest.raises(InputError, match=r"'main'|--config_name main"):
             open_images([str(tmp_path / name)], **{option: "main"})
-
-
-# Lists of files
-
-
-def listing(folder: Path, name: str, rows: list[tuple[str, str]], header: str = "file_name,label") -> Path:
-    (folder / name).write_text("\n".join([header, *map(",".join, rows)]) + "\n", encoding="utf-8-sig")
-    return folder / name
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Path:
-    """Six images in a subfolder, each of one grey, and one beside the folder."""
-    (tmp_path / "in/pics").mkdir(parents=True)
-    for i in range(6):
-        Image.new("L", (8, 8), 10 * i).save(tmp_path / f"in/pics/{i}.JPG", "PNG")
-    Image.new("L", (8, 8), 99).save(tmp_path / "private.png")
-    return tmp_path / "in"
-
-
-ROWS = [(f"pics/{i}.JPG", "NA" if i % 2 else "yes") for i in (3, 0, 2, 5)]
-
-
-@pytest.mark.parametrize("form", ["csv", "semicolons", "tsv", "jsonl", "json", "CSV"])
-def test_a_list_of_paths_and_classes_is_read(pictures, form):
-    if form.startswith("json"):
-        rows = [{"image": path, "kind": 3, "class": name} for path, name in ROWS]
-        text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
-        file = pictures / f"list.{form}"
-        file.write_text(text)
-    else:
-        file = listing(pictures, f"list.{form.replace('semicolons', 'csv')}", ROWS, "image,class")
-        sign = {"semicolons": ";", "tsv": "\t"}.get(form, ",")
-        file.write_text(file.read_text().replace(",", sign))
-    source = open_images([str(file)])
-    assert (source.class_names, source.labels.tolist()) == (["NA", "yes"], [0, 1, 1, 0])
-    assert [int(np.asarray(image)[0, 0]) for image in source.load(0, 4)] == [30, 0, 20, 50]
-    assert source.notes == [f"4 of 4 rows of {file} name a file, which is read from {pictures}"]
-    assert source.columns == [f"{file}: the images are in image, the labels in class"]
-
-
-def test_a_list_reads_no_file_beside_it_unless_its_folder_is_named(pictures):
-    (pictures / "0.png").write_bytes((pictures / "pics/0.JPG").read_bytes())
-    rows = [("0.png", "a"), ("pics/1.JPG", "b"), ("../private.png", "b"), ("http://127.0.0.1:9/x.png", "a")]
-    file = str(
-        listing(pictures.parent, "x.csv", [(f"in/{path}" if "://" not in path else path, k) for path, k in rows])
-    )
-    assert all(isinstance(image, BadImage) for image in open_images([file]).load(0, 4))  # not all are in subfolders
-    file = str(listing(pictures, "y.csv", rows))
-    assert all("--image_root" in image.reason for image in open_images([file]).load(0, 3))
-    found = open_images([file], image_root=str(pictures)).load(0, 4)
-    assert [isinstance(image, Image.Image) for image in found] == [True, True, False, False]
-    assert "leads out of" in found[2].reason and "URLs aren't opened" in found[3].reason
-    found = open_images([str(pictures)]).load(0, 4)  # the folder of the list is named
-    assert [isinstance(image, Image.Image) for image in found] == [True, True, False, False]
-
-
-def test_lists_of_the_splits_in_their_folder(pictures):
-    listing(pictures, "train.csv", ROWS)
-    listing(pictures, "test.csv", [("pics/1.JPG", "yes"), ("pics/4.JPG", "NA")])
-    assert sizes(labelled(pictures)) == sizes(labelled(f"{pictures}/*.csv")) == [4, 2]
-    listing(pictures, "test.csv", [("pics/1.JPG", ""), ("pics/4.JPG", "")])  # hidden labels
-    images = labelled(pictures)
-    assert sizes(images) == [4] and "not used: test (it has no labels)" in images.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("x.csv", "label," + ",".join(f"pixel{i}" for i in range(64)) + "\n" + "1," * 64 + "1\n", "pixels; save them"),
-        ("x.csv", "a,b\n1,2\n", "holds a, b; choose one of them with --image_column"),
-        ("x.csv", "", "can't be read: No columns"),
-        ("x.json", '{"images": [], "annotations": []}', "holds images, annotations; choose one"),
-        ("x.jsonl", "{", "can't be read: JSON parse error"),
-    ],
-)
-def test_lists_without_paths_are_refused(tmp_path, name, content, said):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=said):
-        open_images([str(tmp_path / name)])
-
-
-# Arrays
-
-
-def arrays() -> dict[str, np.ndarray]:
-    images, labels = random_images(12), np.arange(12)[:, None] % 3
-    parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
-    return {f"{s}_{n}": a[part] for s, part in parts.items() for n, a in (("images", images), ("labels", labels))}
-
-
-def test_npy_files_in_a_folder_are_read_as_the_arrays_of_an_archive(tmp_path):
-    for name, values in arrays().items():
-        np.save(tmp_path / f"{name}.npy", values)
-    (tmp_path / "test_labels.npy").rename(tmp_path / "test_labels.NPY")
-    for names in ([tmp_path], [f"{tmp_path}/*.[nN]*"]):
-        images = labelled(*names)
-        assert sizes(images) == [6, 3, 3] and images.splits == ("train", "validation", "test")
-        assert images.labels.tolist() == [0, 1, 2] * 4
-    note = f"{tmp_path}: the images are in test_images, the labels in test_labels"
-    for source in (
-        open_images([f"{tmp_path}/test_images.npy"]),
-        open_images([str(tmp_path)], split="test"),
-        open_images([f"{tmp_path}/test_images.npy", f"{tmp_path}/test_labels.NPY"]),
-    ):
-        assert source.labels.tolist() == [0, 1, 2] and source.columns == [note]
-        assert (np.asarray(source.load(1, 2)[0]) == arrays()["test_images"][1, ..., 0]).all()
-
-
-@pytest.mark.parametrize(("images", "labels"), [("x", "y"), ("images", "labels"), ("X", "Y")])
-def test_a_pair_of_npy_files_is_read_from_its_folder_or_the_images(tmp_path, images, labels):
-    np.save(tmp_path / f"{images}.npy", random_images(4, channels=3))
-    np.save(tmp_path / f"{labels}.npy", ["b", "a", "b", "a"])
-    for name in (tmp_path, tmp_path / f"{images}.npy"):
-        source = open_images([str(name)])
-        assert (source.class_names, source.labels.tolist()) == (["a", "b"], [1, 0, 1, 0])
-    (tmp_path / f"{labels}.npy").unlink()
-    assert open_images([str(tmp_path)]).labels is None
-
-
-def test_an_array_without_labels_is_named_with_the_remedy(tmp_path):
-    np.save(tmp_path / "pictures.npy", random_images(4))
-    arguments = PrepareArguments(images=[f"{tmp_path}/pictures.npy"], output_dir="out")
-    with pytest.raises(
-        InputError, match=r"pictures\.npy: an array of images without their labels; save these as y\.npy"
-    ):
-        open_labelled_images(arguments)
-
-
-def test_an_npy_file_that_is_none_is_refused_and_no_pickle_is_opened(tmp_path):
-    (tmp_path / "x.npy").write_bytes(b"anything")
-    with pytest.raises(InputError, match=r"x\.npy can't be read: .*magic string"):
-        open_images([str(tmp_path / "x.npy")])
-    np.save(tmp_path / "x.npy", np.array([{"a": 1}]), allow_pickle=True)
-    with pytest.raises(InputError, match=r"x\.npy can't be read: .*Python objects"):
-        open_images([str(tmp_path / "x.npy")])
-
-
-def test_npz_files_of_the_splits_and_splits_in_an_npz_file(tmp_path):
-    both = arrays()
-    np.savez(tmp_path / "all.npz", **both)
-    assert open_images([str(tmp_path / "all.npz")], split="validation").labels.tolist() == [0, 1, 2]
-    for split in ("train", "val"):
-        one_hot = np.eye(3, dtype=int)[both[f"{split}_labels"][:, 0]]
-        torch_like = np.moveaxis(both[f"{split}_images"], -1, 1)
-        np.savez(tmp_path / f"in_{split}.npz", image=torch_like, label=one_hot)
-    images = labelled(tmp_path / "in_train.npz", tmp_path / "in_val.npz")
-    assert sizes(images) == [6, 3] and images.labels.tolist() == [0, 1, 2] * 3
-    assert (np.asarray(images.sources[1].load(0, 1)[0]) == both["val_images"][0, ..., 0]).all()
-    both["test_labels"] = np.full(3, -1)
-    np.savez(tmp_path / "all.npz", **both)
-    images = labelled(tmp_path / "all.npz")
-    assert sizes(images) == [6, 3] and images.notes[0].endswith("not used: test (it has no labels)")
