@@ -1,4 +1,4 @@
-"""Generation, the grammar mask, and the answers of a model, each compared with brute force on tiny real models."""
+"""Generation and the grammar mask, compared with brute force on tiny real models."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from imagelm.evaluation.similarity import bleu, rouge, similarity, token_accuracy
 from imagelm.inference.generation import GrammarMask, complete_rows, generate_images, kept_tokens
 from imagelm.inference.generation_arguments import ClassArguments, GenerationArguments
 from imagelm.inference.loading import LoadedModel
-from imagelm.inference.scoring import class_probabilities, log_likelihoods, next_tokens
-from imagelm.models.arguments import ModelArguments
-from imagelm.models.build import build_model
-from imagelm.tokens.grammar import BadRow, Grammar
-from imagelm.tokens.tokenizer import build_tokenizer
+from imagelm.inference.scoring import class_probabilities
+from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.vocabulary import CLS, EOS, IMG, IMG_END, make_vocabulary
-from imagelm.utils.image_grid import hide_unknown, image_grid
-
-SIZE = "num_hidden_layers=2,hidden_size=32,num_attention_heads=2"
+from tests.inference.tiny import logits_of, questions_of, random_bodies, tiny
 
 
 def shuffled(num_codes: int, num_classes: int) -> Grammar:
@@ -30,41 +24,10 @@ def shuffled(num_codes: int, num_classes: int) -> Grammar:
     return Grammar({token: int(i) for token, i in zip(tokens, order, strict=True)})
 
 
-def tiny(grammar: Grammar, positions: int, model_type: str = "gpt2", sharpness: float = 25.0) -> LoadedModel:
-    """A model with random weights; `sharpness` makes its distributions far from flat."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(grammar, positions)
-    model = build_model(ModelArguments(model_type=model_type, config_overrides=SIZE), tokenizer, positions, "eager")
-    embeddings = model.get_output_embeddings().weight.data
-    embeddings.mul_(sharpness / max(1.0, float(embeddings.norm(dim=1).mean())))
-    return LoadedModel("tiny", model.eval(), tokenizer, grammar, None, None)
-
-
 @pytest.fixture(scope="module")
 def small() -> LoadedModel:
     """3 codes, 2 classes, images of up to 4 tokens."""
     return tiny(shuffled(3, 2), 9)
-
-
-@pytest.fixture(scope="module")
-def loaded(grammar: Grammar) -> LoadedModel:
-    """The 30 codes and 3 classes of the other tests, images of up to 9 tokens."""
-    return tiny(grammar, 14)
-
-
-def logits_of(loaded: LoadedModel, ids) -> torch.Tensor:
-    """All logits of one row, computed alone; float64, shape (length, vocabulary)."""
-    with torch.no_grad():
-        return loaded.model(torch.tensor([list(ids)])).logits[0].double()
-
-
-def random_bodies(grammar: Grammar, count: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.choice(grammar.code_ids, rng.integers(1, 10)) for _ in range(count)]
-
-
-def questions_of(grammar: Grammar, bodies) -> list[np.ndarray]:
-    return [np.array([grammar.id(IMG), *body, grammar.id(IMG_END), grammar.id(CLS)]) for body in bodies]
 
 
 # The grammar mask
@@ -266,134 +229,3 @@ def test_without_the_mask_an_invalid_image_has_no_class(loaded):
 )
 def test_the_top_of_an_image_is_whole_rows_of_its_grid(tokens, percent, grid, kept):
     assert kept_tokens(tokens, percent, grid) == kept
-
-
-# Answers
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox"])
-def test_class_probabilities_are_those_of_a_plain_forward_pass_for_any_batch_size(grammar, model_type):
-    loaded = tiny(grammar, 14, model_type)
-    questions = questions_of(grammar, random_bodies(grammar, 23))
-    expected = [logits_of(loaded, question)[-1, grammar.class_ids].softmax(-1).numpy() for question in questions]
-    for batch_size in (1, 7, 64):
-        assert class_probabilities(loaded, questions, batch_size) == pytest.approx(np.array(expected), abs=1e-5)
-
-
-def test_classifying_computes_one_position_of_logits_a_row(loaded):
-    shapes = []
-    head = loaded.model.get_output_embeddings()
-    hook = head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    class_probabilities(loaded, questions_of(loaded.grammar, random_bodies(loaded.grammar, 10)), 4)
-    hook.remove()
-    assert shapes == [(rows, 1, loaded.grammar.size) for rows in (4, 4, 2)]
-
-
-def test_next_tokens_are_the_most_probable_ones_of_a_plain_forward_pass(loaded):
-    prompts = [np.array([loaded.grammar.id(IMG), *body]) for body in random_bodies(loaded.grammar, 9)]
-    truths = [int(prompt[-1]) for prompt in prompts]
-    ids, probabilities, ranks = next_tokens(loaded, prompts, truths, 4, 2)
-    for prompt, truth, best, shares, rank in zip(prompts, truths, ids, probabilities, ranks, strict=True):
-        expected = logits_of(loaded, prompt)[-1].softmax(-1).numpy()
-        order = np.argsort(-expected)
-        assert best.tolist() == order[:4].tolist()
-        assert shares == pytest.approx(expected[order[:4]], abs=1e-5)
-        assert rank == order.tolist().index(truth)
-
-
-def test_the_likelihood_is_the_sum_over_the_image_and_its_end_for_any_batch_size(loaded):
-    bodies, grammar = random_bodies(loaded.grammar, 11), loaded.grammar
-    expected = []
-    for body in bodies:
-        row = [grammar.id(IMG), *body, grammar.id(IMG_END)]
-        shares = logits_of(loaded, row).log_softmax(-1)
-        expected.append(sum(shares[i, token].item() for i, token in enumerate(row[1:])))
-    for batch_size in (1, 7, 64):
-        assert log_likelihoods(loaded, bodies, batch_size) == pytest.approx(expected, abs=1e-4)
-
-
-# Reading a row
-
-
-@pytest.mark.parametrize(
-    ("text", "num_tail", "label"),
-    [
-        ("<IMG> <Z_001> <Z_002>", 0, None),
-        ("<Z_001> <Z_002>", 0, None),
-        ("<IMG> <Z_001> <Z_002> </IMG>", 1, None),
-        ("<IMG> <Z_001> <Z_002> </IMG> <CLS> <CLS_1>", 3, 1),
-        ("<IMG> <Z_001> <Z_002> </IMG> <CLS> <CLS_1> <EOS>", 4, 1),
-        ("<IMG> <Z_001> <Z_002> </IMG> <CLS> <CLS> <EOS>", 4, None),  # the predecessor's tail
-    ],
-)
-def test_a_row_cut_anywhere_is_its_body_and_a_part_of_the_tail(grammar, text, num_tail, label):
-    row = grammar.parse(text.split(), None, "here")
-    assert row.body.tolist() == [grammar.id("<Z_001>"), grammar.id("<Z_002>")]
-    assert (row.num_tail, row.label) == (num_tail, label)
-    assert row.question(grammar).tolist() == [grammar.id(t) for t in ["<IMG>", "<Z_001>", "<Z_002>", "</IMG>", "<CLS>"]]
-    if num_tail < 4:
-        whole = text if text.startswith(IMG) else f"{IMG} {text}"
-        assert row.prefix(grammar).tolist() == [grammar.id(token) for token in whole.split()]
-
-
-@pytest.mark.parametrize(
-    ("text", "label", "message"),
-    [
-        ("", None, "no token at all"),
-        ("<IMG> <Z_1>", None, "token 2 is '<Z_1>', which isn't among the model's 39 tokens"),
-        ("<IMG> <Z_001> <CLS_1> </IMG>", None, "token 3 is <CLS_1>, expected a codebook token or </IMG>"),
-        ("<IMG> <Z_001> </IMG> <Z_001>", None, "token 4 is <Z_001>, expected <CLS>"),
-        ("<IMG> <Z_001> </IMG> <CLS> <EOS>", None, "token 5 is <EOS>, expected a class token"),
-        ("<IMG> <Z_001> </IMG> <CLS> <CLS_0> <EOS> <EOS>", None, "token 7 is <EOS>, expected nothing more"),
-        ("<IMG> <Z_001> </IMG> <CLS> <CLS_0> <EOS>", 2, "the class token is <CLS_0>, but the label is 2"),
-        ("</IMG> <CLS>", None, "token 1 is </IMG>, expected <IMG>"),
-        ("<IMG> </IMG> <CLS>", None, "token 2 is </IMG>, expected a codebook token"),
-    ],
-)
-def test_an_invalid_row_is_refused_with_the_first_wrong_token(grammar, text, label, message):
-    with pytest.raises(BadRow) as error:
-        grammar.parse(text.split(), label, "here")
-    assert str(error.value).startswith(message)
-
-
-# Similarity and image grids
-
-
-def test_continuations_are_compared_token_by_token():
-    true, drawn = ["<Z_001>", "<Z_002>", "<Z_003>", "<Z_004>"], ["<Z_001>", "<Z_002>", "<Z_009>", "<Z_004>"]
-    assert token_accuracy(drawn, true) == 0.75
-    assert token_accuracy(drawn[:2], true) == 0.5
-    # 3 of 4 words, 1 of 3 pairs, a common subsequence of 3; <Z_001> and <Z_009> share nothing
-    assert rouge(drawn, true) == pytest.approx({"rouge1": 0.75, "rouge2": 1 / 3, "rougeL": 0.75})
-    words, reference = ["a", "b", "c", "d", "e"], ["a", "b", "c", "d", "f"]
-    score, signature = bleu([words], [reference])
-    assert score == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
-    assert "tok:none" in signature
-    both = similarity([drawn, words], [true, words])
-    assert (both["num_continuations"], both["num_tokens"]) == (2, 9)
-    assert both["token_accuracy"] == pytest.approx(8 / 9)
-    assert both["rouge1"] == pytest.approx((0.75 + 1) / 2)
-    assert bleu([["a", "b"]], [["a", "b"]])[0] == pytest.approx(100)  # shorter than four words
-
-
-def test_a_grid_shows_every_pixel_enlarged_by_a_whole_factor():
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 255, (8, 8, 1), dtype=np.uint8), rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)]
-    grid = image_grid(images, 2, titles=["a", "b"], captions=["1", "2"])
-    assert (grid.dtype, grid.shape[2]) == (np.uint8, 3)
-    for image in images:
-        large = np.broadcast_to(image, (8, 8, 3)).repeat(12, 0).repeat(12, 1)
-        windows = np.lib.stride_tricks.sliding_window_view(grid, large.shape)[:, :, 0]
-        first = np.argwhere((windows[:, :, ::12, ::12] == large[::12, ::12]).all((2, 3, 4)))
-        assert any((windows[top, left] == large).all() for top, left in first)
-    assert image_grid(images * 3, 2).shape[0] > 3 * 96
-
-
-def test_what_is_not_known_is_covered_and_the_rest_is_not():
-    image = np.full((8, 8, 1), 130, dtype=np.uint8)
-    shown = hide_unknown(image, 6, (4, 4))  # a row and a half of 2×2 patches
-    assert shown.shape == (96, 96, 3)
-    known = (shown == 130).all(-1)
-    expected = np.zeros((4, 4), dtype=bool)
-    expected.flat[:6] = True
-    assert (known == expected.repeat(24, 0).repeat(24, 1)).all()
