@@ -54,20 +54,8 @@ def describe(
         "bad_rows": {"total": problems.counts.total(), "by_kind": dict(problems.counts), "first": problems.shown},
         "repaired_tails": table.counts.repaired,
         "duplicates_dropped": len(sides) - sum(num_rows.values()),
-        "label_conflicts": {
-            "total": duplicates.num_conflicts,
-            "first": [
-                f"{table.place(row)}: label {table.row(row)['labels']}, but the same image is in "
-                f"{table.place(twin)} with label {table.row(twin)['labels']}"
-                for row, twin in duplicates.conflicts
-            ],
-        },
-        "truncation": {
-            "side": options["truncation_side"],
-            "rows_cut": table.counts.cut_rows,
-            "image_tokens_cut": table.counts.cut_tokens,
-            "share_of_image_tokens_cut": table.counts.cut_tokens / max(table.counts.read_tokens, 1),
-        },
+        "label_conflicts": {"total": duplicates.num_conflicts, "first": _conflicts(table, duplicates)},
+        "truncation": _truncation(table, options["truncation_side"]),
         "max_length": max(lengths),
         "lengths": _distribution(lengths),
         "classes": {name: classes[side].tolist() for name, side in splits.items()},
@@ -171,6 +159,24 @@ def _codec_in_words(stats: dict) -> list[str]:
             f"{codec['images_per_second']:.0f} images/s on {codec['device']}"
         )
     return lines
+
+
+def _conflicts(table: RowTable, duplicates: Duplicates) -> list[str]:
+    return [
+        f"{table.place(row)}: label {table.row(row)['labels']}, but the same image is in "
+        f"{table.place(twin)} with label {table.row(twin)['labels']}"
+        for row, twin in duplicates.conflicts
+    ]
+
+
+def _truncation(table: RowTable, side: str) -> dict:
+    counts = table.counts
+    return {
+        "side": side,
+        "rows_cut": counts.cut_rows,
+        "image_tokens_cut": counts.cut_tokens,
+        "share_of_image_tokens_cut": counts.cut_tokens / max(counts.read_tokens, 1),
+    }
 
 
 def _count_rows(table: RowTable, sides: np.ndarray) -> tuple[Counter[int], np.ndarray]:
