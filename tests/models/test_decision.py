@@ -12,7 +12,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase, pipeline
 
 from imagelm.data.load import load_prepared
 from tests.conftest import CLASSES, run_anew
-from tests.models.test_processor import scores_by_hand
+from tests.models.common import scores_by_hand
 
 
 def question(classes: list[str], **changes: object) -> dict:

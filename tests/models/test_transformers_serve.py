@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from imagelm.data.load import load_prepared
 from tests.conftest import CLASSES
-from tests.models.test_processor import scores_by_hand
+from tests.models.common import scores_by_hand
 from tests.separate import environment, install
 
 NEEDED = ("fastapi", "openai")  # of the extra `transformers[serving]`; the rest is installed
