@@ -13,7 +13,8 @@ from tests.conftest import ROOT, run_anew
 AT_THE_END = {"evaluate", "matplotlib", "rouge_score", "sacrebleu", "scipy", "skimage", "sklearn"}
 FOR_SOME_RUNS = {"onnxruntime", "openvino", "tensorboard", "trackio", "vector_quantize_pytorch", "wandb"}
 # Functions of a command that import what is needed up to the first step, or the answer.
-BEFORE = {"train": ("main", "run", "train_and_report", "parse_launch", "make_model", "train"), "infer": ("main",)}
+TRAINING = ("main", "run", "train_and_report", "parse_launch", "make_model", "train", "make_trainer")
+BEFORE = {"train": TRAINING, "infer": ("main",)}
 
 
 @functools.cache
