@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from imagelm.accel.attention import CAUSAL_PRODUCT, use_attention
 from imagelm.accel.compile import keep_memory
+from imagelm.accel.gelu import use_fast_gelu
 from imagelm.data.training_images import load_training_images
 from imagelm.inference.arguments import LoadArguments
 from imagelm.inference.exported import choose_export, load_export
@@ -170,6 +171,7 @@ def load_for_inference(options: LoadArguments) -> LoadedModel:
         model.eval().to(device=device, dtype=getattr(torch, options.dtype))
         if device.type == "cpu":
             use_attention(model, CAUSAL_PRODUCT)
+            use_fast_gelu(model)
             keep_memory()
     names, seen = named_classes(model, grammar.num_classes), load_training_images(folder)
     return LoadedModel(options.model, model, tokenizer, grammar, codec, names, seen)
