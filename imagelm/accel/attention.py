@@ -1,9 +1,9 @@
 """Causal attention: as plain matrix products over chunks of rows, for CPUs, and without a look at the mask, for GPUs.
 
-One idea: the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and has no fast
-path for dropout. Products over chunks of query rows run at the full rate, and each chunk omits the keys after its
-last row, which are masked in any case. A single query, as in generation with a cache, is one chunk. transformers calls
-it by the name `CAUSAL_PRODUCT`; any other mask (padding on the left, a window) goes to sdpa.
+One idea: in bfloat16 the fused CPU kernel of torch runs at a small share of the matrix rate where heads are narrow, and
+it has no fast path for dropout. Products over chunks of query rows run at the full rate, and each chunk omits the keys
+after its last row, which are masked in any case. A single query, as in generation with a cache, is one chunk.
+transformers calls it by the name `CAUSAL_PRODUCT`; any other mask (padding on the left, a window) goes to sdpa.
 
 `CAUSAL_SDPA` is sdpa without a function that makes masks: the library's reads values from the device in each forward
 pass, to find out that whole rows need none.
@@ -25,6 +25,9 @@ CAUSAL_PRODUCT, CAUSAL_SDPA = "causal_product", "causal_sdpa"
 SDPA, SDPA_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 # Query rows a chunk, about: fewer omit more of the masked half, more keep the products large.
 CHUNK_ROWS = 128
+# CPUs on which torch's fused kernel is faster in float32 without a gradient: 1.4 to 1.7 times on one with AVX2. On
+# those with AVX-512 only bfloat16 was measured.
+FUSED_CAPABILITY = "AVX2"
 # What some architectures need of their attention beyond a causal mask.
 UNSUPPORTED = ("position_bias", "cache", "s_aux")
 
@@ -57,6 +60,7 @@ def causal_product(
         attention_mask is not None
         or not (causal and whole)
         or any(kwargs.get(name) is not None for name in UNSUPPORTED)
+        or _fused_is_faster(query, dropout)
     ):
         return SDPA(module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs)
     if kwargs.get("softcap") is not None:
@@ -65,6 +69,12 @@ def causal_product(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = in_chunks(query * scaling, _repeat_heads(key, groups), _repeat_heads(value, groups), dropout)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _fused_is_faster(query: Tensor, dropout: float) -> bool:
+    plain = query.shape[2] > 1 and not (dropout or query.requires_grad or torch.compiler.is_compiling())
+    on_cpu = query.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == FUSED_CAPABILITY
+    return plain and query.dtype == torch.float32 and on_cpu
 
 
 def _repeat_heads(x: Tensor, groups: int) -> Tensor:
