@@ -5,8 +5,8 @@
     python -m benchmarks.start_up --dataset_dir data/digits/prepared --model outputs/digits/best_model
 
 Each command runs until it prints a certain line and is then killed. The imports that any such program needs (PyTorch,
-the model's class, the tokenizer's, for training the Trainer's, and `accelerate launch` with nothing to do) bound what
-this package can save. `--before` names a checkout of another version, which is measured in the same rounds. Linux only.
+the model's class, the tokenizer's, for training the Trainer's, and a launcher with nothing to do) bound what this
+package can save. `--before` names a checkout of another version, which is measured in the same rounds. Linux only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from pathlib import Path
 from benchmarks.common import ROOT, environment, median, parser, rounds, save
 
 TICKS = os.sysconf("SC_CLK_TCK")
-LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml")
+CONFIG = ("--config_file", "accelerate_config.yaml")
+LAUNCH = ("-m", "accelerate.commands.accelerate_cli", "launch", *CONFIG)
 CLASSES = "from transformers import AutoTokenizer, GPT2LMHeadModel"
 FLOORS = {
     "import torch": ("-c", "import torch; print('ready')"),
     "imports for inference": ("-c", f"{CLASSES}; print('ready')"),
     "imports for training": ("-c", f"{CLASSES}, Trainer; print('ready')"),
-    "accelerate launch, print": (*LAUNCH, "--no_python", "echo", "ready"),
+    "accelerate launch echo": (*LAUNCH, "--no_python", "echo", "ready"),
+    "accelerate-launch echo": ("-m", "accelerate.commands.launch", *CONFIG, "--no_python", "echo", "ready"),
 }
 
 
@@ -59,7 +61,7 @@ def main() -> None:
         results = rounds(contestants, arguments.rounds)
     found = {
         name: {key: round(median(values, key), 2) for key in ("wall_seconds", "cpu_seconds")}
-        | {"least_cpu_seconds": round(min(value["cpu_seconds"] for value in values), 2)}
+        | {f"least_{key}": round(min(value[key] for value in values), 2) for key in ("wall_seconds", "cpu_seconds")}
         for name, values in results.items()
     }
     save("start_up", {"threads": arguments.threads, "rounds": arguments.rounds, "start": found}, arguments.output)

@@ -7,7 +7,7 @@ which may be many, or a stream, pass by.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -37,12 +37,17 @@ def check_disjoint(dataset: DatasetDict) -> np.ndarray:
         for start, block in zip(range(0, len(own), BLOCK_ROWS), _blocks(dataset[name]), strict=True):
             own[start : start + len(block)] = block
         own.sort()
-    for first, second in combinations(dataset, 2):
-        parts = _blocks(dataset["train"]) if "train" in (first, second) else [held_out[first]]
-        others = [held_out[name] for name in (first, second) if name in held_out][-1]
-        if both := len(set().union(*(part[are_among(part, others)].tolist() for part in parts))):
+    shared: dict[tuple[str, str], set[int]] = {pair: set() for pair in combinations(dataset, 2)}
+    train = (("train", block) for block in (_blocks(dataset["train"]) if "train" in dataset else ()))
+    for name, part in chain(train, held_out.items()):  # the training rows once, for all other splits
+        for pair, both in shared.items():
+            if name == ("train" if "train" in pair else pair[0]):
+                (other,) = set(pair) - {name}
+                both.update(part[are_among(part, held_out[other])].tolist())
+    for (first, second), both in shared.items():
+        if both:
             raise InputError(
-                f"{both} images are in both the {first} and the {second} split, so the figures would be too good; "
+                f"{len(both)} images are in both the {first} and the {second} split, so the figures would be too good; "
                 f"{PREPARE_AGAIN}"
             )
     digests.sort()
