@@ -69,6 +69,7 @@ def build_model(
             f"prepare the data with --max_length {positions}, or give the model more positions"
         )
     fix_loss_scale(model)
+    skip_padding_check(model)
     return model
 
 
@@ -88,6 +89,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     if wrong := [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]:
         raise RuntimeError(f"{folder} doesn't hold the weights of its architecture: {join_first(wrong, 3)}")
     fix_loss_scale(model)
+    skip_padding_check(model)
     return model
 
 
@@ -113,6 +115,21 @@ def fix_loss_scale(model: PreTrainedModel) -> None:
     gradients are too small by (L−1)/L. Setting the type before the Trainer is built fixes it.
     """
     model.loss_type = "ForCausalLM"
+
+
+def skip_padding_check(model: PreTrainedModel) -> None:
+    """Keeps transformers from looking for padding, and from warning of it, where there is no attention mask.
+
+    It would do so in each forward pass, and a GPU would wait for it. Our padding is on the right, where no position
+    that is read sees it.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.warn_if_padding_and_no_attention_mask = _accept  # type: ignore[method-assign]
+
+
+def _accept(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """In place of the check."""
 
 
 def _from_scratch(

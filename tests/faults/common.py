@@ -30,7 +30,12 @@ LONG = "1" * 5000  # a number too long to be read
 
 
 def start(
-    prepared: Path, output: Path, *words: object, launcher: tuple = (), **environment: str
+    prepared: Path,
+    output: Path,
+    *words: object,
+    launcher: tuple = (),
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> subprocess.Popen[str]:
     """Starts `train.py` on a tiny model, in a session of its own."""
     command = [*launcher, "train.py", "--dataset_dir", prepared, "--output_dir", output, *TINY, *words]
@@ -39,7 +44,7 @@ def start(
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import re
 import signal
+import termios
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +32,25 @@ TWO = (*LAUNCH, "--mixed_precision", "no", "--multi_gpu", "--num_processes", 2, 
 
 
 class Watched:
-    """A run whose progress bar is read as it goes: the last step that it showed."""
+    """A run whose progress bar is read as it goes: the last step that it showed. It is shown on a terminal only."""
 
-    def __init__(self, process) -> None:
-        self.process, self.step, self.text, self.said = process, 0, "", ""
+    def __init__(self, prepared: Path, output: Path, *words: object, **environment: str) -> None:
+        self.terminal, shown = pty.openpty()
+        termios.tcsetwinsize(shown, (24, 80))  # a bar of no width isn't shown
+        self.process = start(prepared, output, *words, stderr=shown, **environment)
+        os.close(shown)
+        self.step, self.text, self.said = 0, "", ""
         self.threads = [threading.Thread(target=self._follow), threading.Thread(target=self._listen)]
         for thread in self.threads:
             thread.start()
 
     def _follow(self) -> None:
-        descriptor = self.process.stderr.fileno()
-        while part := os.read(descriptor, 65536):
-            self.text = (self.text + part.decode(errors="replace"))[-65536:]
-            if found := re.findall(r"(\d+)/2000 \[", self.text):
-                self.step = int(found[-1])
+        with suppress(OSError):  # which Linux raises once nobody writes any more
+            while part := os.read(self.terminal, 65536):
+                self.text = (self.text + part.decode(errors="replace"))[-65536:]
+                if found := re.findall(r"(\d+)/2000 \[", self.text):
+                    self.step = int(found[-1])
+        os.close(self.terminal)
 
     def _listen(self) -> None:
         for line in self.process.stdout:
@@ -70,14 +78,14 @@ def test_fifty_kills_at_random_moments_lose_at_most_save_steps_each_and_not_a_bi
     shown, kills, resumed, early = 0, 0, 0, 0
     lost = []
     while kills < NUM_KILLS:
-        watched = Watched(start(prepared, output, *words, **quick))
+        watched = Watched(prepared, output, *words, **quick)
         if rng.random() < 0.8:
             goal = shown + rng.randrange(40)
             watched.wait_for_step(goal)
             time.sleep(rng.uniform(0, 0.1))  # a step takes about 20 ms, a checkpoint 60
         else:  # anywhere from the first import on
             time.sleep(rng.uniform(0, 10))
-        assert watched.process.poll() is None, "the run ended before the kills did"
+        assert watched.process.poll() is None, f"the run ended before the kills did: {watched.text}"
         watched.kill()
         kills += 1
         if match := re.search(r"resuming from \S+checkpoint-(\d+)", watched.said):

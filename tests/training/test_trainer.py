@@ -18,7 +18,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 
 from imagelm.evaluation.leakage import prove_no_leak
 from imagelm.evaluation.plots import write_plots
-from imagelm.models.build import fix_loss_scale, load_model
+from imagelm.models.build import fix_loss_scale, load_model, skip_padding_check
 from imagelm.tokens.grammar import Grammar
 from imagelm.tokens.tokenizer import grammar_of
 from imagelm.training.arguments import RunArguments
@@ -33,11 +33,12 @@ from tests.conftest import train
 
 def tiny_model(tokenizer) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=32, n_layer=2, n_head=2, **ids)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     model = GPT2LMHeadModel(config)
     fix_loss_scale(model)
+    skip_padding_check(model)
     return model
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 from datasets import Dataset
 from torch.overrides import TorchFunctionMode
-from transformers import TrainerCallback
+from transformers import GPT2LMHeadModel, TrainerCallback
 
 from imagelm.accel.attention import CAUSAL_SDPA, use_attention
+from imagelm.models.arguments import ModelArguments
+from imagelm.models.build import build_model, load_model
 from imagelm.training.arguments import RunArguments
 from imagelm.training.device_rows import DeviceRows
 from imagelm.training.loss import RowCollator
@@ -23,7 +26,7 @@ from tests.training.test_safety import PoisonAt, infinite_gradient, infinite_los
 from tests.training.test_trainer import arguments, tiny_model, weights_after
 
 # The ways in which a value of a tensor reaches the host, and for which a GPU's queue must run empty.
-ASKING = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero")
+ASKING = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__", "nonzero")
 
 
 class Forbidden(TorchFunctionMode):
@@ -139,6 +142,22 @@ def test_no_step_asks_the_device_for_a_value(tmp_path, tokenizer, data, optimize
         trainer.add_callback(armed)
         trainer.train()
     assert armed.steps == 6 and trainer.state.log_history
+
+
+def test_neither_a_built_nor_a_loaded_model_looks_for_padding(tmp_path, tokenizer):
+    """The stock class does, in each forward pass without a mask; a CUDA graph can't be captured then."""
+    sizes = ModelArguments(config_overrides="num_hidden_layers=1,hidden_size=32,num_attention_heads=2")
+    built = build_model(sizes, tokenizer, 16, CAUSAL_SDPA)
+    built.save_pretrained(tmp_path)
+    loaded, stock = load_model(tmp_path), GPT2LMHeadModel.from_pretrained(tmp_path)
+    padded = torch.tensor([[tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]])
+    with Forbidden() as forbidden:
+        for model in (built, loaded, stock):
+            use_attention(model, CAUSAL_SDPA)
+            forbidden.armed = True
+            with pytest.raises(AssertionError, match="__contains__ asks") if model is stock else nullcontext():
+                model(input_ids=padded)
+            forbidden.armed = False
 
 
 def test_a_step_that_is_checked_at_once_does_ask(tmp_path, tokenizer, data):
