@@ -54,6 +54,8 @@ def causal_product(
     Returns:
         Shape (rows, length, heads, head size), and None for the probabilities.
     """
+    if kwargs.get("softcap") is not None:
+        raise ValueError(f"{CAUSAL_PRODUCT} has no softcap; use --attention eager")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     whole = query.shape[2] in (1, key.shape[2])
     if (
@@ -63,8 +65,6 @@ def causal_product(
         or _fused_is_faster(query, dropout)
     ):
         return SDPA(module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **kwargs)
-    if kwargs.get("softcap") is not None:
-        raise ValueError(f"{CAUSAL_PRODUCT} has no softcap; use --attention eager")
     groups = query.shape[1] // key.shape[1]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = in_chunks(query * scaling, _repeat_heads(key, groups), _repeat_heads(value, groups), dropout)
@@ -203,12 +203,18 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
     Raises:
         InputError: `CAUSAL_SDPA`, but some layers hide more than what comes later.
     """
-    if not model.is_backend_compatible():
+    if not _allows_ours(model):
         return
     if name == CAUSAL_SDPA and not sees_all_before(model.config):
         raise InputError(f"--attention {CAUSAL_SDPA}: {model.config.model_type} hides early tokens, too; choose sdpa")
     register_attention()
     model.set_attn_implementation(name)
+
+
+def _allows_ours(model: PreTrainedModel) -> bool:
+    """Whether a model takes its attention from `AttentionInterface` and has no bound of its scores, as Gemma 2 has."""
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return model.is_backend_compatible() and softcap is None
 
 
 def sees_all_before(config: PreTrainedConfig) -> bool:
@@ -220,7 +226,7 @@ def sees_all_before(config: PreTrainedConfig) -> bool:
 
 def attention_in_use(model: PreTrainedModel, requested: str | None) -> str:
     """The name of the attention that a model computes that was built with `attn_implementation=requested`."""
-    if requested in (CAUSAL_PRODUCT, CAUSAL_SDPA) and not model.is_backend_compatible():
+    if requested in (CAUSAL_PRODUCT, CAUSAL_SDPA) and not _allows_ours(model):
         requested = None
     return model.get_correct_attn_implementation(requested)
 

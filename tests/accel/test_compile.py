@@ -8,10 +8,18 @@ import platform
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from imagelm.accel.attention import CAUSAL_PRODUCT, FusedProduct, attention_in_use, in_chunks, register_attention
+from imagelm.accel.attention import (
+    CAUSAL_PRODUCT,
+    FusedProduct,
+    attention_in_use,
+    causal_product,
+    in_chunks,
+    register_attention,
+    use_attention,
+)
 from imagelm.accel.compile import accelerate_training, blocks, compile_in_training, keep_memory
 from imagelm.accel.dropout import FastDropout, draw_kept, drop
 from tests.conftest import train
@@ -222,6 +230,20 @@ def test_the_recorded_attention_is_the_one_that_is_computed(requested, ids, monk
         )
         model(input_ids=ids)
         assert called == [name] * 2  # once a layer
+
+
+def test_a_model_that_bounds_its_scores_keeps_its_own_attention(ids):
+    """Neither ours nor torch's fused kernel has a softcap; without one the logits would be others."""
+    sizes = dict(num_hidden_layers=1, hidden_size=32, intermediate_size=32, num_attention_heads=2, head_dim=16)
+    config = Gemma2Config(vocab_size=40, num_key_value_heads=1, attn_logit_softcapping=0.1, pad_token_id=0, **sizes)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    expected = model(input_ids=ids).logits
+    use_attention(model, CAUSAL_PRODUCT)
+    assert attention_in_use(model, CAUSAL_PRODUCT) == "eager"
+    torch.testing.assert_close(model(input_ids=ids).logits, expected)
+    one = torch.zeros(1, 1, 3, 4)
+    with pytest.raises(ValueError, match="no softcap; use --attention eager"):
+        causal_product(model, one, one, one, None, softcap=0.1)
 
 
 def test_how_a_run_computed_is_logged_and_recorded(prepared, tmp_path):
