@@ -78,8 +78,9 @@ def accelerate_training(
     if compiled:
         for block in blocks(model):
             compile_in_training(block, batch)
-    activation = getattr(model.config, "activation_function", None) or getattr(model.config, "hidden_act", "its own")
-    return ComputePlan(attention_in_use(model, attention), str(activation), compiled, reason, keeps)
+    names = (getattr(model.config, name, None) for name in ("activation_function", "hidden_activation", "hidden_act"))
+    activation = str(next(filter(None, names), "its own"))
+    return ComputePlan(attention_in_use(model, attention), activation, compiled, reason, keeps)
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:

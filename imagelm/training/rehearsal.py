@@ -125,7 +125,8 @@ def choose_computing(
         if not checkpoint and (seconds or 0) >= WORTH_A_TRIAL:
             length = round(data.stats["lengths"]["mean"])
             dtype = torch.bfloat16 if args.bf16 else torch.float32
-            times = time_attention(model.config, (args.per_device_train_batch_size, length), dtype)
+            with options_blamed(launch):
+                times = time_attention(model.config, (args.per_device_train_batch_size, length), dtype)
         (plan.attention_ms,) = broadcast_object_list([times])
         plan.attention = faster(plan.attention_ms)
         use_attention(model, plan.attention)
