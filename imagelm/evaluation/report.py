@@ -89,14 +89,11 @@ def fine_tuning(run: dict) -> list[str]:
     started_from = table_cell(run.get("base_model") or Path(run["identity"]["started_from"]).name)
     sentences = []
     if new := base["new_classes"]:
-        kept = (
-            f"those of {join_first(map(table_cell, display_names(base['kept_classes'])), 5)}"
-            if base["kept_classes"]
-            else "none"
-        )
+        kept = join_first(map(table_cell, display_names(base["kept_classes"])), 5) if base["kept_classes"] else "none"
+        added = join_first(map(table_cell, display_names(new)))
         sentences.append(
-            f"Fine-tuned from `{started_from}`, whose embeddings of special tokens and codebook were kept. Of its "
-            f"classes {kept} were kept by name; these started anew: {join_first(map(table_cell, display_names(new)))}."
+            f"Fine-tuned from `{started_from}`; the embeddings of its special tokens and codebook were kept. "
+            f"Classes matched by name: {kept}. Classes with new embeddings: {added}."
         )
     if count := base.get("test_rows_seen"):
         sentences.append(

@@ -35,7 +35,7 @@ class Transfer:
         sources: For each id of the data the id whose rows it takes in the checkpoint, −1 for a new token; int64, shape
             (tokens,). None where all stay as they are.
         kept: Names of the classes that keep their rows.
-        new: Names of the classes that start anew.
+        new: Names of the classes with new embeddings.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Transfer:
             f"{self.name} keeps the {entries} of special tokens and codebook"
             + (f" and those of {kept}" if self.kept else "")
             + (
-                f"; {number_of(len(self.new), 'class')} start anew: {join_first(display_names(self.new), 5)}"
+                f"; {number_of(len(self.new), 'class')} with new embeddings: {join_first(display_names(self.new), 5)}"
                 if self.new
                 else ""
             )

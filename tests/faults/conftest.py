@@ -13,7 +13,7 @@ from tests.faults.common import RUN
 
 @pytest.fixture(scope="session")
 def uninterrupted(prepared, tmp_path_factory) -> Path:
-    """9 steps an epoch, so that every checkpoint but each ninth stands in the middle of one."""
+    """A whole run. An epoch has 9 steps, so most of its checkpoints fall in the middle of an epoch."""
     output = tmp_path_factory.mktemp("uninterrupted") / "out"
     done = train(prepared, output, *RUN)
     assert done.returncode == 0, done.stderr

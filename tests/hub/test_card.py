@@ -68,7 +68,7 @@ def test_a_card_tells_what_was_done_and_which_baseline_is_not_clearly_beaten(fol
     card = stage(folder, tmp_path).files["README.md"].read_text()
     assert "\n| dropped | 5 duplicates (2 of them with another label than the row that stays), 0 bad rows |\n" in card
     assert "\n| warmup | 5 % of the steps |\n" in card
-    assert "Of its classes those of dog were kept by name; these started anew: cat, snow owl." in card
+    assert "Classes matched by name: dog. Classes with new embeddings: cat, snow owl." in card
     assert "**2 test rows show images that pets was trained on:**" in card
     kinds = {result.dataset_type for result in ModelCard(card).data.eval_results}
     assert kinds == {"my-pets-v2"}  # as the Hub's ids are spelled

@@ -137,7 +137,7 @@ def test_a_model_learns_other_classes_on_its_own_codec(pictured, tmp_path, launc
         assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr and "it/s" not in done.stderr  # bars are for terminals
     assert f"{base} keeps the 22 embeddings" in done.stderr + done.stdout
-    assert "2 classes start anew: emu, yak" in done.stderr + done.stdout
+    assert "2 classes with new embeddings: emu, yak" in done.stderr + done.stdout
     seen = [
         load_file(folder / "training_images.safetensors")["digests"] for folder in (base, tmp_path / "out/best_model")
     ]
@@ -149,4 +149,4 @@ def test_a_model_learns_other_classes_on_its_own_codec(pictured, tmp_path, launc
     assert record["base"] == {"kept_classes": ["dog"], "new_classes": ["emu", "yak"], "test_rows_seen": count}
     report = (tmp_path / "out/report/training_report.md").read_text()
     assert count > 0 and f"**{count} test rows show images that base was trained on:**" in report
-    assert "Of its classes those of dog were kept by name; these started anew: emu, yak." in report.replace("\n", " ")
+    assert "Classes matched by name: dog. Classes with new embeddings: emu, yak." in report.replace("\n", " ")
