@@ -25,7 +25,7 @@ CAUSAL_PRODUCT, CAUSAL_SDPA = "causal_product", "causal_sdpa"
 SDPA, SDPA_MASK = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 # Query rows a chunk, about: fewer omit more of the masked half, more keep the products large.
 CHUNK_ROWS = 128
-# CPUs on which torch's fused kernel is faster in float32 without a gradient: 1.4 to 1.7 times on one with AVX2. On
+# CPUs on which torch's fused kernel is faster in float32 without a gradient: 1.3 to 1.5 times on one with AVX2. On
 # those with AVX-512 only bfloat16 was measured.
 FUSED_CAPABILITY = "AVX2"
 # What some architectures need of their attention beyond a causal mask.
